@@ -1,0 +1,231 @@
+//! Ternary linear algebra: weights in {-1, 0, +1}, their scales, and int8 activations.
+//!
+//! Meaning first: `ternary_matmul(x, w, s)[.., j] = s[j] * sum_i x[.., i] * w[j, i]`. With q8 activations the sum over the codes is exact in
+//! i32 (|code| <= 128, |w| <= 1, k <= 2^24), so every target gives the same bits; then `out = sum * row scale * s[j]`, left to right, in f32.
+//! With f32 activations four partial sums by `i % 4`, each in ascending order, are added as `(a0 + a1) + (a2 + a3)`.
+
+use std::sync::Arc;
+
+use crate::dtype::DType;
+use crate::op::matmul::{contraction_type, dot};
+use crate::op::{Attr, AttrValue, Concrete, OpDef, TypeError, arity, expect_f32, expect_matrix, op};
+use crate::packing::{ABSMAX_FLOOR, RowFormat};
+use crate::reference::Tensor;
+use crate::shape::{Dim, Shape, TensorType};
+
+/// How real weights become ternary ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TernaryRule {
+    /// BitNet b1.58 (Ma et al., 2024): with `a = max(mean |W|, 1e-5)` of the whole matrix, `w = clamp(round_half_even(W / a), -1, 1)`, computed
+    /// as `W * (1 / a)` in f32; scale `a`.
+    AbsmeanTensor,
+    /// The original Tritter: with `a_j = mean |W_j|` of row `j`, `w = sign(W)` where `|W| > a_j`, else 0. Its scale is a parameter of its own.
+    ThresholdRow,
+}
+
+impl TernaryRule {
+    /// Both rules.
+    pub const ALL: [TernaryRule; 2] = [TernaryRule::AbsmeanTensor, TernaryRule::ThresholdRow];
+
+    /// The name in the text form.
+    pub fn name(self) -> &'static str {
+        match self {
+            TernaryRule::AbsmeanTensor => "absmean_tensor",
+            TernaryRule::ThresholdRow => "threshold_row",
+        }
+    }
+
+    /// The ternary values of `rows` rows of `weights`, in f32 as the definition says.
+    pub fn ternarise(self, weights: &[f32], rows: usize) -> Vec<i8> {
+        match self {
+            TernaryRule::AbsmeanTensor => {
+                let inverse = 1.0 / absmean(weights);
+                weights.iter().map(|w| (w * inverse).round_ties_even().clamp(-1.0, 1.0) as i8).collect()
+            }
+            TernaryRule::ThresholdRow => {
+                let cols = weights.len().checked_div(rows).unwrap_or(0);
+                let mut values = Vec::with_capacity(weights.len());
+                for row in weights.chunks(cols.max(1)) {
+                    let threshold = mean_abs(row);
+                    values.extend(row.iter().map(|&w| i8::from(threshold < w) - i8::from(w < -threshold)));
+                }
+                values
+            }
+        }
+    }
+}
+
+fn mean_abs(weights: &[f32]) -> f32 {
+    let sum: f64 = weights.iter().map(|w| f64::from(w.abs())).sum();
+    (sum / weights.len() as f64) as f32
+}
+
+/// `max(mean |W|, 1e-5)`: the scale of [`TernaryRule::AbsmeanTensor`]. The mean is summed in f64 and rounded once.
+pub fn absmean(weights: &[f32]) -> f32 {
+    mean_abs(weights).max(ABSMAX_FLOOR)
+}
+
+impl AttrValue for TernaryRule {
+    const KIND: &'static str = "@absmean_tensor or @threshold_row";
+    fn to_attr(&self) -> Attr {
+        Attr::Name(Arc::from(self.name()))
+    }
+    fn from_attr(attr: &Attr) -> Option<Self> {
+        match attr {
+            Attr::Name(name) => Self::ALL.into_iter().find(|rule| rule.name() == &**name),
+            _ => None,
+        }
+    }
+}
+
+fn expect_float_matrix(w: &TensorType) -> Result<(), TypeError> {
+    expect_matrix("w", w)?;
+    if !w.dtype.is_float() {
+        return Err(TypeError::DType { input: "w", expected: "f32, bf16 or f16", found: w.dtype });
+    }
+    Ok(())
+}
+
+op! {
+    /// The ternary values of real weights `[m, k]`.
+    Ternarise = "ternarise" (w) {
+        /// How.
+        rule: TernaryRule,
+    }
+}
+
+impl OpDef for Ternarise {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
+        let [w] = arity(inputs)?;
+        expect_float_matrix(w)?;
+        Ok(w.with_dtype(DType::T2))
+    }
+
+    fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
+        let weights: Vec<f32> = inputs[0].data.iter().map(|&w| w as f32).collect();
+        let values = self.rule.ternarise(&weights, out.dims[0]);
+        Tensor::new(out.clone(), values.into_iter().map(f64::from).collect())
+    }
+}
+
+op! {
+    /// The scale `[1]` that belongs to [`Ternarise`] of the same weights by [`TernaryRule::AbsmeanTensor`].
+    TernaryScale = "ternary_scale" (w) {}
+}
+
+impl OpDef for TernaryScale {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
+        let [w] = arity(inputs)?;
+        expect_float_matrix(w)?;
+        Ok(TensorType::new(DType::F32, Shape::of(&[1])))
+    }
+
+    fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
+        let weights: Vec<f32> = inputs[0].data.iter().map(|&w| w as f32).collect();
+        Tensor::new(out.clone(), vec![f64::from(absmean(&weights))])
+    }
+}
+
+op! {
+    /// Ternary values as f32.
+    Unpack = "unpack" (w) {}
+}
+
+impl OpDef for Unpack {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
+        let [w] = arity(inputs)?;
+        match w.dtype {
+            DType::T2 => Ok(w.with_dtype(DType::F32)),
+            found => Err(TypeError::DType { input: "w", expected: "t2", found }),
+        }
+    }
+
+    fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
+        Tensor::new(out.clone(), inputs[0].data.clone())
+    }
+}
+
+op! {
+    /// Each row as int8 codes with one scale: see [`RowFormat::encode`] for the formula, which is that of BitNet's activations.
+    Quantize = "quantize" (x) {}
+}
+
+impl OpDef for Quantize {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
+        let [x] = arity(inputs)?;
+        expect_f32("x", x)?;
+        if x.shape.last_const().is_none() {
+            return Err(TypeError::Rank {
+                input: "x",
+                expected: "a constant innermost dimension",
+                found: x.shape.clone(),
+            });
+        }
+        Ok(x.with_dtype(DType::Q8))
+    }
+
+    fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
+        Tensor::from_rows(out, inputs[0].rows().map(|row| through_format(DType::Q8, row)))
+    }
+}
+
+/// What is read back of a row that was stored in a row format.
+pub(crate) fn through_format(dtype: DType, row: &[f64]) -> Vec<f64> {
+    let Some(format) = RowFormat::new(dtype, row.len()) else { return row.to_vec() };
+    let mut values: Vec<f32> = row.iter().map(|&value| value as f32).collect();
+    let mut record = vec![0; format.stride()];
+    format.encode(&values, &mut record);
+    format.decode(&record, &mut values);
+    values.into_iter().map(f64::from).collect()
+}
+
+op! {
+    /// Quantised rows as f32.
+    Dequantize = "dequantize" (x) {}
+}
+
+impl OpDef for Dequantize {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
+        let [x] = arity(inputs)?;
+        if !x.dtype.is_row_format() {
+            return Err(TypeError::DType { input: "x", expected: "q8 or q4", found: x.dtype });
+        }
+        Ok(x.with_dtype(DType::F32))
+    }
+
+    fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
+        Tensor::new(out.clone(), inputs[0].data.clone())
+    }
+}
+
+op! {
+    /// `out[.., j] = s[j] * sum_i x[.., i] * w[j, i]`: `x` q8 or f32 `[.., k]`, `w` t2 `[m, k]`, `s` f32 `[m]`; the result is f32 `[.., m]`.
+    TernaryMatmul = "ternary_matmul" (x, w, s) {}
+}
+
+impl OpDef for TernaryMatmul {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
+        let [x, w, s] = arity(inputs)?;
+        if !matches!(x.dtype, DType::F32 | DType::Q8) {
+            return Err(TypeError::DType { input: "x", expected: "q8 or f32", found: x.dtype });
+        }
+        if w.dtype != DType::T2 {
+            return Err(TypeError::DType { input: "w", expected: "t2", found: w.dtype });
+        }
+        expect_f32("s", s)?;
+        let ty = contraction_type(x, w, DType::F32)?;
+        if s.shape.dims() != std::slice::from_ref(&w.shape.0[0]) {
+            return Err(TypeError::mismatch("the rows of `w` and the size of `s`", &w.shape, &s.shape));
+        }
+        if let Dim::Sym(symbol) = &w.shape.0[1] {
+            return Err(TypeError::mismatch("`k` and a constant", symbol, "a number"));
+        }
+        Ok(ty)
+    }
+
+    fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
+        let (w, s) = (inputs[1], inputs[2]);
+        let rows = inputs[0].rows().map(|x| w.rows().zip(&s.data).map(|(w, s)| dot(x, w) * s).collect());
+        Tensor::from_rows(out, rows)
+    }
+}
