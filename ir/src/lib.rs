@@ -17,16 +17,17 @@
 //! Reductions have one order that all targets keep, written in the docs of the op: so the same program gives the same bits whatever runs it,
 //! wherever the docs do not say otherwise.
 
-pub mod builder;
-pub mod dtype;
 pub mod entity;
-pub mod graph;
+pub mod dtype;
+pub mod shape;
+pub mod packing;
 pub mod mask;
 pub mod op;
-pub mod packing;
-pub mod reference;
-pub mod shape;
+pub mod graph;
+pub mod builder;
 pub mod verify;
+pub mod reference;
+pub mod plan;
 
 pub use builder::{BuildError, Builder};
 pub use dtype::DType;

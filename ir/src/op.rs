@@ -4,15 +4,15 @@
 //! makes of it stands elsewhere. The enum [`Op`], the names of the text form and the e-graph language follow from the one list at the end
 //! of this file.
 
-pub mod attention;
-pub mod control;
 pub mod elementwise;
-pub mod gather;
-pub mod matmul;
-pub mod movement;
-pub mod norm;
 pub mod reduce;
+pub mod movement;
+pub mod matmul;
 pub mod ternary;
+pub mod norm;
+pub mod attention;
+pub mod gather;
+pub mod control;
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,0 +1,381 @@
+//! The plan: all that the runtime needs to know to run a program, as one readable file.
+//!
+//! A plan is a program over buffers. There are two address spaces: the *weights*, a read-only file that is mapped, and the *slab*, which the
+//! runtime allocates once. Buffers have fixed places in them. [`Phase`]s are lists of [`Step`]s for a range of tokens in a call; all share
+//! weights, states, inputs and outputs, and each lays its scratch buffers out anew in the same part of the slab.
+//!
+//! These are the only types of the project that are stored on disk, hence the version, and the one check that writer and reader both run.
+
+pub mod check;
+pub mod expr;
+pub mod manifest;
+
+use serde::{Deserialize, Serialize};
+
+use crate::dtype::DType;
+use crate::entity::id;
+
+pub use check::{PlanError, PlanErrors, check};
+pub use expr::Expr;
+pub use manifest::{Manifest, Part};
+
+/// The version of the artifact format that this build writes and reads.
+pub const VERSION: u32 = 1;
+
+/// Every buffer starts at a multiple of this many bytes: a cache line, and the widest vector.
+pub const ALIGNMENT: u64 = 64;
+
+/// The symbol of a repeat's round inside its steps.
+pub const ROUND: &str = "layer";
+
+id!(
+    /// A buffer of a plan.
+    BufferId,
+    "b"
+);
+
+id!(
+    /// A kernel of a plan.
+    KernelId,
+    "k"
+);
+
+/// A whole plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// [`VERSION`] of the build that wrote it.
+    pub version: u32,
+    /// The model's name.
+    pub model: String,
+    /// The target that the kernels were chosen and generated for, such as `x86_64:avx512vnni`.
+    pub target: String,
+    /// Positions of one sequence that the caches hold.
+    pub context: u64,
+    /// Sequences that the caches hold.
+    pub sequences: u64,
+    /// Token ids are below this.
+    pub vocab: u64,
+    /// Bytes of the slab.
+    pub slab_bytes: u64,
+    /// Bytes of the weights' data.
+    pub weights_bytes: u64,
+    /// Symbols that a call resolves, with their bounds.
+    pub symbols: Vec<SymbolBound>,
+    /// What the caller gives, in order: `ids`, `seq`, `pos`, `span`, `rows`.
+    pub inputs: Vec<Io>,
+    /// What the caller gets.
+    pub outputs: Vec<Io>,
+    /// All buffers; their ids are their positions.
+    pub buffers: Vec<Buffer>,
+    /// All kernels; their ids are their positions.
+    pub kernels: Vec<Kernel>,
+    /// In ascending order of tokens. A call takes the first that holds its tokens.
+    pub phases: Vec<Phase>,
+}
+
+/// A symbol and the largest value that the plan has room for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SymbolBound {
+    /// The symbol.
+    pub name: String,
+    /// Its largest value.
+    pub max: u64,
+}
+
+/// An input or output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Io {
+    /// Its name.
+    pub name: String,
+    /// Where it lies.
+    #[serde(with = "text")]
+    pub buffer: BufferId,
+    /// Its element type.
+    #[serde(with = "text")]
+    pub dtype: DType,
+    /// Its dimensions.
+    pub shape: Vec<Expr>,
+}
+
+/// A place in the weights or in the slab.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Buffer {
+    /// Where it comes from: a parameter's key, a state's key, or a value's name.
+    pub name: String,
+    /// What it is for, and so which address space it is in.
+    pub role: Role,
+    /// Where it starts, in bytes; that of round 0.
+    pub offset: u64,
+    /// Its bytes in one round, at the largest values of the symbols.
+    pub bytes: u64,
+    /// How many rounds have one of their own: more than 1 for the weights and states of repeated bodies.
+    pub rounds: u32,
+    /// Bytes from the start in one round to the start in the next.
+    pub stride: u64,
+}
+
+/// What a buffer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// A tensor of the weights file; `{}` in its name stands for the round.
+    Weight,
+    /// Kept in the slab from call to call; zero at first.
+    State,
+    /// Written by the caller, in the slab.
+    Input,
+    /// Read by the caller, in the slab.
+    Output,
+    /// Used within one call of one phase, in the slab. The number is the phase.
+    Scratch(usize),
+}
+
+/// Code that steps call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kernel {
+    /// The name: a row of the kernel table, or a symbol of `cpu.bin`.
+    pub name: String,
+    /// Where the code is.
+    pub code: Code,
+}
+
+/// Where a kernel's code is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Code {
+    /// The row of the kernel table with the kernel's name, built into the runtime.
+    Table,
+    /// Generated code in `cpu.bin`.
+    Generated {
+        /// Where it starts.
+        offset: u64,
+        /// How long it is.
+        bytes: u64,
+    },
+}
+
+/// The steps for calls of some range of tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Phase {
+    /// `decode`, `batch` or `prefill`.
+    pub name: String,
+    /// The most tokens in a call.
+    pub max_tokens: u64,
+    /// What to do, in order.
+    pub steps: Vec<Step>,
+}
+
+/// All that the executor can do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    /// Calls a kernel over its grid.
+    Call(Call),
+    /// Copies bytes.
+    Copy {
+        /// Source.
+        from: Arg,
+        /// Destination.
+        to: Arg,
+        /// How many.
+        bytes: Expr,
+    },
+    /// Does steps `count` times; the symbol [`ROUND`] is the round.
+    Repeat {
+        /// How often.
+        count: u32,
+        /// What.
+        steps: Vec<Step>,
+    },
+}
+
+/// One call of a kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Call {
+    /// The kernel.
+    #[serde(with = "text")]
+    pub kernel: KernelId,
+    /// Units of work, which any threads may do in any order.
+    pub grid: Expr,
+    /// Buffers, in the order of the kernel's signature.
+    pub args: Vec<Arg>,
+    /// Sizes, in the order of the kernel's signature.
+    pub dims: Vec<Expr>,
+    /// Bytes of weights, caches and activations that the call reads and writes: what a bandwidth is computed from.
+    pub moves: Expr,
+    /// Integer multiply-accumulates of the call: what a rate is computed from.
+    pub macs: Expr,
+    /// The values of the program that this computes.
+    pub from: String,
+}
+
+/// How a step uses a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reads it.
+    Read,
+    /// Writes all that later steps will read, without reading it.
+    Write,
+    /// Changes a part of it, and keeps the rest.
+    Update,
+}
+
+/// A place in a buffer, and what is done with it. As text: `read b3`, `write b4 + layer*4096`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Arg {
+    /// What is done with it.
+    pub access: Access,
+    /// The buffer.
+    pub buffer: BufferId,
+    /// Bytes from the buffer's start in round 0. The rounds of a weight or state are part of this: `layer * stride`.
+    pub offset: Expr,
+}
+
+impl std::fmt::Display for Arg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let access = match self.access {
+            Access::Read => "read",
+            Access::Write => "write",
+            Access::Update => "update",
+        };
+        write!(f, "{access} {}", self.buffer)?;
+        if self.offset != Expr::from(0) {
+            write!(f, " + {}", self.offset)?;
+        }
+        Ok(())
+    }
+}
+
+impl From<Arg> for String {
+    fn from(arg: Arg) -> String {
+        arg.to_string()
+    }
+}
+
+impl TryFrom<String> for Arg {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let malformed = || format!("`{text}` is not like `read b3 + layer*64`");
+        let (access, rest) = text.split_once(' ').ok_or_else(malformed)?;
+        let access = match access {
+            "read" => Access::Read,
+            "write" => Access::Write,
+            "update" => Access::Update,
+            _ => return Err(malformed()),
+        };
+        let (buffer, offset) = match rest.split_once('+') {
+            Some((buffer, offset)) => (buffer, Expr::try_from(offset.to_owned())?),
+            None => (rest, Expr::from(0)),
+        };
+        let buffer = buffer.trim().parse().map_err(|()| malformed())?;
+        Ok(Arg { access, buffer, offset })
+    }
+}
+
+/// Serialises a type as the text that it displays as and parses from.
+mod text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, T: FromStr, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(|_| D::Error::custom(format!("`{text}` is not a {}", std::any::type_name::<T>())))
+    }
+}
+
+/// A plan could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// Another version of the format.
+    #[error(
+        "the plan has version {found}, this build reads {VERSION}; compile the model again, or use the tritter that wrote it"
+    )]
+    Version {
+        /// The version found.
+        found: u32,
+    },
+    /// Not RON, or not a plan.
+    #[error("the plan is damaged at {line}:{col}: {message}")]
+    Syntax {
+        /// Line, from 1.
+        line: usize,
+        /// Column, from 1.
+        col: usize,
+        /// What the reader says.
+        message: String,
+    },
+    /// A plan that breaks its own rules.
+    #[error("the plan is not consistent:\n{0}")]
+    Invalid(PlanErrors),
+}
+
+impl Plan {
+    /// The plan as RON, the same for the same plan.
+    pub fn to_ron(&self) -> String {
+        let config = ron::ser::PrettyConfig::new().depth_limit(5).indentor("  ").struct_names(false);
+        let mut text = ron::ser::to_string_pretty(self, config).expect("plans are plain data, which always serialises");
+        text.push('\n');
+        text
+    }
+
+    /// Reads and checks a plan.
+    ///
+    /// # Errors
+    ///
+    /// If it is of another version, damaged, or breaks a rule of [`check()`].
+    pub fn from_ron(text: &str) -> Result<Self, ReadError> {
+        /// The one field that every version has. Other fields are skipped, so a newer plan is called newer, not damaged.
+        #[derive(Deserialize)]
+        struct VersionOnly {
+            version: u32,
+        }
+        let syntax = |error: ron::error::SpannedError| ReadError::Syntax {
+            line: error.span.start.line,
+            col: error.span.start.col,
+            message: error.code.to_string(),
+        };
+        let VersionOnly { version } = ron::from_str(text).map_err(syntax)?;
+        if version != VERSION {
+            return Err(ReadError::Version { found: version });
+        }
+        let plan: Plan = ron::from_str(text).map_err(syntax)?;
+        check(&plan).map_err(ReadError::Invalid)?;
+        Ok(plan)
+    }
+
+    /// The buffer of this id.
+    pub fn buffer(&self, id: BufferId) -> &Buffer {
+        &self.buffers[crate::entity::Id::index(id)]
+    }
+
+    /// The kernel of this id.
+    pub fn kernel(&self, id: KernelId) -> &Kernel {
+        &self.kernels[crate::entity::Id::index(id)]
+    }
+
+    /// The phase that calls of so many tokens take.
+    pub fn phase_of(&self, n_tokens: u64) -> Option<&Phase> {
+        self.phases.iter().find(|phase| n_tokens <= phase.max_tokens)
+    }
+}
+
+impl Buffer {
+    /// One past its last byte, over all rounds; `None` if that is beyond 2^64.
+    pub fn end(&self) -> Option<u64> {
+        let last = self.stride.checked_mul(u64::from(self.rounds.max(1)) - 1)?;
+        self.offset.checked_add(last)?.checked_add(self.bytes)
+    }
+}

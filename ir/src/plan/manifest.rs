@@ -1,0 +1,78 @@
+//! The manifest: which files an artifact has, and what is in them.
+
+use serde::{Deserialize, Serialize};
+
+use super::{ReadError, VERSION};
+
+/// The manifest's own file name.
+pub const MANIFEST: &str = "manifest.ron";
+/// The file of the [`super::Plan`].
+pub const PLAN: &str = "plan.ron";
+/// The file of the generated machine code.
+pub const CODE: &str = "cpu.bin";
+/// The file of the packed weights.
+pub const WEIGHTS: &str = "weights.safetensors";
+/// The file of the tokenizer.
+pub const TOKENIZER: &str = "tokenizer.json";
+/// What the compiler did and why, for people.
+pub const REPORT: &str = "report.txt";
+
+/// The list of an artifact's files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`VERSION`] of the build that wrote it.
+    pub version: u32,
+    /// All other files, in order of their names.
+    pub parts: Vec<Part>,
+}
+
+/// One file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// Its name in the directory.
+    pub file: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Its BLAKE3 hash, in hexadecimal.
+    pub blake3: String,
+}
+
+impl Manifest {
+    /// The manifest as RON.
+    pub fn to_ron(&self) -> String {
+        let config = ron::ser::PrettyConfig::new().depth_limit(2).indentor("  ");
+        let mut text =
+            ron::ser::to_string_pretty(self, config).expect("manifests are plain data, which always serialises");
+        text.push('\n');
+        text
+    }
+
+    /// Reads a manifest.
+    ///
+    /// # Errors
+    ///
+    /// If it is of another version or damaged.
+    pub fn from_ron(text: &str) -> Result<Self, ReadError> {
+        #[derive(Deserialize)]
+        struct VersionOnly {
+            version: u32,
+        }
+        let syntax = |error: ron::error::SpannedError| ReadError::Syntax {
+            line: error.span.start.line,
+            col: error.span.start.col,
+            message: error.code.to_string(),
+        };
+        let VersionOnly { version } = ron::from_str(text).map_err(syntax)?;
+        if version != VERSION {
+            return Err(ReadError::Version { found: version });
+        }
+        ron::from_str(text).map_err(syntax)
+    }
+
+    /// The part of this name.
+    pub fn part(&self, file: &str) -> Option<&Part> {
+        self.parts.iter().find(|part| part.file == file)
+    }
+}
