@@ -21,15 +21,18 @@ pub struct BuildError {
     /// The types of the inputs.
     pub types: String,
     /// What does not fit.
-    pub source: TypeError,
+    pub source: Box<TypeError>,
 }
 
 /// Builds one graph.
 #[derive(Debug)]
 pub struct Builder {
     graph: Graph,
-    made: HashMap<(&'static str, SmallVec<[Attr; 4]>, SmallVec<[ValueId; 4]>), ValueId>,
+    made: HashMap<OpKey, ValueId>,
 }
+
+/// What makes two results of ops the same value: name, attributes and operands.
+type OpKey = (&'static str, SmallVec<[Attr; 4]>, SmallVec<[ValueId; 4]>);
 
 impl Builder {
     /// A builder of an empty graph.
@@ -120,7 +123,7 @@ impl Builder {
             op: op.name(),
             name: name.map(str::to_owned),
             types: types.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-            source,
+            source: Box::new(source),
         })
     }
 

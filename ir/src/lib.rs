@@ -17,6 +17,8 @@
 //! Reductions have one order that all targets keep, written in the docs of the op: so the same program gives the same bits whatever runs it,
 //! wherever the docs do not say otherwise.
 
+#![forbid(unsafe_code)]
+
 pub mod entity;
 pub mod dtype;
 pub mod shape;
@@ -28,6 +30,7 @@ pub mod builder;
 pub mod verify;
 pub mod reference;
 pub mod plan;
+pub mod text;
 
 pub use builder::{BuildError, Builder};
 pub use dtype::DType;

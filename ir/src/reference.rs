@@ -94,7 +94,7 @@ impl Tensor {
     /// If this is a scalar.
     pub fn rows(&self) -> impl Iterator<Item = &[f64]> {
         let width = *self.ty.dims.last().expect("a scalar has no rows");
-        let rows = if width == 0 { 0 } else { self.data.len() / width };
+        let rows = self.data.len().checked_div(width).unwrap_or(0);
         (0..rows).map(move |row| &self.data[row * width..][..width])
     }
 }

@@ -7,6 +7,13 @@ use smallvec::SmallVec;
 
 use crate::dtype::DType;
 
+/// The most dimensions that the verifier lets a type have.
+pub const MAX_RANK: usize = 8;
+
+/// What the elements of a verified type stay below, with each symbol at its largest and each empty dimension counted as 1. So no size, offset
+/// or count of bytes that is computed from a verified program overflows a u64.
+pub const MAX_ELEMENTS: u64 = 1 << 48;
+
 /// The name of a dimension that is known only when a step runs, such as `n`, the tokens of this call.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Symbol(Arc<str>);
@@ -109,13 +116,14 @@ impl Shape {
         self.0.split_last().map_or(&[], |(_, outer)| outer)
     }
 
-    /// The product of the constants, and the symbols that remain, sorted.
+    /// The product of the constants, and the symbols that remain, sorted. The product saturates; the verifier refuses every type that comes
+    /// near that.
     pub fn product(dims: &[Dim]) -> (u64, Vec<Symbol>) {
         let mut symbols = Vec::new();
-        let mut constant = 1;
+        let mut constant = 1_u64;
         for dim in dims {
             match dim {
-                Dim::Const(value) => constant *= value,
+                Dim::Const(value) => constant = u64::saturating_mul(constant, *value),
                 Dim::Sym(symbol) => symbols.push(symbol.clone()),
             }
         }
@@ -123,9 +131,9 @@ impl Shape {
         (constant, symbols)
     }
 
-    /// The number of elements, if every dimension is a constant.
+    /// The number of elements, if every dimension is a constant and the product fits.
     pub fn elements(&self) -> Option<u64> {
-        self.0.iter().map(Dim::as_const).product()
+        self.0.iter().try_fold(1_u64, |product, dim| product.checked_mul(dim.as_const()?))
     }
 
     /// The shape that both broadcast to, aligned at the innermost dimension; a missing or 1-sized dimension is repeated.

@@ -10,7 +10,7 @@ use crate::entity::Id;
 use crate::graph::{Def, Graph, Program, ValueId, constant_fits};
 use crate::op::control::Repeat;
 use crate::op::{Op, OpDef, TypeError};
-use crate::shape::{Dim, Symbol, TensorType};
+use crate::shape::{Dim, MAX_ELEMENTS, MAX_RANK, Symbol, TensorType};
 
 /// Something that passed the verifier. Only [`verify`] makes one, and it cannot be changed, only taken apart.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +56,9 @@ pub enum Cause {
     /// A type uses a symbol that is not declared.
     #[error("symbol `{0}` is not declared")]
     UnknownSymbol(Symbol),
+    /// A type with more than [`MAX_RANK`] dimensions, or with [`MAX_ELEMENTS`] elements or more.
+    #[error("{0} is too large: a type has at most {MAX_RANK} dimensions and fewer than 2^48 elements")]
+    TooLarge(TensorType),
     /// No input of the entry gives this symbol a value.
     #[error("no input of the entry has the symbol `{0}`, so nothing gives it a value")]
     UnboundSymbol(Symbol),
@@ -260,6 +263,9 @@ impl<'a> Ctx<'a> {
                     _ => {}
                 }
             }
+            if self.is_too_large(&value.ty) {
+                self.report(graph, Some(id), Cause::TooLarge(value.ty.clone()));
+            }
             match &value.def {
                 Def::Input => {}
                 Def::Param { key } => self.key(graph, id, key, is_entry, false),
@@ -281,6 +287,15 @@ impl<'a> Ctx<'a> {
             }
         }
         self.updates(graph);
+    }
+
+    fn is_too_large(&self, ty: &TensorType) -> bool {
+        let size = |dim: &Dim| match dim {
+            Dim::Const(value) => *value,
+            Dim::Sym(symbol) => self.program.max_of(symbol).unwrap_or(1),
+        };
+        let elements = ty.shape.dims().iter().fold(1_u64, |product, dim| product.saturating_mul(size(dim).max(1)));
+        MAX_RANK < ty.shape.rank() || MAX_ELEMENTS <= elements
     }
 
     fn key(&mut self, graph: &'a Graph, id: ValueId, key: &'a str, is_entry: bool, is_state: bool) {

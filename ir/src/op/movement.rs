@@ -137,7 +137,7 @@ impl OpDef for Concat {
         let (Dim::Const(left), Dim::Const(right)) = (left, right) else {
             return Err(TypeError::attribute("axis", self.axis, "axes of symbolic size cannot be joined"));
         };
-        let joined = Dim::Const(left + right);
+        let joined = Dim::Const(left.saturating_add(*right));
         let with_joined = |shape: &Shape| {
             let mut shape = shape.clone();
             shape.0[axis] = joined.clone();

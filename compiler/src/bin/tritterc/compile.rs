@@ -1,0 +1,176 @@
+//! `tritterc compile`: a model in, an artifact directory out.
+
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use compiler::artifact::{self, ArtifactError};
+use compiler::report::human_bytes;
+use compiler::weights::WeightSource;
+use compiler::{Compiled, Options, Target};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::model::{self, BuildArgs, Named};
+use crate::say;
+
+/// Compiles a model to an artifact that `tritter` runs.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+tritterc compile models/bitnet-code-nano -o nano            a checkpoint, for this CPU\n  \
+tritterc compile ./bitnet-2b -o out --kv int4 --context 8192\n  \
+tritterc compile bitnet-2b-4t -o big --random-weights 1     a shipped spec, to measure speed\n  \
+tritterc compile 70b -o plan                                 no weights: plan, code and report only\n  \
+tritterc compile my.ron -o out --random-weights 7 --target x86_64:avx2 --dump stages")]
+pub(crate) struct Args {
+    /// Checkpoint directory, .ron spec, .tri program, or name of a shipped spec.
+    model: String,
+    /// Directory to write; an artifact that is there is replaced.
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// CPU to compile for: x86_64:avx512vnni, x86_64:avx2, x86_64, aarch64:neon, scalar or native.
+    #[arg(long, default_value = "native")]
+    target: Target,
+    #[command(flatten)]
+    build: BuildArgs,
+    /// Fill the weights from this seed instead of a checkpoint.
+    #[arg(long, value_name = "SEED")]
+    random_weights: Option<u64>,
+    /// Leave the program as the model declares it.
+    #[arg(long)]
+    no_optimize: bool,
+    /// Write every stage in readable form to this directory.
+    #[arg(long, value_name = "DIR")]
+    dump: Option<PathBuf>,
+    /// Report as one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let start = Instant::now();
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupted);
+    // Without a handler an interrupt would leave the temporary directory behind; with none to be had that is all that is lost.
+    let _ = ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst));
+
+    let named = model::find(&args.model)?;
+    let built = model::build(&named, &args.build)?;
+    let options = Options {
+        rewrite: crate::opt::rewrite_options(!args.no_optimize, None),
+        context: u64::from(built.context),
+        sequences: u64::from(built.sequences),
+        dumps: args.dump.is_some(),
+    };
+    let compiled = compiler::compile(built.program.clone(), &args.target, &options)?;
+    if let Some(directory) = &args.dump {
+        write_dumps(directory, &compiled)?;
+    }
+    let tokenizer = model::tokenizer(&named)?;
+    if let Named::Checkpoint { surplus, .. } = &named
+        && !surplus.is_empty()
+    {
+        eprintln!("note: the model has no use for {} tensors of the checkpoint: {}", surplus.len(), surplus.join(", "));
+    }
+    let weights: Option<Box<dyn WeightSource>> = match (args.random_weights, named) {
+        (Some(seed), _) => Some(Box::new(model::random_weights(seed, &built.params))),
+        (None, Named::Checkpoint { checkpoint, .. }) => Some(Box::new(model::checkpoint_weights(checkpoint, &built.params))),
+        (None, _) => None,
+    };
+    let bar = progress_bar(compiled.weights.bytes());
+    let progress = |bytes: u64| {
+        bar.inc(bytes);
+        if interrupted.load(Ordering::SeqCst) { Err(io::Error::from(io::ErrorKind::Interrupted)) } else { Ok(()) }
+    };
+    let written = artifact::write(&args.output, &compiled, weights.as_deref(), tokenizer.as_deref(), &progress);
+    bar.finish_and_clear();
+    let artifact_bytes = match written {
+        Ok(bytes) => bytes,
+        Err(ArtifactError::Io { .. }) if interrupted.load(Ordering::SeqCst) => {
+            eprintln!("interrupted: nothing was written");
+            return Ok(ExitCode::from(130));
+        }
+        Err(error) => return Err(anyhow!(error)),
+    };
+    let summary = Summary { compiled: &compiled, output: &args.output, artifact_bytes, has_weights: weights.is_some(), elapsed: start.elapsed() };
+    say(&if args.json { summary.json() } else { summary.text() })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A bar on standard error, if that is a terminal and the work takes more than a moment.
+fn progress_bar(bytes: u64) -> ProgressBar {
+    let is_worth_it = io::stderr().is_terminal() && 64 << 20 < bytes;
+    let target = if is_worth_it { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(bytes), target);
+    let style = ProgressStyle::with_template("packing weights {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    bar.with_style(style.expect("the template is well formed"))
+}
+
+fn write_dumps(directory: &Path, compiled: &Compiled) -> Result<()> {
+    std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    for dump in &compiled.dumps {
+        let path = directory.join(&dump.name);
+        std::fs::write(&path, &dump.text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+struct Summary<'a> {
+    compiled: &'a Compiled,
+    output: &'a Path,
+    artifact_bytes: u64,
+    has_weights: bool,
+    elapsed: Duration,
+}
+
+impl Summary<'_> {
+    fn json(&self) -> String {
+        let report = &self.compiled.report;
+        let calls = |name: &str| report.phases.iter().find(|phase| phase.0 == name).map_or(0, |phase| phase.2.values().sum());
+        let stages = report.times.iter().map(|(pass, time)| ((*pass).to_owned(), time.as_secs_f64().into()));
+        let value = serde_json::json!({
+            "model": report.model,
+            "target": report.target,
+            "output": self.output.display().to_string(),
+            "seconds": self.elapsed.as_secs_f64(),
+            "artifact_bytes": self.artifact_bytes,
+            "peak_bytes": report.memory.peak(),
+            "weights_bytes": report.memory.weights,
+            "cache_bytes": report.memory.states,
+            "scratch_bytes": report.memory.scratch,
+            "has_weights": self.has_weights,
+            "calls_per_token": calls("decode"),
+            "stage_seconds": serde_json::Value::Object(stages.collect()),
+        });
+        serde_json::to_string_pretty(&value).expect("plain data serialises")
+    }
+
+    fn text(&self) -> String {
+        let report = &self.compiled.report;
+        let memory = report.memory;
+        let mut text = format!(
+            "{} for {} in {:.2} s -> {} ({})\n",
+            report.model,
+            report.target,
+            self.elapsed.as_secs_f64(),
+            self.output.display(),
+            human_bytes(self.artifact_bytes)
+        );
+        text += &format!(
+            "needs {}: weights {}, caches {}, scratch {}\n",
+            human_bytes(memory.peak()),
+            human_bytes(memory.weights),
+            human_bytes(memory.states),
+            human_bytes(memory.scratch)
+        );
+        if self.has_weights {
+            text += &format!("run it: tritter run {} --prompt \"...\"\n", self.output.display());
+        } else {
+            text += "without weights it cannot run: give a checkpoint directory, or --random-weights SEED\n";
+        }
+        text
+    }
+}

@@ -1,0 +1,52 @@
+//! `tritterc emit`: the kernels of a model, as nests, Cranelift IR and assembly.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use compiler::{Options, Target};
+
+use crate::model::{self, BuildArgs};
+use crate::say;
+
+/// Shows the code that is generated for a model.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  tritterc emit tiny                      the generated kernels' names\n  \
+tritterc emit tiny --kernel layer_h1    nest, Cranelift IR and assembly of one")]
+pub(crate) struct Args {
+    /// Checkpoint directory, .ron spec, .tri program, or name of a shipped spec.
+    model: String,
+    /// Show this kernel instead of all names.
+    #[arg(long, value_name = "NAME")]
+    kernel: Option<String>,
+    /// CPU to compile for.
+    #[arg(long, default_value = "native")]
+    target: Target,
+    #[command(flatten)]
+    build: BuildArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let built = model::build(&model::find(&args.model)?, &args.build)?;
+    let options = Options {
+        rewrite: crate::opt::rewrite_options(true, None),
+        context: u64::from(built.context),
+        sequences: u64::from(built.sequences),
+        dumps: true,
+    };
+    let compiled = compiler::compile(built.program, &args.target, &options)?;
+    let Some(kernel) = &args.kernel else {
+        let names: Vec<String> =
+            compiled.code.symbols.iter().map(|symbol| format!("{:>6} B  {}", symbol.len, symbol.name)).collect();
+        say(&names.join("\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let Some(listing) = compiled.code.listings.iter().find(|listing| listing.name == *kernel) else {
+        let names: Vec<&str> = compiled.code.symbols.iter().map(|symbol| symbol.name.as_str()).collect();
+        bail!("no kernel `{kernel}` is generated for `{}`; there are {}", args.model, names.join(", "));
+    };
+    let nests = compiled.dumps.iter().find(|dump| dump.name.ends_with("nests.txt")).map_or("", |dump| &dump.text);
+    let head = format!("nest @{kernel}");
+    let nest = nests.split_inclusive("\n}\n").find(|nest| nest.trim_start().starts_with(&head)).unwrap_or_default();
+    say(&format!("{nest}\n; Cranelift IR\n{}\n; {}\n{}", listing.clif, args.target, listing.assembly))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,233 @@
+//! What the word MODEL on a command line means, and the program it gives.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use compiler::weights::checkpoint::Binding;
+use compiler::weights::random::RandomParam;
+use compiler::weights::{Checkpoint, Init, RandomWeights, WeightSource};
+use ir::{Program, Verified};
+use models::import::{SpecialIds, TensorInfo};
+use models::spec::{KvFormat, TokenizerKind};
+use models::{BuildOptions, Naming, ParamBinding, Spec, Stored};
+use tokenizer::Tokenizer;
+
+/// How to build a program from a spec.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct BuildArgs {
+    /// Positions that the caches hold [default: the model's, at most 4096].
+    #[arg(long, value_name = "N")]
+    pub context: Option<u32>,
+    /// Format of the key-value cache: exact, 4 bits, or keys in 8 and values in 4 bits.
+    #[arg(long, value_enum, default_value = "f32")]
+    pub kv: Kv,
+    /// The most tokens in one call: longer prompts go through in chunks.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub chunk: u32,
+    /// Sequences that can be held at a time.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub sequences: u32,
+    /// The most rows of logits in one call.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub logits: u32,
+}
+
+/// A format of the key-value cache.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kv {
+    F32,
+    Int4,
+    K8v4,
+}
+
+impl From<Kv> for KvFormat {
+    fn from(kv: Kv) -> KvFormat {
+        match kv {
+            Kv::F32 => KvFormat::F32,
+            Kv::Int4 => KvFormat::Int4,
+            Kv::K8v4 => KvFormat::K8v4,
+        }
+    }
+}
+
+/// The longest context that is not asked for: caches cost memory, and few need more.
+const DEFAULT_CONTEXT: u32 = 4096;
+
+/// A model as named on a command line, before it is built.
+pub(crate) enum Named {
+    /// A spec without weights.
+    Spec(Box<Spec>),
+    /// A checkpoint.
+    Checkpoint {
+        spec: Box<Spec>,
+        naming: Naming,
+        special: SpecialIds,
+        checkpoint: Checkpoint,
+        directory: PathBuf,
+        surplus: Vec<String>,
+    },
+    /// A program in the text form.
+    Program { text: String, path: PathBuf },
+}
+
+/// A program, and where its weights come from.
+pub(crate) struct Built {
+    pub program: Verified<Program>,
+    pub params: Vec<ParamBinding>,
+    pub context: u32,
+    pub sequences: u32,
+}
+
+/// Finds out what MODEL means.
+pub(crate) fn find(model: &str) -> Result<Named> {
+    let path = Path::new(model);
+    if path.is_dir() {
+        return open_checkpoint(path);
+    }
+    if path.is_file() {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        return match path.extension().and_then(|extension| extension.to_str()) {
+            Some("ron") => {
+                let spec = models::spec::read(&text).map_err(|errors| anyhow!("{}: the spec has errors\n{errors}", path.display()))?;
+                Ok(Named::Spec(Box::new(spec)))
+            }
+            Some("tri") => Ok(Named::Program { text, path: path.to_owned() }),
+            _ => bail!("{} is neither a checkpoint directory, nor a .ron spec, nor a .tri program", path.display()),
+        };
+    }
+    match models::find_shipped(model) {
+        Some(text) => {
+            let spec = models::spec::read(text).map_err(|errors| anyhow!("internal error: the shipped spec {model}:\n{errors}"))?;
+            Ok(Named::Spec(Box::new(spec)))
+        }
+        None => {
+            let names: Vec<&str> = models::shipped().iter().map(|(name, _)| *name).collect();
+            bail!("there is no file, directory or shipped spec `{model}`; shipped specs: {}", names.join(", "))
+        }
+    }
+}
+
+fn open_checkpoint(directory: &Path) -> Result<Named> {
+    let config = directory.join("config.json");
+    let config = std::fs::read_to_string(&config).with_context(|| {
+        format!("cannot read {}; a checkpoint is a directory with config.json and safetensors", config.display())
+    })?;
+    let checkpoint = Checkpoint::open(directory).map_err(|errors| anyhow!(lines(&errors)))?;
+    let infos = checkpoint.headers().into_iter().map(|header| TensorInfo {
+        name: header.name,
+        dtype: header.dtype,
+        shape: header.shape,
+    });
+    let imported = models::import::import(&config, &infos.collect::<Vec<_>>())
+        .map_err(|errors| anyhow!("{} cannot be imported:\n{errors}", directory.display()))?;
+    let mut spec = imported.spec;
+    if spec.name.is_empty() {
+        spec.name = directory.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    }
+    Ok(Named::Checkpoint {
+        spec: Box::new(spec),
+        naming: imported.naming,
+        special: imported.special,
+        checkpoint,
+        directory: directory.to_owned(),
+        surplus: imported.surplus,
+    })
+}
+
+/// One item a line.
+pub(crate) fn lines<T: std::fmt::Display>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// Builds the program of a model.
+pub(crate) fn build(named: &Named, args: &BuildArgs) -> Result<Built> {
+    let (spec, naming) = match named {
+        Named::Spec(spec) => (spec, Naming::Own),
+        Named::Checkpoint { spec, naming, .. } => (spec, *naming),
+        Named::Program { text, path } => {
+            let program = parse(text, path)?;
+            return Ok(Built { program, params: Vec::new(), context: args.context.unwrap_or(0), sequences: args.sequences });
+        }
+    };
+    let context = args.context.unwrap_or(spec.context.min(DEFAULT_CONTEXT));
+    let chunk = args.chunk.min(context.saturating_mul(args.sequences).max(1));
+    let options = BuildOptions {
+        context,
+        sequences: args.sequences,
+        chunk,
+        logits: args.logits.min(chunk),
+        kv: args.kv.into(),
+        naming,
+    };
+    let model = models::build(spec, &options).map_err(|error| anyhow!("`{}` cannot be built: {error}", spec.name))?;
+    Ok(Built { program: model.program, params: model.params, context, sequences: args.sequences })
+}
+
+/// A program from its text, with every error under its line.
+pub(crate) fn parse(text: &str, path: &Path) -> Result<Verified<Program>> {
+    let (program, map) = ir::text::parse_with_positions(text)
+        .map_err(|errors| anyhow!("{}:\n{}", path.display(), errors.show(text)))?;
+    let errors = ir::verify::check(&program);
+    if !errors.is_empty() {
+        let notes: Vec<_> = errors.iter().map(|error| (map.locate(&program, error), error.cause.to_string())).collect();
+        bail!("{} is not well formed:\n{}", path.display(), ir::text::show(text, &notes));
+    }
+    ir::verify(program).map_err(|errors| anyhow!("{} is not well formed:\n{errors}", path.display()))
+}
+
+/// The program that MODEL means.
+pub(crate) fn program(model: &str, args: &BuildArgs) -> Result<Verified<Program>> {
+    Ok(build(&find(model)?, args)?.program)
+}
+
+/// Random weights for a model's parameters.
+pub(crate) fn random_weights(seed: u64, params: &[ParamBinding]) -> RandomWeights {
+    let params = params.iter().map(|param| RandomParam {
+        key: param.key.clone(),
+        dtype: param.ty.dtype,
+        dims: param.dims(),
+        init: match param.init {
+            models::Init::Ternary => Init::Ternary,
+            models::Init::Ones => Init::Constant(1.0),
+            models::Init::Zeros => Init::Constant(0.0),
+            models::Init::Normal { std } => Init::Normal { std: f64::from(std) },
+            models::Init::Constant(value) => Init::Constant(f64::from(value)),
+        },
+    });
+    RandomWeights { seed, params: params.collect() }
+}
+
+/// The weights of a checkpoint, by the parameters of its model.
+pub(crate) fn checkpoint_weights(checkpoint: Checkpoint, params: &[ParamBinding]) -> impl WeightSource {
+    let bindings = params.iter().map(|param| Binding {
+        key: param.key.clone(),
+        tensor: param.source.clone(),
+        dtype: param.ty.dtype,
+        dims: param.dims(),
+        layout: match param.stored {
+            Stored::Ternary(layout) => Some(layout),
+            Stored::Float => None,
+        },
+    });
+    checkpoint.bind(bindings.collect())
+}
+
+/// The tokenizer file of the artifact, if the model has a tokenizer: the checkpoint's own, or the bytes of a spec that says so.
+pub(crate) fn tokenizer(named: &Named) -> Result<Option<Vec<u8>>> {
+    let (spec, special, directory) = match named {
+        Named::Checkpoint { spec, special, directory, .. } => (spec, special.clone(), Some(directory)),
+        Named::Spec(spec) => (spec, SpecialIds::default(), None),
+        Named::Program { .. } => return Ok(None),
+    };
+    let path = directory.map(|directory| directory.join("tokenizer.json")).filter(|path| path.exists());
+    let tokenizer = match (path, spec.tokenizer) {
+        (Some(path), _) => {
+            let json = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let read = Tokenizer::from_hugging_face(&json, special.bos, &special.eos);
+            read.map_err(|error| anyhow!("{} cannot be used: {error}", path.display()))?
+        }
+        (None, TokenizerKind::Bytes) => Tokenizer::bytes(),
+        (None, _) => return Ok(None),
+    };
+    Ok(Some(tokenizer.to_json().into_bytes()))
+}

@@ -1,0 +1,46 @@
+//! `tritterc opt`: a program after just some of the optimiser's stages.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use compiler::Target;
+use compiler::rewrite;
+
+use crate::model::{self, BuildArgs};
+use crate::say;
+
+/// Prints a model's program after the optimiser, or after some of its stages.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  tritterc opt tiny\n  tritterc opt program.tri --passes canonicalise,ternary --report")]
+pub(crate) struct Args {
+    /// Checkpoint directory, .ron spec, .tri program, or name of a shipped spec.
+    model: String,
+    /// Run only these stages: canonicalise, ternary, fuse, merge.
+    #[arg(long, value_delimiter = ',', value_name = "STAGE,...")]
+    passes: Option<Vec<String>>,
+    /// Print which rules fired instead of the program.
+    #[arg(long)]
+    report: bool,
+    /// CPU to optimise for.
+    #[arg(long, default_value = "native")]
+    target: Target,
+    #[command(flatten)]
+    build: BuildArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let program = model::program(&args.model, &args.build)?;
+    let options = rewrite_options(true, args.passes.clone());
+    let (optimised, report) = rewrite::optimise(&program, &args.target, &options)?;
+    say(&if args.report { report.to_string() } else { ir::text::print(&optimised) })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the optimiser may do: everything, nothing, or only some stages.
+pub(crate) fn rewrite_options(optimise: bool, stages: Option<Vec<String>>) -> rewrite::Options {
+    match (optimise, stages) {
+        (true, Some(stages)) => rewrite::Options { stages, ..rewrite::Options::all() },
+        (true, None) => rewrite::Options::all(),
+        (false, _) => rewrite::Options::none(),
+    }
+}

@@ -1,0 +1,43 @@
+//! `tritterc print`: the program of a model, as text.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use crate::model::{self, BuildArgs, Named};
+use crate::say;
+
+/// Prints a model's program in the text form, or its spec.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  tritterc print tiny\n  tritterc print models/bitnet-code-nano --spec\n  tritterc print --list")]
+pub(crate) struct Args {
+    /// Checkpoint directory, .ron spec, .tri program, or name of a shipped spec.
+    #[arg(required_unless_present = "list")]
+    model: Option<String>,
+    /// Print the spec instead of the program.
+    #[arg(long)]
+    spec: bool,
+    /// Name the shipped specs.
+    #[arg(long)]
+    list: bool,
+    #[command(flatten)]
+    build: BuildArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let Some(name) = &args.model else {
+        let names: Vec<&str> = models::shipped().iter().map(|(name, _)| *name).collect();
+        say(&names.join("\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let named = model::find(name)?;
+    if args.spec {
+        match &named {
+            Named::Spec(spec) | Named::Checkpoint { spec, .. } => say(&spec.to_ron())?,
+            Named::Program { path, .. } => bail!("{} is a program and has no spec", path.display()),
+        }
+    } else {
+        say(&ir::text::print(&model::build(&named, &args.build)?.program))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,142 @@
+//! How long a node takes on a target.
+//!
+//! A step takes `launch + barrier + max(bytes / bandwidth, operations / rate)`. That is counted once for each [`Phase`], with the symbols at
+//! a typical value, and added up by how often the phase occurs. What depends on weights only is computed when weights are packed and costs
+//! nothing; views cost nothing. Both get a picosecond-sized price, so that of two equal graphs the smaller one wins.
+//!
+//! Times are whole picoseconds: sums do not depend on their order, and neither does the choice between graphs.
+//!
+//! **The phases and weights below are guesses**, like the rates in [`crate::target::Machine`].
+
+use ir::packing::RowFormat;
+use ir::{DType, Dim, Op, TensorType};
+
+use crate::target::Machine;
+
+/// A typical call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Phase {
+    /// The number of tokens, for every symbol but [`ROWS`].
+    pub tokens: u64,
+    /// How often it occurs.
+    pub share: f64,
+}
+
+/// The symbol of the rows whose logits are wanted: one in each phase, because only the last token's are.
+pub const ROWS: &str = "m";
+
+/// One token decoded for each one read, which is read in chunks of 256: decode is by far the dearer.
+pub const PHASES: [Phase; 2] = [Phase { tokens: 1, share: 1.0 }, Phase { tokens: 256, share: 1.0 / 256.0 }];
+
+/// Keys that a query is taken to see. The same on both sides of every choice, so it only makes totals readable.
+const CONTEXT: u64 = 1024;
+
+/// Elementwise operations that one transcendental counts as.
+const TRANSCENDENTAL: u64 = 16;
+
+/// The price of a view, in picoseconds.
+const VIEW_PS: u64 = 16;
+
+/// The price of a node that is computed when weights are packed, in picoseconds.
+pub const WEIGHT_TIME_PS: u64 = 1;
+
+/// The cost of nodes on one machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CostModel {
+    /// The rates.
+    pub machine: Machine,
+    /// The typical calls.
+    pub phases: Vec<Phase>,
+}
+
+impl CostModel {
+    /// The model of a machine, with the usual phases.
+    pub fn new(machine: Machine) -> Self {
+        Self { machine, phases: PHASES.to_vec() }
+    }
+
+    /// Picoseconds that a node takes at run time, over all phases.
+    pub fn picoseconds(&self, op: &Op, inputs: &[&TensorType], out: &TensorType) -> u64 {
+        match op {
+            Op::Reshape(_) | Op::Slice(_) | Op::Broadcast(_) => VIEW_PS,
+            Op::Repeat(_) => 0,
+            _ => {
+                let seconds: f64 = self.phases.iter().map(|phase| phase.share * self.seconds(*phase, op, inputs, out)).sum();
+                (seconds * 1e12).round() as u64
+            }
+        }
+    }
+
+    fn seconds(&self, phase: Phase, op: &Op, inputs: &[&TensorType], out: &TensorType) -> f64 {
+        let machine = &self.machine;
+        let (bytes, work) = traffic(phase, op, inputs, out);
+        let threads = f64::from(machine.threads.max(1));
+        let compute = match work {
+            Work::Int8Macs(macs) => macs as f64 / (machine.int8_gmac_per_s * 1e9 * threads),
+            Work::F32Macs(macs) => macs as f64 / (machine.f32_gmac_per_s * 1e9 * threads),
+            Work::Flops(flops) => flops as f64 / (machine.f32_gflop_per_s * 1e9 * threads),
+        };
+        (machine.launch_us + machine.barrier_us) * 1e-6 + compute.max(bytes as f64 / (machine.read_gb_per_s * 1e9))
+    }
+}
+
+enum Work {
+    Int8Macs(u64),
+    F32Macs(u64),
+    Flops(u64),
+}
+
+/// Bytes read and written, and operations.
+fn traffic(phase: Phase, op: &Op, inputs: &[&TensorType], out: &TensorType) -> (u64, Work) {
+    let all_bytes = inputs.iter().map(|ty| bytes(phase, ty)).sum::<u64>() + bytes(phase, out);
+    match op {
+        Op::Matmul(_) | Op::TernaryMatmul(_) => {
+            let macs = elements(phase, out) * inputs[1].shape.last().map_or(1, |dim| size(phase, dim));
+            let work = if inputs[0].dtype == DType::Q8 { Work::Int8Macs(macs) } else { Work::F32Macs(macs) };
+            (all_bytes, work)
+        }
+        Op::Attention(_) => {
+            let row = |cache: &TensorType| {
+                let dims = &cache.shape.0[2..];
+                bytes(phase, &TensorType::new(cache.dtype, dims.iter().cloned().collect()))
+            };
+            let cache_bytes = CONTEXT * (row(inputs[1]) + row(inputs[2]));
+            (cache_bytes + bytes(phase, inputs[0]) + bytes(phase, out), Work::F32Macs(2 * CONTEXT * elements(phase, out)))
+        }
+        Op::KvAppend(_) => (2 * bytes(phase, inputs[1]), Work::Flops(elements(phase, inputs[1]))),
+        Op::Gather(_) => (2 * bytes(phase, out), Work::Flops(elements(phase, out))),
+        Op::Exp(_) | Op::Log(_) | Op::Sin(_) | Op::Cos(_) | Op::Sigmoid(_) | Op::Silu(_) | Op::Softmax(_) => {
+            (all_bytes, Work::Flops(TRANSCENDENTAL * elements(phase, out)))
+        }
+        _ => {
+            let largest = inputs.iter().map(|ty| elements(phase, ty)).max().unwrap_or(0);
+            (all_bytes, Work::Flops(largest.max(elements(phase, out))))
+        }
+    }
+}
+
+fn size(phase: Phase, dim: &Dim) -> u64 {
+    match dim {
+        Dim::Const(size) => *size,
+        Dim::Sym(symbol) if symbol.name() == ROWS => 1,
+        Dim::Sym(_) => phase.tokens,
+    }
+}
+
+fn elements(phase: Phase, ty: &TensorType) -> u64 {
+    ty.shape.dims().iter().map(|dim| size(phase, dim)).product()
+}
+
+fn bytes(phase: Phase, ty: &TensorType) -> u64 {
+    let elements = elements(phase, ty);
+    match ty.dtype.bytes() {
+        Some(bytes) => elements * bytes,
+        None => {
+            let width = ty.shape.last().map_or(1, |dim| size(phase, dim));
+            match RowFormat::new(ty.dtype, width as usize) {
+                Some(format) => elements.checked_div(width).unwrap_or(0) * format.stride() as u64,
+                None => elements.div_ceil(4),
+            }
+        }
+    }
+}

@@ -1,0 +1,485 @@
+//! The best graph in an e-graph, with shared nodes counted once.
+//!
+//! One node is chosen for each class that is needed, so that the chosen nodes have no cycle and their costs add up to the least. Two steps:
+//!
+//! 1. Classes that are known at weight time are cheap whatever is chosen, so each takes the smallest *tree*, from nodes that are themselves
+//!    known at weight time.
+//! 2. All others are decided by branch and bound, users before operands. A class that several users share is charged in parts: with
+//!    `p` classes that could use it, each pays `1/p` of what it costs at least. So the bound of a partial choice,
+//!
+//!    ```text
+//!    bound = cost of decided nodes + sum over needed, undecided classes of floor(least / p) * (users decided so far)
+//!    least(c) = min over nodes of (cost + sum over operands of floor(least / p))
+//!    ```
+//!
+//!    only grows, and ends as the true cost. (Operands in a cycle with `c` count as 0 in `least`, which keeps it a bound.) For three
+//!    matmuls against slices of a merged one, it is nearly the true cost at once.
+//!
+//! The search starts from the smallest trees and stops after a number of steps; it says whether the result is proved to be the best.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use egg::Id;
+use petgraph::algo::tarjan_scc;
+use petgraph::graph::{DiGraph, NodeIndex};
+
+use super::analysis::infer_node;
+use super::cost::{CostModel, WEIGHT_TIME_PS};
+use super::{EGraph, ENode};
+
+/// The chosen graph.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choices {
+    /// The node of each class that is needed. Children are canonical.
+    pub nodes: BTreeMap<Id, ENode>,
+    /// Picoseconds that they take together.
+    pub cost: u64,
+    /// Whether nothing in the e-graph is cheaper.
+    pub proved: bool,
+    /// Decisions that the search took.
+    pub steps: u64,
+}
+
+/// A class without a finite term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("class {class} has no term without a cycle")]
+pub struct NoTerm {
+    /// The class.
+    pub class: Id,
+}
+
+/// The cheapest nodes that compute `roots`. After `step_limit` decisions the best found so far is returned.
+///
+/// # Errors
+///
+/// If a root has no finite term, which no graph's e-graph has.
+pub fn extract(egraph: &EGraph, roots: &[Id], model: &CostModel, step_limit: u64) -> Result<Choices, NoTerm> {
+    let mut candidates = candidates(egraph, roots, model);
+    let with_term = smallest_trees(&candidates);
+    for list in candidates.values_mut() {
+        list.retain(|candidate| candidate.inputs.iter().all(|input| with_term.contains_key(input)));
+    }
+    let weight_trees = smallest_trees(&candidates);
+    let weight_nodes = weight_time_nodes(egraph, &candidates, &weight_trees);
+    fix_weight_time(egraph, &mut candidates, &weight_trees);
+    drop_beaten(egraph, &mut candidates);
+    let trees = smallest_trees(&candidates);
+    let problem = Problem::new(&candidates, roots);
+    for &root in roots {
+        if !trees.contains_key(&egraph.find(root)) {
+            return Err(NoTerm { class: root });
+        }
+    }
+    let mut search = Search::new(&problem, step_limit);
+    search.adopt_trees(&trees);
+    search.run();
+    let Search { best, best_cost, steps, .. } = search;
+    let mut nodes = BTreeMap::new();
+    for (position, choice) in best.iter().enumerate() {
+        if let Some(choice) = choice {
+            let class = &problem.classes[position];
+            nodes.insert(class.id, class.candidates[*choice].node.clone());
+        }
+    }
+    add_weight_time(&weight_nodes, &mut nodes);
+    Ok(Choices { nodes, cost: best_cost, proved: steps <= step_limit, steps })
+}
+
+/// A node that a class may become.
+#[derive(Clone, Debug)]
+struct Candidate {
+    node: ENode,
+    cost: u64,
+    /// The classes of its tensor inputs, ascending, each once.
+    inputs: Vec<Id>,
+}
+
+/// The candidates of all classes that the roots may need. Nodes that need their own class are left out, and those that another node
+/// beats: one that costs no more and needs no other classes.
+fn candidates(egraph: &EGraph, roots: &[Id], model: &CostModel) -> BTreeMap<Id, Vec<Candidate>> {
+    let mut found: BTreeMap<Id, Vec<Candidate>> = BTreeMap::new();
+    let mut todo: Vec<Id> = roots.iter().map(|root| egraph.find(*root)).collect();
+    while let Some(class) = todo.pop() {
+        if found.contains_key(&class) {
+            continue;
+        }
+        let is_weight_time = is_weight_time(egraph, class);
+        let mut list: Vec<Candidate> = Vec::new();
+        for node in &egraph[class].nodes {
+            let Some(candidate) = candidate(egraph, node, is_weight_time, model) else { continue };
+            let is_usable = !candidate.inputs.contains(&class)
+                && (!is_weight_time || candidate.inputs.iter().all(|input| self::is_weight_time(egraph, *input)));
+            if is_usable {
+                list.push(candidate);
+            }
+        }
+        list.sort_by(|left, right| (left.cost, left.inputs.len(), &left.node).cmp(&(right.cost, right.inputs.len(), &right.node)));
+        let mut kept: Vec<Candidate> = Vec::new();
+        for candidate in list {
+            let beaten = |by: &Candidate| by.inputs.iter().all(|input| candidate.inputs.contains(input));
+            if !kept.iter().any(beaten) {
+                kept.push(candidate);
+            }
+        }
+        todo.extend(kept.iter().flat_map(|candidate| candidate.inputs.iter().copied()));
+        found.insert(class, kept);
+    }
+    found
+}
+
+fn is_weight_time(egraph: &EGraph, class: Id) -> bool {
+    egraph[class].data.tensor().is_some_and(|fact| fact.weight_time)
+}
+
+fn candidate(egraph: &EGraph, node: &ENode, is_weight_time: bool, model: &CostModel) -> Option<Candidate> {
+    let node = egg::Language::map_children(node.clone(), |child| egraph.find(child));
+    let ENode::Op { .. } = node else { return Some(Candidate { node, cost: 0, inputs: Vec::new() }) };
+    let (op, facts, ty) = infer_node(egraph, &node).ok()?;
+    let cost = if is_weight_time {
+        WEIGHT_TIME_PS
+    } else {
+        let types: Vec<_> = facts.iter().filter_map(|fact| fact.tensor()).map(|fact| &fact.ty).collect();
+        model.picoseconds(&op, &types, &ty)
+    };
+    let (_, inputs, _) = node.parts()?;
+    let inputs: BTreeSet<Id> = inputs.iter().copied().collect();
+    Some(Candidate { inputs: inputs.into_iter().collect(), node, cost })
+}
+
+/// For each class the candidate with the cheapest tree, and that tree's cost. Has no cycle, because a tree costs more than each of its
+/// parts or is as cheap and was found later.
+fn smallest_trees(candidates: &BTreeMap<Id, Vec<Candidate>>) -> BTreeMap<Id, (u64, usize)> {
+    let mut trees: BTreeMap<Id, (u64, usize)> = BTreeMap::new();
+    loop {
+        let mut changed = false;
+        for (&class, list) in candidates {
+            for (position, candidate) in list.iter().enumerate() {
+                let parts = candidate.inputs.iter().map(|input| trees.get(input).map(|(cost, _)| *cost));
+                // Every op counts at least one, so that a cycle of free ops never looks like a tree.
+                let own = candidate.cost.max(u64::from(!candidate.inputs.is_empty()));
+                let Some(cost) = parts.into_iter().try_fold(own, |sum, part| Some(part?.saturating_add(sum))) else { continue };
+                if trees.get(&class).is_none_or(|(known, _)| cost < *known) {
+                    trees.insert(class, (cost, position));
+                    changed = true;
+                }
+            }
+        }
+        if !changed {
+            return trees;
+        }
+    }
+}
+
+/// The node with the smallest tree of each class that is known at weight time.
+fn weight_time_nodes(
+    egraph: &EGraph,
+    candidates: &BTreeMap<Id, Vec<Candidate>>,
+    trees: &BTreeMap<Id, (u64, usize)>,
+) -> BTreeMap<Id, Candidate> {
+    let classes = trees.iter().filter(|(class, _)| is_weight_time(egraph, **class));
+    classes.map(|(class, &(_, position))| (*class, candidates[class][position].clone())).collect()
+}
+
+/// Leaves classes that are known at weight time one candidate: their smallest tree, with its whole cost and without inputs.
+fn fix_weight_time(egraph: &EGraph, candidates: &mut BTreeMap<Id, Vec<Candidate>>, trees: &BTreeMap<Id, (u64, usize)>) {
+    for (&class, list) in candidates {
+        if let (true, Some(&(cost, position))) = (is_weight_time(egraph, class), trees.get(&class)) {
+            *list = vec![Candidate { node: list[position].node.clone(), cost, inputs: Vec::new() }];
+        }
+    }
+}
+
+/// Adds the nodes below the chosen ones that are known at weight time.
+fn add_weight_time(weight_nodes: &BTreeMap<Id, Candidate>, nodes: &mut BTreeMap<Id, ENode>) {
+    let mut todo: Vec<Id> = nodes.keys().copied().collect();
+    while let Some(class) = todo.pop() {
+        let Some(candidate) = weight_nodes.get(&class) else { continue };
+        for &input in &candidate.inputs {
+            if nodes.insert(input, weight_nodes[&input].node.clone()).is_none() {
+                todo.push(input);
+            }
+        }
+    }
+}
+
+/// Drops candidates that another of their class beats: one whose inputs are all needed anyway by what the candidate itself needs, whatever is
+/// chosen there, and that costs no more. So a norm and its quantiser fall to the op that is both, without a search. What is known at weight
+/// time may come on top, for its price.
+fn drop_beaten(egraph: &EGraph, candidates: &mut BTreeMap<Id, Vec<Candidate>>) {
+    loop {
+        let needs = needs(candidates);
+        let mut dropped = false;
+        for list in candidates.values_mut() {
+            let closure = |candidate: &Candidate| -> BTreeSet<Id> {
+                candidate.inputs.iter().flat_map(|input| needs[input].iter().copied()).collect()
+            };
+            let mut at = 0;
+            while at < list.len() {
+                let needed = closure(&list[at]);
+                let price = |by: &Candidate| {
+                    by.inputs.iter().filter(|input| !needed.contains(input)).try_fold(by.cost, |sum, input| {
+                        is_weight_time(egraph, *input).then_some(sum.saturating_add(needs_cost(egraph, *input)))
+                    })
+                };
+                let is_beaten = (0..list.len()).any(|by| by != at && price(&list[by]).is_some_and(|price| price <= list[at].cost));
+                if is_beaten {
+                    list.remove(at);
+                    dropped = true;
+                } else {
+                    at += 1;
+                }
+            }
+        }
+        if !dropped {
+            return;
+        }
+    }
+}
+
+/// The search problem over positions: users come before their operands, except within cycles.
+struct Problem {
+    classes: Vec<Class>,
+    roots: BTreeSet<usize>,
+}
+
+struct Class {
+    id: Id,
+    candidates: Vec<Choice>,
+    /// What each user pays of it at least.
+    share: u64,
+    /// Which cycle it is in; classes of different numbers are in no cycle together.
+    cycle: usize,
+}
+
+struct Choice {
+    node: ENode,
+    cost: u64,
+    inputs: Vec<usize>,
+}
+
+impl Problem {
+    fn new(candidates: &BTreeMap<Id, Vec<Candidate>>, roots: &[Id]) -> Self {
+        let mut digraph: DiGraph<Id, ()> = DiGraph::new();
+        let at: BTreeMap<Id, NodeIndex> = candidates.keys().map(|&class| (class, digraph.add_node(class))).collect();
+        for (class, list) in candidates {
+            let inputs: BTreeSet<Id> = list.iter().flat_map(|candidate| candidate.inputs.iter().copied()).collect();
+            for input in inputs {
+                digraph.add_edge(at[class], at[&input], ());
+            }
+        }
+        // Operands come first out of petgraph, and are wanted last.
+        let mut cycles = tarjan_scc(&digraph);
+        cycles.reverse();
+        let mut position_of = BTreeMap::new();
+        let mut order = Vec::new();
+        for (cycle, members) in cycles.iter().enumerate() {
+            let members: BTreeSet<Id> = members.iter().map(|&index| digraph[index]).collect();
+            for id in members {
+                position_of.insert(id, order.len());
+                order.push((id, cycle));
+            }
+        }
+        let roots: BTreeSet<usize> = roots.iter().filter_map(|root| position_of.get(root).copied()).collect();
+        let mut classes: Vec<Class> = order
+            .into_iter()
+            .map(|(id, cycle)| {
+                let choice = |candidate: &Candidate| Choice {
+                    node: candidate.node.clone(),
+                    cost: candidate.cost,
+                    inputs: candidate.inputs.iter().map(|input| position_of[input]).collect(),
+                };
+                Class { id, candidates: candidates[&id].iter().map(choice).collect(), share: 0, cycle }
+            })
+            .collect();
+        let mut users = vec![0_u64; classes.len()];
+        for root in &roots {
+            users[*root] += 1;
+        }
+        for class in &classes {
+            let inputs: BTreeSet<usize> = class.candidates.iter().flat_map(|choice| choice.inputs.iter().copied()).collect();
+            for input in inputs {
+                users[input] += 1;
+            }
+        }
+        for position in (0..classes.len()).rev() {
+            let class = &classes[position];
+            let least = class.candidates.iter().map(|choice| {
+                let others = choice.inputs.iter().filter(|input| classes[**input].cycle != class.cycle);
+                others.fold(choice.cost, |sum, input| sum.saturating_add(classes[*input].share))
+            });
+            classes[position].share = least.min().unwrap_or(u64::MAX / 4) / users[position].max(1);
+        }
+        Self { classes, roots }
+    }
+}
+
+struct Search<'a> {
+    problem: &'a Problem,
+    choices: Vec<Option<usize>>,
+    users: Vec<u64>,
+    needed: BTreeSet<usize>,
+    bound: u64,
+    best: Vec<Option<usize>>,
+    best_cost: u64,
+    steps: u64,
+    step_limit: u64,
+}
+
+impl<'a> Search<'a> {
+    fn new(problem: &'a Problem, step_limit: u64) -> Self {
+        let n_classes = problem.classes.len();
+        let mut search = Self {
+            problem,
+            choices: vec![None; n_classes],
+            users: vec![0; n_classes],
+            needed: BTreeSet::new(),
+            bound: 0,
+            best: vec![None; n_classes],
+            best_cost: u64::MAX,
+            steps: 0,
+            step_limit,
+        };
+        for &root in &problem.roots {
+            search.need(root);
+        }
+        search
+    }
+
+    /// Takes the smallest trees as the first answer.
+    fn adopt_trees(&mut self, trees: &BTreeMap<Id, (u64, usize)>) {
+        let mut decided = Vec::new();
+        while let Some(&position) = self.needed.first() {
+            let class = &self.problem.classes[position];
+            let choice = if class.candidates.len() == 1 { 0 } else { trees.get(&class.id).map_or(0, |tree| tree.1) };
+            self.decide(position, choice);
+            decided.push(position);
+        }
+        self.best_cost = self.bound;
+        self.best = self.choices.clone();
+        for position in decided.into_iter().rev() {
+            self.undo(position);
+        }
+    }
+
+    fn run(&mut self) {
+        // What has one candidate is decided without branching, and taken back at the end.
+        let mut forced = Vec::new();
+        let branch = loop {
+            let Some(&position) = self.needed.first() else { break None };
+            if self.problem.classes[position].candidates.len() != 1 {
+                break Some(position);
+            }
+            if self.closes_cycle(position, 0) {
+                // A dead end: nothing below may be adopted.
+                self.take_back(forced);
+                return;
+            }
+            self.decide(position, 0);
+            forced.push(position);
+        };
+        if self.bound < self.best_cost {
+            match branch {
+                Some(position) => self.branch(position),
+                None => {
+                    self.best_cost = self.bound;
+                    self.best = self.choices.clone();
+                }
+            }
+        }
+        self.take_back(forced);
+    }
+
+    fn branch(&mut self, position: usize) {
+        let class = &self.problem.classes[position];
+        let mut order: Vec<(u64, usize)> = class
+            .candidates
+            .iter()
+            .enumerate()
+            .map(|(choice, candidate)| (self.delta(candidate), choice))
+            .collect();
+        order.sort_unstable();
+        for (_, choice) in order {
+            self.steps += 1;
+            if self.step_limit < self.steps {
+                return;
+            }
+            if self.closes_cycle(position, choice) {
+                continue;
+            }
+            self.decide(position, choice);
+            if self.bound < self.best_cost {
+                self.run();
+            }
+            self.undo(position);
+        }
+    }
+
+    /// What a candidate adds to the bound.
+    fn delta(&self, candidate: &Choice) -> u64 {
+        let open = candidate.inputs.iter().filter(|input| self.choices[**input].is_none());
+        open.fold(candidate.cost, |sum, input| sum.saturating_add(self.problem.classes[*input].share))
+    }
+
+    fn need(&mut self, position: usize) {
+        self.users[position] += 1;
+        self.needed.insert(position);
+        self.bound = self.bound.saturating_add(self.problem.classes[position].share);
+    }
+
+    fn decide(&mut self, position: usize, choice: usize) {
+        let problem = self.problem;
+        self.needed.remove(&position);
+        self.bound -= problem.classes[position].share * self.users[position];
+        self.choices[position] = Some(choice);
+        let candidate = &problem.classes[position].candidates[choice];
+        self.bound += candidate.cost;
+        for &input in &candidate.inputs {
+            if self.choices[input].is_none() {
+                self.need(input);
+            }
+        }
+    }
+
+    /// The exact opposite of the last [`Search::decide`].
+    fn undo(&mut self, position: usize) {
+        let problem = self.problem;
+        let Some(choice) = self.choices[position] else { return };
+        let candidate = &problem.classes[position].candidates[choice];
+        for &input in &candidate.inputs {
+            if self.choices[input].is_none() {
+                self.users[input] -= 1;
+                self.bound -= problem.classes[input].share;
+                if self.users[input] == 0 {
+                    self.needed.remove(&input);
+                }
+            }
+        }
+        self.bound -= candidate.cost;
+        self.choices[position] = None;
+        self.needed.insert(position);
+        self.bound += problem.classes[position].share * self.users[position];
+    }
+
+    fn take_back(&mut self, forced: Vec<usize>) {
+        for position in forced.into_iter().rev() {
+            self.undo(position);
+        }
+    }
+
+    /// Whether a class would need itself through what is decided. Only classes of one cycle can.
+    fn closes_cycle(&self, position: usize, choice: usize) -> bool {
+        let classes = &self.problem.classes;
+        let in_cycle = |input: &&usize| classes[**input].cycle == classes[position].cycle;
+        let mut todo: Vec<usize> = classes[position].candidates[choice].inputs.iter().filter(in_cycle).copied().collect();
+        let mut seen = BTreeSet::new();
+        while let Some(at) = todo.pop() {
+            if at == position {
+                return true;
+            }
+            if let (true, Some(choice)) = (seen.insert(at), self.choices[at]) {
+                todo.extend(classes[at].candidates[choice].inputs.iter().filter(in_cycle));
+            }
+        }
+        false
+    }
+}

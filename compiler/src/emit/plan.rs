@@ -1,0 +1,695 @@
+//! Schedules and kernels as an [`ir::plan::Plan`]: every buffer with its place, every phase with its steps.
+//!
+//! Layers are rolled: a body's steps stand once, and the weights and states of round `r` lie `r` strides behind those of round 0. The carried
+//! value of a repeat has one buffer. Its last writer writes it in place where nothing of the round still reads the old value; else a copy ends
+//! the round.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::RangeInclusive;
+
+use ir::entity::Id;
+use ir::graph::Def;
+use ir::packing::RowFormat;
+use ir::plan::{
+    ALIGNMENT, Access, Arg, Buffer, BufferId, Call, Code, Expr, Io, Kernel, KernelId, Phase, Plan, ROUND, Role, Step, SymbolBound,
+    VERSION,
+};
+use ir::{Dim, Graph, Op, Program, TensorType, ValueId, Verified};
+use kernels::Isa;
+
+use crate::lower::cpu::{self, NoKernel};
+use crate::lower::nest::{self, Lowered, NestLowerError};
+use crate::nest::Extent;
+use crate::schedule::group::storage_owner;
+use crate::schedule::memory::{self, Request};
+use crate::schedule::{Group, Kind, Schedule, ScheduleError};
+use crate::weights::{StoredTensor, WeightPlan};
+
+/// What the plan says of itself.
+#[derive(Clone, Debug)]
+pub struct PlanOptions {
+    /// The target, as it prints.
+    pub target: String,
+    /// Its instruction set.
+    pub isa: Isa,
+    /// Positions of a sequence.
+    pub context: u64,
+    /// Sequences.
+    pub sequences: u64,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanEmitError {
+    /// A graph cannot be scheduled.
+    #[error("graph `{graph}` cannot be scheduled:\n{}", list(.errors))]
+    Schedule {
+        /// The graph.
+        graph: String,
+        /// All reasons.
+        errors: Vec<ScheduleError>,
+    },
+    /// No kernel of the table fits an op.
+    #[error(transparent)]
+    NoKernel(#[from] NoKernel),
+    /// No code can be generated for an op.
+    #[error(transparent)]
+    Nest(#[from] NestLowerError),
+    /// A size beyond 2^64 bytes.
+    #[error("`{value}` of type {ty} has more than 2^64 bytes; make the context, the chunk or the model smaller")]
+    TooLarge {
+        /// The value.
+        value: String,
+        /// Its type.
+        ty: String,
+    },
+    /// The entry has another signature than the runtime calls.
+    #[error("the entry must take (ids, seq, pos, span, rows) and return one value: {0}")]
+    Signature(String),
+}
+
+fn list(errors: &[ScheduleError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// A plan whose generated kernels have no code yet, and what it needs beside itself.
+#[derive(Debug)]
+pub struct Emitted {
+    /// The plan; the places of generated kernels are filled in by the assembler.
+    pub plan: Plan,
+    /// The tensors of the weights file.
+    pub weights: WeightPlan,
+    /// The generated kernels, with the ids that the plan calls them by.
+    pub nests: Vec<(KernelId, Lowered)>,
+}
+
+/// The plan of a program.
+///
+/// # Errors
+///
+/// If a value has no place, or an op no kernel.
+pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitted, PlanEmitError> {
+    let mut schedules = Vec::new();
+    for graph in &program.graphs {
+        let schedule = crate::schedule::group::group(graph)
+            .map_err(|errors| PlanEmitError::Schedule { graph: graph.name.clone(), errors })?;
+        schedules.push(schedule);
+    }
+    let mut emitter = Emitter::new(program, options, &schedules);
+    emitter.lower_nests()?;
+    emitter.collect_weights()?;
+    emitter.fixed_buffers()?;
+    let max_tokens = emitter.max_of("n");
+    let mut phases = Vec::new();
+    let mut low = 1;
+    for (name, high) in [("decode", 1), ("batch", 16), ("prefill", max_tokens)] {
+        let high = high.min(max_tokens);
+        if low <= high {
+            phases.push(emitter.phase(name, phases.len(), low..=high)?);
+            low = high + 1;
+        }
+    }
+    emitter.finish(phases)
+}
+
+/// Where a value lies.
+#[derive(Clone, Debug)]
+struct Place {
+    buffer: BufferId,
+    /// Bytes from the buffer's start.
+    offset: Expr,
+}
+
+/// The places of the values of one graph.
+type Places = HashMap<ValueId, Place>;
+
+struct Emitter<'a> {
+    program: &'a Program,
+    options: &'a PlanOptions,
+    schedules: &'a [Schedule<'a>],
+    plan: Plan,
+    /// Nests by graph and group.
+    nests: BTreeMap<(usize, usize), (KernelId, Lowered)>,
+    table_kernels: HashMap<&'static str, KernelId>,
+    weights: WeightPlan,
+    /// The fixed places of weights, states and inputs, by graph.
+    fixed: Vec<Places>,
+    /// Bytes of the slab that all phases share: states, inputs, outputs.
+    shared_bytes: u64,
+    arena_bytes: u64,
+}
+
+impl<'a> Emitter<'a> {
+    fn new(program: &'a Program, options: &'a PlanOptions, schedules: &'a [Schedule<'a>]) -> Self {
+        let mut symbols: Vec<SymbolBound> = program
+            .symbols
+            .iter()
+            .map(|decl| SymbolBound { name: decl.symbol.name().to_owned(), max: decl.max })
+            .collect();
+        let max_tokens = program.symbols.iter().find(|decl| decl.symbol.name() == "n").map_or(0, |decl| decl.max);
+        symbols.push(SymbolBound { name: KEYS.to_owned(), max: max_tokens.saturating_mul(options.context) });
+        let plan = Plan {
+            version: VERSION,
+            model: program.name.clone(),
+            target: options.target.clone(),
+            context: options.context,
+            sequences: options.sequences,
+            vocab: 0,
+            slab_bytes: 0,
+            weights_bytes: 0,
+            symbols,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            buffers: Vec::new(),
+            kernels: Vec::new(),
+            phases: Vec::new(),
+        };
+        Self {
+            program,
+            options,
+            schedules,
+            plan,
+            nests: BTreeMap::new(),
+            table_kernels: HashMap::new(),
+            weights: WeightPlan::default(),
+            fixed: program.graphs.iter().map(|_| Places::new()).collect(),
+            shared_bytes: 0,
+            arena_bytes: 0,
+        }
+    }
+
+    fn max_of(&self, symbol: &str) -> u64 {
+        self.plan.symbols.iter().find(|bound| bound.name == symbol).map_or(0, |bound| bound.max)
+    }
+
+    /// Generates the nests of all graphs; every phase calls the same.
+    fn lower_nests(&mut self) -> Result<(), PlanEmitError> {
+        let mut names = HashMap::new();
+        for (graph_index, schedule) in self.schedules.iter().enumerate() {
+            for (group_index, group) in schedule.groups.iter().enumerate() {
+                if group.kind != Kind::Nest {
+                    continue;
+                }
+                let name = unique(&mut names, nest_name(schedule.graph, group));
+                let lowered = nest::lower(schedule, group, &name)?;
+                let id = KernelId::new(self.plan.kernels.len());
+                self.plan.kernels.push(Kernel { name, code: Code::Generated { offset: 0, bytes: 0 } });
+                self.nests.insert((graph_index, group_index), (id, lowered));
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the weight-time values that steps read, and gives each a tensor and a buffer.
+    fn collect_weights(&mut self) -> Result<(), PlanEmitError> {
+        let schedules = self.schedules;
+        for (graph_index, schedule) in schedules.iter().enumerate() {
+            let graph = schedule.graph;
+            let rounds = u32::try_from(self.program.rounds(&graph.name)).unwrap_or(u32::MAX);
+            let is_body = graph_index + 1 != schedules.len();
+            for (group_index, group) in schedule.groups.iter().enumerate() {
+                let read: Vec<ValueId> = match group.kind {
+                    Kind::Nest => self.nests[&(graph_index, group_index)].1.buffers.clone(),
+                    Kind::Kernel | Kind::Repeat => graph.operands(group.values[0]).to_vec(),
+                };
+                for (position, value) in read.into_iter().enumerate() {
+                    if !schedule.views.is_weight_time(value) || self.weights.contains(graph_index, value) {
+                        continue;
+                    }
+                    let mut dtype = graph.ty(value).dtype;
+                    let mut layout = None;
+                    match graph.op(group.values[0]) {
+                        Some(Op::TernaryMatmul(_)) if group.kind == Kind::Kernel && position == 1 => {
+                            let desc = cpu::choose(graph, group.values[0], &(1..=1), self.options.isa)?;
+                            layout = Some(cpu::layout_of(desc));
+                        }
+                        Some(Op::Matmul(_)) if group.kind == Kind::Kernel => dtype = cpu::stored_dtype(dtype),
+                        _ => {}
+                    }
+                    self.weights.add(self.program, graph_index, value, StoredTensor { dtype, layout }, is_body, rounds);
+                }
+            }
+        }
+        self.weights.lay_out();
+        for tensor in self.weights.tensors() {
+            let buffer = BufferId::new(self.plan.buffers.len());
+            self.plan.buffers.push(Buffer {
+                name: tensor.name.clone(),
+                role: Role::Weight,
+                offset: tensor.offset,
+                bytes: tensor.bytes,
+                rounds: tensor.rounds,
+                stride: tensor.stride,
+            });
+            let place = Place { buffer, offset: round_offset(tensor.rounds, tensor.stride) };
+            self.fixed[tensor.graph].insert(tensor.value, place);
+        }
+        self.plan.weights_bytes = self.weights.bytes();
+        Ok(())
+    }
+
+    /// Bytes of a value at the largest sizes that calls of `max_tokens` tokens have.
+    fn bytes(&self, graph: &Graph, value: ValueId, max_tokens: u64) -> Result<u64, PlanEmitError> {
+        let ty = graph.ty(value);
+        let too_large = || PlanEmitError::TooLarge { value: graph.label(value), ty: ty.to_string() };
+        let lookup = |symbol: &str| Some(if symbol == "n" { max_tokens } else { self.max_of(symbol) });
+        bytes_expr(ty).evaluate(&lookup).filter(|bytes| *bytes < 1 << 62).ok_or_else(too_large)
+    }
+
+    fn shared_buffer(&mut self, name: String, role: Role, bytes: u64, rounds: u32) -> BufferId {
+        let stride = bytes.next_multiple_of(ALIGNMENT);
+        let id = BufferId::new(self.plan.buffers.len());
+        self.plan.buffers.push(Buffer { name, role, offset: self.shared_bytes, bytes, rounds, stride });
+        self.shared_bytes = self.shared_bytes.saturating_add(stride.saturating_mul(u64::from(rounds)));
+        id
+    }
+
+    /// The places of states, inputs and outputs.
+    fn fixed_buffers(&mut self) -> Result<(), PlanEmitError> {
+        let max_tokens = self.max_of("n");
+        let (program, schedules) = (self.program, self.schedules);
+        for (graph_index, graph) in program.graphs.iter().enumerate() {
+            let rounds = u32::try_from(program.rounds(&graph.name)).unwrap_or(u32::MAX);
+            for (value, key) in graph.states() {
+                let bytes = self.bytes(graph, value, max_tokens)?;
+                let buffer = self.shared_buffer(key.to_string(), Role::State, bytes, rounds);
+                let stride = self.plan.buffer(buffer).stride;
+                self.fixed[graph_index].insert(value, Place { buffer, offset: round_offset(rounds, stride) });
+            }
+        }
+        let entry_index = program.graphs.len() - 1;
+        let entry = program.entry();
+        let names: Vec<String> = entry.inputs.iter().map(|&input| entry.label(input)).collect();
+        if names != ["ids", "seq", "pos", "span", "rows"] || entry.outputs.len() != 1 {
+            return Err(PlanEmitError::Signature(format!(
+                "it takes ({}) and returns {} values",
+                names.join(", "),
+                entry.outputs.len()
+            )));
+        }
+        for &input in &entry.inputs {
+            let bytes = self.bytes(entry, input, max_tokens)?;
+            let buffer = self.shared_buffer(entry.label(input), Role::Input, bytes, 1);
+            self.plan.inputs.push(io(entry, input, entry.label(input), buffer));
+            self.fixed[entry_index].insert(input, Place { buffer, offset: Expr::from(0) });
+        }
+        let output = entry.outputs[0];
+        if schedules[entry_index].views.is_weight_time(output) {
+            return Err(PlanEmitError::Signature("the output does not depend on the inputs".to_owned()));
+        }
+        let bytes = self.bytes(entry, output, max_tokens)?;
+        let buffer = self.shared_buffer("logits".to_owned(), Role::Output, bytes, 1);
+        self.plan.outputs.push(io(entry, output, "logits".to_owned(), buffer));
+        self.plan.vocab = entry.ty(output).shape.last_const().unwrap_or(0);
+        Ok(())
+    }
+
+    fn phase(&mut self, name: &str, index: usize, tokens: RangeInclusive<u64>) -> Result<Phase, PlanEmitError> {
+        let max_tokens = *tokens.end();
+        let first_scratch = self.plan.buffers.len();
+        let entry_index = self.program.graphs.len() - 1;
+        let mut ctx = PhaseCtx { emitter: self, index, tokens };
+        let mut places = ctx.emitter.fixed[entry_index].clone();
+        let output = ctx.emitter.program.entry().outputs[0];
+        let output_place = Place { buffer: ctx.emitter.plan.outputs[0].buffer, offset: Expr::from(0) };
+        let steps = ctx.graph(entry_index, &mut places, &[(output, output_place)])?;
+        let lifetimes = memory::lifetimes(&steps);
+        let requests = (first_scratch..self.plan.buffers.len()).filter_map(|position| {
+            let buffer = BufferId::new(position);
+            let lifetime = *lifetimes.get(&buffer)?;
+            Some(Request { buffer, bytes: self.plan.buffers[position].bytes, lifetime })
+        });
+        let arena = memory::place(requests.collect());
+        for (buffer, offset) in &arena.offsets {
+            self.plan.buffers[buffer.index()].offset = self.shared_bytes + offset;
+        }
+        self.arena_bytes = self.arena_bytes.max(arena.bytes);
+        Ok(Phase { name: name.to_owned(), max_tokens, steps })
+    }
+
+    fn finish(mut self, phases: Vec<Phase>) -> Result<Emitted, PlanEmitError> {
+        self.plan.phases = phases;
+        self.plan.slab_bytes = self.shared_bytes.saturating_add(self.arena_bytes);
+        let nests = self.nests.into_values().collect();
+        Ok(Emitted { plan: self.plan, weights: self.weights, nests })
+    }
+
+    fn table_kernel(&mut self, name: &'static str) -> KernelId {
+        *self.table_kernels.entry(name).or_insert_with(|| {
+            self.plan.kernels.push(Kernel { name: name.to_owned(), code: Code::Table });
+            KernelId::new(self.plan.kernels.len() - 1)
+        })
+    }
+}
+
+struct PhaseCtx<'e, 'a> {
+    emitter: &'e mut Emitter<'a>,
+    index: usize,
+    tokens: RangeInclusive<u64>,
+}
+
+impl<'a> PhaseCtx<'_, 'a> {
+    /// The steps of one run of a graph. Values of `wanted` are put where it says.
+    fn graph(
+        &mut self,
+        graph_index: usize,
+        places: &mut Places,
+        wanted: &[(ValueId, Place)],
+    ) -> Result<Vec<Step>, PlanEmitError> {
+        let schedules = self.emitter.schedules;
+        let schedule = &schedules[graph_index];
+        let graph = schedule.graph;
+        let mut steps = Vec::new();
+        for (value, place) in wanted {
+            // A value with storage of its own is computed right where it is wanted.
+            if schedule.groups.iter().any(|group| group.outputs.contains(value)) && may_preplace(schedule, *value) {
+                places.insert(*value, place.clone());
+            }
+        }
+        for (group_index, group) in schedule.groups.iter().enumerate() {
+            match group.kind {
+                Kind::Kernel => steps.push(self.table_call(schedule, group.values[0], places)?),
+                Kind::Nest => steps.push(self.nest_call(schedule, graph_index, group_index, places)?),
+                Kind::Repeat => self.repeat(schedule, group.values[0], places, &mut steps)?,
+            }
+        }
+        for (value, place) in wanted {
+            let source = self.place(schedule, *value, places);
+            if source.buffer != place.buffer {
+                steps.push(self.copy(graph, *value, source, place.clone()));
+            }
+        }
+        for update in &graph.updates {
+            let source = self.place(schedule, update.value, places);
+            let target = places[&update.state].clone();
+            if source.buffer != target.buffer {
+                steps.push(self.copy(graph, update.value, source, target));
+            }
+        }
+        Ok(steps)
+    }
+
+    fn copy(&self, graph: &Graph, value: ValueId, from: Place, to: Place) -> Step {
+        Step::Copy {
+            from: Arg { access: Access::Read, buffer: from.buffer, offset: from.offset },
+            to: Arg { access: Access::Write, buffer: to.buffer, offset: to.offset },
+            bytes: bytes_expr(graph.ty(value)),
+        }
+    }
+
+    /// Where a value lies, seen through dense views.
+    fn place(&self, schedule: &Schedule<'_>, value: ValueId, places: &Places) -> Place {
+        let view = schedule.views.resolve(value);
+        let base = &places[&view.base];
+        let element = schedule.graph.ty(view.base).dtype.bytes().unwrap_or(0);
+        let bytes = u64::try_from(view.offset).unwrap_or(0) * element;
+        Place { buffer: base.buffer, offset: base.offset.clone() + Expr::from(bytes) }
+    }
+
+    /// The place of a value that a group computes, made now unless it was wanted somewhere.
+    fn output(&mut self, graph: &Graph, value: ValueId, places: &mut Places) -> Result<Place, PlanEmitError> {
+        if let Some(place) = places.get(&value) {
+            return Ok(place.clone());
+        }
+        let bytes = self.emitter.bytes(graph, value, *self.tokens.end())?;
+        let buffer = BufferId::new(self.emitter.plan.buffers.len());
+        self.emitter.plan.buffers.push(Buffer {
+            name: format!("{}.{}", graph.name, graph.label(value)),
+            role: Role::Scratch(self.index),
+            offset: 0,
+            bytes,
+            rounds: 1,
+            stride: 0,
+        });
+        let place = Place { buffer, offset: Expr::from(0) };
+        places.insert(value, place.clone());
+        Ok(place)
+    }
+
+    fn table_call(&mut self, schedule: &Schedule<'_>, value: ValueId, places: &mut Places) -> Result<Step, PlanEmitError> {
+        let graph = schedule.graph;
+        let desc = cpu::choose(graph, value, &self.tokens, self.emitter.options.isa)?;
+        let operands = graph.operands(value);
+        // The cache is an append's first operand, and the last argument of its kernel.
+        let is_append = matches!(graph.op(value), Some(Op::KvAppend(_)));
+        let inputs = if is_append { &operands[1..] } else { operands };
+        let mut places_in_order: Vec<Place> =
+            inputs.iter().map(|&operand| self.place(schedule, operand, places)).collect();
+        places_in_order.push(match is_append {
+            true => self.place(schedule, operands[0], places),
+            false => self.output(graph, value, places)?,
+        });
+        let args = desc.signature.args.iter().zip(places_in_order).map(|(arg, place)| Arg {
+            access: match arg.access {
+                kernels::Access::Read => Access::Read,
+                kernels::Access::Write => Access::Write,
+                kernels::Access::Update => Access::Update,
+            },
+            buffer: place.buffer,
+            offset: place.offset,
+        });
+        let args = args.collect();
+        let x_stride = if is_append { schedule.views.resolve(operands[1]).strides[0] } else { 0 };
+        let dim = |name: &str| cpu::dim(graph, value, name, x_stride).expect("every dim of a signature has a value");
+        let grid = match desc.signature.grid {
+            kernels::Grid::CeilDiv(name, size) => dim(name).div_ceil(size),
+            kernels::Grid::Product(left, right) => dim(left) * dim(right),
+            kernels::Grid::One(name) => dim(name),
+        };
+        let kernel = self.emitter.table_kernel(desc.name);
+        Ok(Step::Call(Call {
+            kernel,
+            grid,
+            args,
+            dims: desc.signature.dims.iter().map(|name| dim(name)).collect(),
+            moves: self.moves(schedule, value),
+            macs: macs(graph, value),
+            from: format!("{}.{}", graph.name, graph.label(value)),
+        }))
+    }
+
+    /// Bytes that a table kernel reads and writes: weights once, and of caches only what is visible.
+    fn moves(&self, schedule: &Schedule<'_>, value: ValueId) -> Expr {
+        let graph = schedule.graph;
+        let mut total = match graph.op(value) {
+            Some(Op::KvAppend(_)) => Expr::from(0),
+            _ => bytes_expr(graph.ty(value)),
+        };
+        for (position, &operand) in graph.operands(value).iter().enumerate() {
+            let ty = graph.ty(operand);
+            total = total
+                + match graph.op(value) {
+                    Some(Op::Attention(_)) if position == 1 || position == 2 => {
+                        Expr::symbol(KEYS) * Expr::product(&ty.shape.0[2..3]) * Expr::from(row_bytes(ty))
+                    }
+                    // An append writes one row for each that it reads.
+                    Some(Op::KvAppend(_)) if position == 0 => {
+                        let rows = &graph.ty(graph.operands(value)[1]).shape.0;
+                        Expr::product(&rows[..2]) * Expr::from(row_bytes(ty))
+                    }
+                    _ if schedule.views.is_weight_time(operand) => {
+                        let index = self.emitter.schedules.iter().position(|other| std::ptr::eq(other.graph, graph));
+                        let bytes = index.and_then(|index| self.emitter.weights.bytes_of(index, operand));
+                        Expr::from(bytes.unwrap_or(0))
+                    }
+                    _ => bytes_expr(ty),
+                };
+        }
+        total
+    }
+
+    fn nest_call(
+        &mut self,
+        schedule: &Schedule<'_>,
+        graph_index: usize,
+        group_index: usize,
+        places: &mut Places,
+    ) -> Result<Step, PlanEmitError> {
+        let graph = schedule.graph;
+        let group = &schedule.groups[group_index];
+        for &value in &group.outputs {
+            self.output(graph, value, places)?;
+        }
+        let (kernel, lowered) = &self.emitter.nests[&(graph_index, group_index)];
+        let nest = &lowered.nest;
+        let mut args = Vec::new();
+        let mut moves = Expr::from(0);
+        for (buffer, &value) in nest.buffers.iter().zip(&lowered.buffers) {
+            let place = places[&value].clone();
+            let access = if buffer.write { Access::Write } else { Access::Read };
+            args.push(Arg { access, buffer: place.buffer, offset: place.offset });
+            moves = moves + touched_bytes(graph, group, value);
+        }
+        let extent = |extent: &Extent| match extent {
+            Extent::Const(size) => Expr::from(*size),
+            Extent::Dim(dim) => Expr::symbol(&nest.dims[*dim]),
+        };
+        let grid = nest.outer.iter().fold(Expr::from(1), |grid, outer| grid * extent(outer));
+        let labels: Vec<String> = group.outputs.iter().map(|&value| graph.label(value)).collect();
+        Ok(Step::Call(Call {
+            kernel: *kernel,
+            grid,
+            args,
+            dims: nest.dims.iter().map(|name| Expr::symbol(name)).collect(),
+            moves,
+            macs: Expr::from(0),
+            from: format!("{}.{}", graph.name, labels.join("+")),
+        }))
+    }
+
+    fn repeat(
+        &mut self,
+        schedule: &Schedule<'_>,
+        value: ValueId,
+        places: &mut Places,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), PlanEmitError> {
+        let graph = schedule.graph;
+        let Def::Op { op: Op::Repeat(repeat), inputs } = &graph.values[value].def else {
+            unreachable!("groups of this kind hold a repeat");
+        };
+        let program = self.emitter.program;
+        let body_index =
+            program.graphs.iter().position(|body| *body.name == *repeat.body).expect("the verifier found the body");
+        let body_schedule = &self.emitter.schedules[body_index];
+        let body = body_schedule.graph;
+        let initial = self.place(schedule, inputs[0], places);
+        let carried = match self.may_carry_in(schedule, value, inputs[0], &initial) {
+            true => initial,
+            false => {
+                let carried = self.output(graph, value, places)?;
+                steps.push(self.copy(graph, inputs[0], initial, carried.clone()));
+                carried
+            }
+        };
+        places.insert(value, carried.clone());
+        let mut body_places = self.emitter.fixed[body_index].clone();
+        body_places.insert(body.inputs[0], carried.clone());
+        for (&parameter, &argument) in body.inputs.iter().zip(inputs).skip(1) {
+            let place = self.place(schedule, argument, places);
+            body_places.insert(parameter, place);
+        }
+        let result = body.outputs[0];
+        let wanted = match writes_in_place(body_schedule, body.inputs[0], result) {
+            true => vec![(result, carried.clone())],
+            false => Vec::new(),
+        };
+        let mut body_steps = self.graph(body_index, &mut body_places, &wanted)?;
+        let source = self.place(body_schedule, result, &body_places);
+        if source.buffer != carried.buffer {
+            body_steps.push(self.copy(body, result, source, carried));
+        }
+        steps.push(Step::Repeat { count: repeat.count, steps: body_steps });
+        Ok(())
+    }
+
+    /// Whether the rounds may overwrite the buffer of the first carried value: it is scratch, and nothing else reads it.
+    fn may_carry_in(&self, schedule: &Schedule<'_>, repeat: ValueId, initial: ValueId, place: &Place) -> bool {
+        let graph = schedule.graph;
+        let owner = storage_owner(graph, &schedule.views, initial);
+        let is_read_elsewhere = graph.values.ids().any(|user| {
+            let operands = graph.operands(user).iter().enumerate();
+            let mut reads = operands.filter(|(position, operand)| {
+                storage_owner(graph, &schedule.views, **operand) == owner
+                    && !(user == repeat && *position == 0)
+                    && !schedule.views.is_view(user)
+            });
+            reads.next().is_some()
+        });
+        matches!(self.emitter.plan.buffer(place.buffer).role, Role::Scratch(_)) && !is_read_elsewhere
+    }
+}
+
+/// The symbol of the keys that all tokens of a call see together: what attention reads is proportional to it.
+const KEYS: &str = "keys";
+
+/// Whether a value can be computed in a buffer given from outside: it has storage of its own, and is no append to a cache.
+fn may_preplace(schedule: &Schedule<'_>, value: ValueId) -> bool {
+    schedule.views.resolve(value).base == value && !matches!(schedule.graph.op(value), Some(Op::Repeat(_)))
+}
+
+/// Whether the last writer of a round may write over the carried value: no later group reads the old one, and the writer itself reads it, if at
+/// all, only at the element that it writes, in a nest of that one store.
+fn writes_in_place(schedule: &Schedule<'_>, carried: ValueId, result: ValueId) -> bool {
+    let Some(writer) = schedule.groups.iter().position(|group| group.outputs.contains(&result)) else { return false };
+    let reads = |group: &Group| {
+        let operands = group.values.iter().flat_map(|&value| schedule.graph.operands(value));
+        operands.into_iter().any(|&operand| schedule.views.resolve(operand).base == carried)
+    };
+    may_preplace(schedule, result)
+        && !schedule.groups[writer..].iter().any(reads)
+        && !schedule.graph.updates.iter().any(|update| schedule.views.resolve(update.value).base == carried)
+}
+
+fn round_offset(rounds: u32, stride: u64) -> Expr {
+    if rounds <= 1 { Expr::from(0) } else { Expr::symbol(ROUND) * Expr::from(stride) }
+}
+
+fn io(graph: &Graph, value: ValueId, name: String, buffer: BufferId) -> Io {
+    let ty = graph.ty(value);
+    Io { name, buffer, dtype: ty.dtype, shape: ty.shape.dims().iter().map(Expr::from).collect() }
+}
+
+/// Bytes of one row of a type along its innermost dimension.
+fn row_bytes(ty: &TensorType) -> u64 {
+    let k = ty.shape.last_const().unwrap_or(1);
+    match RowFormat::new(ty.dtype, k as usize) {
+        Some(format) => format.stride() as u64,
+        None => k.saturating_mul(ty.dtype.bytes().unwrap_or(1)),
+    }
+}
+
+/// Bytes of a value in memory.
+fn bytes_expr(ty: &TensorType) -> Expr {
+    match (ty.dtype.is_row_format(), ty.shape.last()) {
+        (true, _) | (_, Some(Dim::Const(_))) => Expr::product(ty.shape.outer()) * Expr::from(row_bytes(ty)),
+        _ => Expr::product(ty.shape.dims()) * Expr::from(ty.dtype.bytes().unwrap_or(1)),
+    }
+}
+
+/// Bytes of a buffer that a nest touches: of a table that rows are gathered from, only those rows.
+fn touched_bytes(graph: &Graph, group: &Group, value: ValueId) -> Expr {
+    let is_table = |user: &ValueId| matches!(graph.op(*user), Some(Op::Gather(_))) && graph.operands(*user)[0] == value;
+    match group.values.iter().find(|user| is_table(user)) {
+        Some(&gathered) => {
+            let rows = Expr::product(graph.ty(gathered).shape.outer());
+            rows * Expr::from(row_bytes(graph.ty(value)))
+        }
+        None => bytes_expr(graph.ty(value)),
+    }
+}
+
+/// Multiply-accumulates of a product.
+fn macs(graph: &Graph, value: ValueId) -> Expr {
+    match graph.op(value) {
+        Some(Op::TernaryMatmul(_) | Op::Matmul(_)) => {
+            let weight = graph.ty(graph.operands(value)[1]);
+            Expr::product(graph.ty(value).shape.outer()) * Expr::product(weight.shape.dims())
+        }
+        Some(Op::Attention(_)) => {
+            let q = graph.ty(value);
+            Expr::symbol(KEYS) * Expr::product(&q.shape.0[1..]) * Expr::from(2)
+        }
+        _ => Expr::from(0),
+    }
+}
+
+/// The name of a generated kernel: its graph and what it computes.
+fn nest_name(graph: &Graph, group: &Group) -> String {
+    let labels: Vec<String> = group.outputs.iter().map(|&value| graph.label(value)).collect();
+    let text = format!("{}_{}", graph.name, labels.join("_"));
+    let mut name: String = text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    if !name.starts_with(|c: char| c.is_ascii_alphabetic()) {
+        name.insert_str(0, "nest_");
+    }
+    name
+}
+
+fn unique(names: &mut HashMap<String, usize>, name: String) -> String {
+    let count = names.entry(name.clone()).or_insert(0);
+    *count += 1;
+    match *count {
+        1 => name,
+        count => unique(names, format!("{name}_{count}")),
+    }
+}

@@ -1,0 +1,33 @@
+//! Why something could not be compiled.
+
+use ir::plan::PlanErrors;
+use ir::verify::VerifyErrors;
+
+use crate::emit::EmitError;
+use crate::emit::plan::PlanEmitError;
+use crate::rewrite::RewriteError;
+
+/// Why a program could not be compiled.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// The optimiser failed.
+    #[error(transparent)]
+    Rewrite(#[from] RewriteError),
+    /// A pass broke the program. Always a bug in tritter.
+    #[error("internal error: pass `{pass}` produced an invalid program:\n{errors}")]
+    Pass {
+        /// The pass.
+        pass: &'static str,
+        /// What is wrong with its result.
+        errors: VerifyErrors,
+    },
+    /// No plan could be made.
+    #[error(transparent)]
+    Plan(#[from] PlanEmitError),
+    /// No code could be generated.
+    #[error(transparent)]
+    Emit(#[from] EmitError),
+    /// The plan breaks its own rules. Always a bug in tritter.
+    #[error("internal error: the plan is not consistent:\n{0}")]
+    Check(#[from] PlanErrors),
+}

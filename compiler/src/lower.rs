@@ -1,0 +1,4 @@
+//! From groups to calls: a row of the kernel table where one fits, generated code for the rest.
+
+pub mod cpu;
+pub mod nest;

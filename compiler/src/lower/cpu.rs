@@ -1,0 +1,119 @@
+//! The choices for a CPU: which row of the kernel table computes an op, and with which sizes.
+
+use std::ops::RangeInclusive;
+
+use ir::packing::TernaryLayout;
+use ir::plan::Expr;
+use ir::{DType, Graph, Op, ValueId};
+use kernels::{Family, Isa, KernelDesc};
+
+/// Why no row of the table fits.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no {isa} kernel for `{op}` of `{value}` on ({types}): {reason}; the closest: {closest}")]
+pub struct NoKernel {
+    /// The target's features.
+    pub isa: Isa,
+    /// The op.
+    pub op: &'static str,
+    /// The value.
+    pub value: String,
+    /// The types of its inputs.
+    pub types: String,
+    /// What does not fit.
+    pub reason: String,
+    /// Rows of the same family.
+    pub closest: String,
+}
+
+/// The kernel of an op for calls of a range of tokens: among those that the target can run, the best instruction set, and then the row made for
+/// the fewest tokens.
+///
+/// # Errors
+///
+/// If there is none.
+pub fn choose(
+    graph: &Graph,
+    value: ValueId,
+    tokens: &RangeInclusive<u64>,
+    isa: Isa,
+) -> Result<&'static KernelDesc, NoKernel> {
+    let operands = graph.operands(value);
+    let dtype = |position: usize| graph.ty(operands[position]).dtype;
+    let op = graph.op(value).expect("groups of the table are ops");
+    let (family, inputs, output): (Family, Vec<DType>, DType) = match op {
+        Op::TernaryMatmul(_) => (Family::TernaryMatmul, vec![dtype(0), DType::T2], DType::F32),
+        // Weights in half precision are widened when they are packed.
+        Op::Matmul(_) => (Family::DenseMatmul, vec![DType::F32, stored_dtype(dtype(1))], DType::F32),
+        Op::Attention(_) => (Family::Attention, vec![DType::F32, dtype(1), dtype(2)], DType::F32),
+        Op::KvAppend(_) => (Family::KvAppend, vec![DType::F32], dtype(0)),
+        _ => (Family::DenseMatmul, Vec::new(), DType::F32),
+    };
+    let fits = |desc: &&KernelDesc| {
+        desc.family == family
+            && desc.inputs == inputs
+            && desc.output == output
+            && desc.requires.isa.runs_on(isa)
+            && desc.tokens.start() <= tokens.start()
+            && tokens.end() <= desc.tokens.end()
+    };
+    let refuse = |reason: String| NoKernel {
+        isa,
+        op: op.name(),
+        value: graph.label(value),
+        types: operands.iter().map(|&operand| graph.ty(operand).to_string()).collect::<Vec<_>>().join(", "),
+        reason,
+        closest: kernels::TABLE
+            .iter()
+            .filter(|desc| desc.family == family && desc.requires.isa.runs_on(isa))
+            .map(|desc| desc.name)
+            .collect::<Vec<_>>()
+            .join(", "),
+    };
+    if family == Family::Attention {
+        let head_dim = graph.ty(operands[0]).shape.last_const().unwrap_or(0);
+        if kernels::MAX_HEAD_DIM as u64 <= head_dim && head_dim != kernels::MAX_HEAD_DIM as u64 {
+            return Err(refuse(format!("a head has {head_dim} elements, kernels have room for {}", kernels::MAX_HEAD_DIM)));
+        }
+    }
+    let best = kernels::TABLE.iter().filter(fits).min_by_key(|desc| {
+        (std::cmp::Reverse(desc.requires.isa.rank()), desc.tokens.end() - desc.tokens.start(), desc.name)
+    });
+    best.ok_or_else(|| refuse("no row has these types".to_owned()))
+}
+
+/// The type that weights of a dense product are stored in.
+pub fn stored_dtype(dtype: DType) -> DType {
+    if dtype == DType::F16 { DType::F32 } else { dtype }
+}
+
+/// The packing that a kernel wants its ternary weights in.
+pub fn layout_of(desc: &KernelDesc) -> TernaryLayout {
+    desc.layout.unwrap_or(TernaryLayout::Tile16)
+}
+
+/// The value of a kernel's dim, by its name in the signature. `x_stride` is that of [`Op::KvAppend`]'s `x`.
+pub fn dim(graph: &Graph, value: ValueId, name: &str, x_stride: i64) -> Option<Expr> {
+    let operands = graph.operands(value);
+    let size = |position: usize, axis: usize| Expr::from(&graph.ty(operands[position]).shape.0[axis]);
+    let constant = |value: u64| Some(Expr::from(value));
+    match (graph.op(value)?, name) {
+        (Op::TernaryMatmul(_) | Op::Matmul(_), "n") => Some(Expr::product(graph.ty(operands[0]).shape.outer())),
+        (Op::TernaryMatmul(_) | Op::Matmul(_), "k") => Some(size(1, 1)),
+        (Op::TernaryMatmul(_) | Op::Matmul(_), "m") => Some(size(1, 0)),
+        (Op::Attention(_), "n") => Some(size(0, 0)),
+        (Op::Attention(_), "heads") => Some(size(0, 1)),
+        (Op::Attention(_), "hd") => Some(size(0, 2)),
+        (Op::Attention(_), "ctx") => Some(size(1, 1)),
+        (Op::Attention(_), "kv_heads") => Some(size(1, 2)),
+        (Op::Attention(attention), "window") => constant(u64::from(attention.window)),
+        (Op::Attention(attention), "sinks") => constant(u64::from(attention.sinks)),
+        (Op::Attention(attention), "scale_bits") => constant(u64::from((attention.scale.get() as f32).to_bits())),
+        (Op::KvAppend(_), "n") => Some(size(1, 0)),
+        (Op::KvAppend(_), "seqs") => Some(size(0, 0)),
+        (Op::KvAppend(_), "ctx") => Some(size(0, 1)),
+        (Op::KvAppend(_), "kv_heads") => Some(size(0, 2)),
+        (Op::KvAppend(_), "hd") => Some(size(0, 3)),
+        (Op::KvAppend(_), "x_stride") => constant(u64::try_from(x_stride).ok()?),
+        _ => None,
+    }
+}

@@ -1,0 +1,120 @@
+//! The passes, top to bottom: read this first.
+
+use std::time::{Duration, Instant};
+
+use ir::entity::Id;
+use ir::plan::{Code as CodePlace, Plan};
+use ir::{Program, Verified};
+
+use crate::emit::{self, Code, CodeTarget};
+use crate::emit::plan::{Emitted, PlanOptions};
+use crate::error::CompileError;
+use crate::report::{Dump, Report};
+use crate::rewrite;
+use crate::target::Target;
+use crate::weights::WeightPlan;
+
+/// What a compilation may be told. No field has a default here: the binary chooses.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How to optimise.
+    pub rewrite: rewrite::Options,
+    /// Positions of a sequence that the caches hold.
+    pub context: u64,
+    /// Sequences that the caches hold.
+    pub sequences: u64,
+    /// Whether to keep a readable form of every stage.
+    pub dumps: bool,
+}
+
+/// All that an artifact is written from, but for the weights' values.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The optimised program, which says how each stored tensor follows from the parameters.
+    pub program: Verified<Program>,
+    /// The plan.
+    pub plan: Plan,
+    /// The generated machine code.
+    pub code: Code,
+    /// The tensors to be stored.
+    pub weights: WeightPlan,
+    /// What was done and why.
+    pub report: Report,
+    /// Every stage in readable form, if asked for, in order.
+    pub dumps: Vec<Dump>,
+}
+
+/// Compiles a program for a target.
+///
+/// # Errors
+///
+/// If the program uses something that the target has no kernel for; and every failure that is a bug of tritter.
+pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -> Result<Compiled, CompileError> {
+    let mut stages = Stages { times: Vec::new(), dumps: Vec::new(), keep: options.dumps };
+    stages.dump("source.tri", || ir::text::print(&program));
+
+    // The compute e-graph: equal programs, and the cheapest of them for this target.
+    let (program, rewriting) =
+        stages.time("optimise", || rewrite::optimise(&program, target, &options.rewrite))?;
+    stages.dump("optimised.tri", || ir::text::print(&program));
+    stages.dump("rewriting.txt", || rewriting.to_string());
+
+    // Groups, kernels, places: needs the program in its final form.
+    let plan_options = PlanOptions {
+        target: target.to_string(),
+        isa: target.isa(),
+        context: options.context,
+        sequences: options.sequences,
+    };
+    let Emitted { mut plan, weights, nests } =
+        stages.time("plan", || emit::plan::emit(&program, &plan_options))?;
+    stages.dump("nests.txt", || {
+        let texts: Vec<String> = nests.iter().map(|(_, lowered)| lowered.nest.to_string()).collect();
+        texts.join("\n")
+    });
+
+    // Machine code for the nests; then their places are known to the plan.
+    let code_target = CodeTarget::new(target.arch(), target.isa()).expect("a target is an instruction set of its architecture");
+    let code = stages.time("code", || {
+        let sources: Vec<_> = nests.iter().map(|(_, lowered)| &lowered.nest).collect();
+        emit::assemble(&sources, code_target, options.dumps)
+    })?;
+    for ((kernel, _), symbol) in nests.iter().zip(&code.symbols) {
+        plan.kernels[kernel.index()].code = CodePlace::Generated { offset: symbol.offset, bytes: symbol.len };
+    }
+    for listing in &code.listings {
+        stages.dump(&format!("{}.clif", listing.name), || listing.clif.clone());
+        stages.dump(&format!("{}.s", listing.name), || listing.assembly.clone());
+    }
+
+    // The same check that every reader runs.
+    stages.time("check", || ir::plan::check(&plan))?;
+    stages.dump("plan.ron", || plan.to_ron());
+
+    let report = Report::new(&plan, &weights, rewriting, std::mem::take(&mut stages.times));
+    stages.dump("report.txt", || report.to_string());
+    Ok(Compiled { program, plan, code, weights, report, dumps: stages.dumps })
+}
+
+/// Times and keeps what the passes give.
+struct Stages {
+    times: Vec<(&'static str, Duration)>,
+    dumps: Vec<Dump>,
+    keep: bool,
+}
+
+impl Stages {
+    fn time<T>(&mut self, pass: &'static str, run: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = run();
+        self.times.push((pass, start.elapsed()));
+        result
+    }
+
+    fn dump(&mut self, name: &str, text: impl FnOnce() -> String) {
+        if self.keep {
+            let name = format!("{:02}-{name}", self.dumps.len());
+            self.dumps.push(Dump { name, text: text() });
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What the compiler did and why: the text of an artifact, and the numbers behind it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use ir::entity::Id;
+use ir::plan::{Plan, Role, Step};
+
+use crate::rewrite;
+use crate::weights::WeightPlan;
+
+/// One stage in readable form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dump {
+    /// A file name: its number in the order of the stages, and what it shows.
+    pub name: String,
+    /// The text.
+    pub text: String,
+}
+
+/// The outcome of a compilation. Its text is the same for the same input; times are kept apart.
+#[derive(Debug)]
+pub struct Report {
+    /// The model.
+    pub model: String,
+    /// The target.
+    pub target: String,
+    /// What the optimiser did.
+    pub rewriting: rewrite::Report,
+    /// Bytes by what they are for.
+    pub memory: Memory,
+    /// For each phase: its name, its most tokens, and how often one call runs each kernel.
+    pub phases: Vec<(String, u64, BTreeMap<String, u64>)>,
+    /// How long each pass took.
+    pub times: Vec<(&'static str, Duration)>,
+}
+
+/// The certificate in short: bytes by what they are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Packed weights, mapped.
+    pub weights: u64,
+    /// Key-value caches.
+    pub states: u64,
+    /// Inputs and outputs.
+    pub io: u64,
+    /// Scratch, shared by all phases.
+    pub scratch: u64,
+    /// The slab: all but the weights.
+    pub slab: u64,
+}
+
+impl Memory {
+    /// Weights and slab.
+    pub fn peak(self) -> u64 {
+        self.weights.saturating_add(self.slab)
+    }
+}
+
+impl Report {
+    /// The report on a plan.
+    pub fn new(
+        plan: &Plan,
+        weights: &WeightPlan,
+        rewriting: rewrite::Report,
+        times: Vec<(&'static str, Duration)>,
+    ) -> Self {
+        let mut memory = Memory { weights: weights.bytes(), slab: plan.slab_bytes, ..Memory::default() };
+        for buffer in &plan.buffers {
+            let bytes = buffer.end().map_or(u64::MAX, |end| end - buffer.offset);
+            match buffer.role {
+                Role::State => memory.states = memory.states.saturating_add(bytes),
+                Role::Input | Role::Output => memory.io = memory.io.saturating_add(bytes),
+                Role::Weight | Role::Scratch(_) => {}
+            }
+        }
+        memory.scratch = memory.slab.saturating_sub(memory.states).saturating_sub(memory.io);
+        let phases = plan.phases.iter().map(|phase| {
+            let mut calls = BTreeMap::new();
+            count(plan, &phase.steps, 1, &mut calls);
+            (phase.name.clone(), phase.max_tokens, calls)
+        });
+        let phases = phases.collect();
+        Self { model: plan.model.clone(), target: plan.target.clone(), rewriting, memory, phases, times }
+    }
+}
+
+fn count(plan: &Plan, steps: &[Step], times: u64, calls: &mut BTreeMap<String, u64>) {
+    for step in steps {
+        match step {
+            Step::Call(call) => *calls.entry(plan.kernels[call.kernel.index()].name.clone()).or_insert(0) += times,
+            Step::Copy { .. } => *calls.entry("copy".to_owned()).or_insert(0) += times,
+            Step::Repeat { count: rounds, steps } => count(plan, steps, times * u64::from(*rounds), calls),
+        }
+    }
+}
+
+/// Bytes as people read them.
+pub fn human_bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if value < 1000.0 {
+            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.2} {unit}") };
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.2} TB")
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "model    {}", self.model)?;
+        writeln!(f, "target   {}", self.target)?;
+        writeln!(f)?;
+        let Memory { weights, states, io, scratch, .. } = self.memory;
+        writeln!(f, "memory   {} in all", human_bytes(self.memory.peak()))?;
+        for (what, bytes) in [("weights", weights), ("caches", states), ("in, out", io), ("scratch", scratch)] {
+            writeln!(f, "  {what:<8} {:>12}", human_bytes(bytes))?;
+        }
+        for (name, tokens, calls) in &self.phases {
+            let total: u64 = calls.values().sum();
+            writeln!(f, "\nphase {name}, up to {tokens} tokens: {total} calls")?;
+            for (kernel, times) in calls {
+                writeln!(f, "  {times:>5} x {kernel}")?;
+            }
+        }
+        writeln!(f, "\nrewriting\n{}", self.rewriting)
+    }
+}

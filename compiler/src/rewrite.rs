@@ -1,0 +1,338 @@
+//! Which rulesets run, in what order, with what limits; and the optimiser that runs them.
+//!
+//! Each graph of a program becomes an e-graph of its own. The stages of [`STAGES`] grow it, one after another, each until nothing is new or a
+//! limit is met; then the cheapest graph is extracted. What a stage finds equal stays equal in the next, so no stage can lose a better form.
+//!
+//! Before: a verified program, in whatever ops the model used. After: an equal verified program with the same inputs, outputs, states and
+//! parameters, and the names of the values that are still there.
+//!
+//! Results do not depend on time, memory addresses or threads. Limits count nodes and rounds; the limit on time is a safety net, and an
+//! error when it is met.
+
+pub mod rule;
+
+pub mod arithmetic;
+
+pub mod movement;
+
+pub mod matmul;
+
+pub mod ternary;
+
+pub mod norm;
+
+pub mod activation;
+
+pub mod attention;
+
+pub mod report;
+
+pub mod example;
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use egg::{Rewrite, Runner, SimpleScheduler};
+use ir::verify::VerifyErrors;
+use ir::{Graph, Program, Verified, verify};
+
+use crate::egraph::analysis::Problem;
+use crate::egraph::convert::{Loaded, store};
+use crate::egraph::cost::CostModel;
+use crate::egraph::extract::{Choices, NoTerm, extract};
+use crate::egraph::{ENode, Facts};
+use crate::target::Target;
+
+pub use report::{ExtractionReport, GraphReport, Report, StageReport, Stop};
+pub use rule::{Exactness, Rule};
+
+/// One stage: a name, and the families of rules that run together.
+pub struct Stage {
+    /// What it is called in options and reports.
+    pub name: &'static str,
+    /// The rules, by family.
+    pub families: &'static [fn() -> Vec<Rule>],
+}
+
+/// The stages, in order.
+pub const STAGES: &[Stage] = &[
+    // Brings equal things to one form, so that later patterns meet one form only.
+    Stage { name: "canonicalise", families: &[arithmetic::rules, movement::rules] },
+    // Dense arithmetic on ternary weights becomes ternary_matmul; the scales on the way are cleaned up by arithmetic.
+    Stage { name: "ternary", families: &[matmul::rules, ternary::rules, arithmetic::rules, movement::rules] },
+    // Neighbours become one op.
+    Stage { name: "fuse", families: &[norm::rules, activation::rules, attention::rules, arithmetic::rules, movement::rules] },
+    // After all others, because only then it is known which matmuls over the same activations are needed.
+    Stage { name: "merge", families: &[matmul::merges] },
+];
+
+/// What the optimiser may do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// The stages to run, by name; the order is that of [`STAGES`].
+    pub stages: Vec<String>,
+    /// Rules that are only as exact as this are left out.
+    pub exactness: Exactness,
+    /// Whether merges are recorded, so that they can be explained.
+    pub proofs: bool,
+    /// When to stop.
+    pub limits: Limits,
+}
+
+/// When to stop.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Nodes of an e-graph.
+    pub nodes: usize,
+    /// Rounds of a stage.
+    pub rounds: usize,
+    /// Decisions of an extraction.
+    pub decisions: u64,
+    /// Seconds of a stage. Meeting this one is an error.
+    pub seconds: u64,
+}
+
+impl Options {
+    /// All stages and all rules. Limits: a layer's e-graph has a few hundred nodes and is saturated after about five rounds, so ten times
+    /// that is far from any model; an extraction of a layer takes a few hundred decisions.
+    pub fn all() -> Self {
+        Self {
+            stages: STAGES.iter().map(|stage| stage.name.to_owned()).collect(),
+            exactness: Exactness::Rounding,
+            proofs: false,
+            limits: Limits { nodes: 20_000, rounds: 50, decisions: 50_000, seconds: 60 },
+        }
+    }
+
+    /// No stages: the program is only brought into its shortest form.
+    pub fn none() -> Self {
+        Self { stages: Vec::new(), ..Self::all() }
+    }
+}
+
+/// Why a program could not be optimised.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RewriteError {
+    /// Options name stages that are none.
+    #[error("there is no stage {}; stages are {}", unknown.join(", "), known())]
+    Stages {
+        /// The names.
+        unknown: Vec<String>,
+    },
+    /// There is nothing of this name to explain.
+    #[error("the program has no graph `{graph}` with a value {value}")]
+    Explain {
+        /// The graph asked for.
+        graph: String,
+        /// The value asked for.
+        value: String,
+    },
+    /// A rule made an ill-typed node or merged two types. Always a bug in tritter.
+    #[error("internal error: in graph `{graph}`, after stage `{stage}`: {}", list(problems))]
+    Rules {
+        /// The graph.
+        graph: String,
+        /// The stage.
+        stage: String,
+        /// What is wrong.
+        problems: Vec<Problem>,
+    },
+    /// A stage took longer than it ever should. Always a bug in tritter.
+    #[error("internal error: in graph `{graph}`, stage `{stage}` took more than {seconds} seconds")]
+    Time {
+        /// The graph.
+        graph: String,
+        /// The stage.
+        stage: String,
+        /// The limit.
+        seconds: u64,
+    },
+    /// The e-graph has lost a value. Always a bug in tritter.
+    #[error("internal error: in graph `{graph}`: {source}")]
+    Extract {
+        /// The graph.
+        graph: String,
+        /// What is wrong.
+        source: NoTerm,
+    },
+    /// The optimised program is not well formed. Always a bug in tritter.
+    #[error("internal error: the optimiser produced an invalid program:\n{0}")]
+    Invalid(VerifyErrors),
+}
+
+fn known() -> String {
+    STAGES.iter().map(|stage| stage.name).collect::<Vec<_>>().join(", ")
+}
+
+fn list(problems: &[Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// All rules, each once, in the order of the stages.
+pub fn rules() -> Vec<&'static Rule> {
+    let mut seen: BTreeMap<&str, ()> = BTreeMap::new();
+    RULESETS.iter().flatten().filter(|rule| seen.insert(&rule.name, ()).is_none()).collect()
+}
+
+/// The rules of each stage. Built once: parsing a few hundred patterns takes a millisecond.
+static RULESETS: LazyLock<Vec<Vec<Rule>>> = LazyLock::new(|| {
+    let rules = |stage: &Stage| stage.families.iter().flat_map(|family| family()).collect();
+    STAGES.iter().map(rules).collect()
+});
+
+/// The rules of each stage as egg runs them.
+static REWRITES: LazyLock<Vec<Vec<StageRewrite>>> = LazyLock::new(|| {
+    let rewrites = |rule: &Rule| -> Vec<StageRewrite> {
+        let rewrites = rule.rewrites().unwrap_or_else(|error| panic!("rule `{}`: {error}", rule.name));
+        rewrites.into_iter().map(|rewrite| StageRewrite { exactness: rule.exactness, rewrite }).collect()
+    };
+    RULESETS.iter().map(|rules| rules.iter().flat_map(rewrites).collect()).collect()
+});
+
+struct StageRewrite {
+    exactness: Exactness,
+    rewrite: Rewrite<ENode, Facts>,
+}
+
+/// The cheapest program that the rules find equal to this one.
+///
+/// # Errors
+///
+/// If the options name unknown stages; everything else is a bug.
+pub fn optimise(
+    program: &Verified<Program>,
+    target: &Target,
+    options: &Options,
+) -> Result<(Verified<Program>, Report), RewriteError> {
+    check_stages(options)?;
+    let model = CostModel::new(target.machine);
+    let mut graphs = Vec::new();
+    let mut reports = Vec::new();
+    for graph in &program.graphs {
+        let saturated = saturate(graph, &model, options)?;
+        graphs.push(saturated.to_graph(graph)?);
+        reports.push(saturated.report);
+    }
+    let optimised = Program { name: program.name.clone(), symbols: program.symbols.clone(), graphs };
+    let optimised = verify(optimised).map_err(RewriteError::Invalid)?;
+    Ok((optimised, Report { graphs: reports }))
+}
+
+/// Refuses stages that do not exist, all at once.
+pub(crate) fn check_stages(options: &Options) -> Result<(), RewriteError> {
+    let is_unknown = |name: &&String| !STAGES.iter().any(|stage| stage.name == **name);
+    let unknown: Vec<String> = options.stages.iter().filter(is_unknown).cloned().collect();
+    if unknown.is_empty() { Ok(()) } else { Err(RewriteError::Stages { unknown }) }
+}
+
+/// A graph's e-graph after all stages, and the cheapest graph in it.
+pub(crate) struct Saturated {
+    pub(crate) loaded: Loaded,
+    pub(crate) choices: Choices,
+    pub(crate) report: GraphReport,
+}
+
+impl Saturated {
+    fn to_graph(&self, source: &Graph) -> Result<Graph, RewriteError> {
+        store(source, &self.loaded, &self.choices).map_err(|problem| RewriteError::Rules {
+            graph: source.name.clone(),
+            stage: "extraction".to_owned(),
+            problems: vec![problem],
+        })
+    }
+}
+
+/// Runs the stages on one graph.
+pub(crate) fn saturate(graph: &Graph, model: &CostModel, options: &Options) -> Result<Saturated, RewriteError> {
+    let mut loaded = Loaded::new(graph, options.proofs);
+    let best = |loaded: &Loaded| {
+        extract(&loaded.egraph, &loaded.roots(graph), model, options.limits.decisions)
+            .map_err(|source| RewriteError::Extract { graph: graph.name.clone(), source })
+    };
+    check_facts(graph, "load", &loaded)?;
+    let mut choices = best(&loaded)?;
+    let cost_before = choices.cost;
+    let mut stages = Vec::new();
+    for (stage, rewrites) in STAGES.iter().zip(REWRITES.iter()) {
+        if !options.stages.iter().any(|name| name == stage.name) {
+            continue;
+        }
+        let cost_before = choices.cost;
+        let rewrites = rewrites.iter().filter(|rewrite| rewrite.exactness <= options.exactness);
+        let rewrites: Vec<&Rewrite<ENode, Facts>> = rewrites.map(|rewrite| &rewrite.rewrite).collect();
+        loaded.egraph.analysis.chosen = choices.nodes.clone();
+        let rounds = run(graph, stage.name, &mut loaded, &rewrites, &options.limits)?;
+        check_facts(graph, stage.name, &loaded)?;
+        choices = best(&loaded)?;
+        stages.push(StageReport {
+            stage: stage.name,
+            rules: rounds.rules,
+            iterations: rounds.count,
+            nodes: loaded.egraph.total_number_of_nodes(),
+            classes: loaded.egraph.number_of_classes(),
+            stop: rounds.stop,
+            cost_before,
+            cost_after: choices.cost,
+            seconds: rounds.seconds,
+        });
+    }
+    let extraction = ExtractionReport { proved: choices.proved, decisions: choices.steps };
+    let report = GraphReport { graph: graph.name.clone(), stages, cost_before, cost_after: choices.cost, extraction };
+    Ok(Saturated { loaded, choices, report })
+}
+
+/// What the rounds of a stage did.
+struct Rounds {
+    count: usize,
+    rules: BTreeMap<String, usize>,
+    stop: Stop,
+    seconds: f64,
+}
+
+/// Applies rules until nothing is new.
+fn run(
+    graph: &Graph,
+    stage: &str,
+    loaded: &mut Loaded,
+    rewrites: &[&Rewrite<ENode, Facts>],
+    limits: &Limits,
+) -> Result<Rounds, RewriteError> {
+    let egraph = std::mem::replace(&mut loaded.egraph, crate::egraph::EGraph::new(Facts::default()));
+    let runner = Runner::<ENode, Facts, ()>::new(Facts::default())
+        .with_egraph(egraph)
+        .with_scheduler(SimpleScheduler)
+        .with_node_limit(limits.nodes)
+        .with_iter_limit(limits.rounds)
+        .with_time_limit(Duration::from_secs(limits.seconds))
+        .run(rewrites.iter().copied());
+    let Runner { egraph, iterations, stop_reason, .. } = runner;
+    loaded.egraph = egraph;
+    let mut rules: BTreeMap<String, usize> = BTreeMap::new();
+    for iteration in &iterations {
+        for (name, count) in &iteration.applied {
+            let name = name.as_str().split('/').next().unwrap_or_default();
+            *rules.entry(name.to_owned()).or_default() += count;
+        }
+    }
+    let stop = match stop_reason {
+        Some(egg::StopReason::NodeLimit(_)) => Stop::Nodes,
+        Some(egg::StopReason::IterationLimit(_)) => Stop::Rounds,
+        Some(egg::StopReason::TimeLimit(_)) => {
+            let (graph, stage) = (graph.name.clone(), stage.to_owned());
+            return Err(RewriteError::Time { graph, stage, seconds: limits.seconds });
+        }
+        _ => Stop::Saturated,
+    };
+    let seconds = iterations.iter().map(|iteration| iteration.total_time).sum();
+    Ok(Rounds { count: iterations.len(), rules, stop, seconds })
+}
+
+fn check_facts(graph: &Graph, stage: &str, loaded: &Loaded) -> Result<(), RewriteError> {
+    let problems = loaded.egraph.analysis.problems.clone();
+    debug_assert!(problems.is_empty(), "{stage}: {}", list(&problems));
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(RewriteError::Rules { graph: graph.name.clone(), stage: stage.to_owned(), problems })
+}

@@ -1,0 +1,8 @@
+//! From a graph to a sequence of groups: what becomes one kernel, in which order, and where its results lie.
+
+pub mod view;
+pub mod group;
+pub mod memory;
+
+pub use group::{Group, Kind, Schedule, ScheduleError};
+pub use view::{View, Views};

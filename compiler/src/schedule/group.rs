@@ -1,0 +1,291 @@
+//! Which values become one kernel, and in which order kernels run.
+//!
+//! Three kinds of groups: one op that a row of the kernel table computes; one repeat; and *nests*, sets of row-wise ops over the same rows,
+//! for which code is generated. A value joins the nest of a producer if both have the same rows and no path between them leaves the nest and
+//! comes back. Row formats, rotary embeddings and joined tensors end a nest: their readers see whole rows.
+
+use std::collections::BTreeSet;
+
+use ir::entity::Id;
+use ir::graph::{Def, Graph};
+use ir::{Dim, Op, Shape, ValueId};
+use petgraph::algo::{has_path_connecting, toposort};
+use petgraph::graph::{DiGraph, NodeIndex};
+
+use super::view::Views;
+
+/// What becomes one kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// How it is computed.
+    pub kind: Kind,
+    /// Its values, operands before users.
+    pub values: Vec<ValueId>,
+    /// Those that others read: they get storage.
+    pub outputs: Vec<ValueId>,
+}
+
+/// How a group is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// By a row of the kernel table.
+    Kernel,
+    /// By generated code.
+    Nest,
+    /// By the steps of a body.
+    Repeat,
+}
+
+/// The groups of one graph, in the order in which they run.
+#[derive(Debug)]
+pub struct Schedule<'a> {
+    /// The graph.
+    pub graph: &'a Graph,
+    /// What each value is.
+    pub views: Views<'a>,
+    /// In order.
+    pub groups: Vec<Group>,
+}
+
+/// Why a graph cannot be scheduled.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScheduleError {
+    /// Only the outermost dimension of a stored value may be a symbol.
+    #[error("`{value}` has the type {ty}: only the outermost dimension of a stored value may be a symbol; permute it so")]
+    InnerSymbol {
+        /// The value.
+        value: String,
+        /// Its type.
+        ty: String,
+    },
+    /// A state's old value is needed after it is overwritten.
+    #[error("the old value of state `{state}` is read after its update, and there is no copy of it")]
+    StateOrder {
+        /// The state.
+        state: String,
+    },
+}
+
+/// Whether a row of the kernel table computes this op.
+fn is_kernel(op: &Op) -> bool {
+    matches!(op, Op::TernaryMatmul(_) | Op::Matmul(_) | Op::Attention(_) | Op::KvAppend(_))
+}
+
+/// Whether readers of this op's result need whole rows of it, so that it must be stored.
+fn ends_nest(graph: &Graph, value: ValueId) -> bool {
+    graph.ty(value).dtype.is_row_format() || matches!(graph.op(value), Some(Op::Rope(_) | Op::Concat(_) | Op::Argmax(_)))
+}
+
+/// The groups of a graph.
+///
+/// # Errors
+///
+/// Every value that has no place in memory.
+pub fn group(graph: &Graph) -> Result<Schedule<'_>, Vec<ScheduleError>> {
+    let live = graph.live();
+    let mut views = Views::new(graph);
+    materialise(graph, &live, &mut views);
+    let mut errors = Vec::new();
+    let mut ctx = Ctx { graph, views: &views, groups: Vec::new(), group_of: vec![None; graph.values.len()], edges: BTreeSet::new() };
+    for (id, value) in graph.values.iter() {
+        let Def::Op { op, .. } = &value.def else { continue };
+        if !live[id.index()] || views.is_weight_time(id) || (views.is_view(id) && !matches!(op, Op::KvAppend(_))) {
+            continue;
+        }
+        if value.ty.shape.dims().iter().skip(1).any(|dim| matches!(dim, Dim::Sym(_))) {
+            errors.push(ScheduleError::InnerSymbol { value: graph.label(id), ty: value.ty.to_string() });
+            continue;
+        }
+        ctx.place(id, op);
+    }
+    let Ctx { mut groups, group_of, mut edges, .. } = ctx;
+    state_order(graph, &views, &group_of, &mut edges);
+    find_outputs(graph, &views, &live, &group_of, &mut groups);
+    let order = sort(groups.len(), &edges);
+    if order.is_none() {
+        let states = graph.updates.iter().map(|update| ScheduleError::StateOrder { state: graph.label(update.state) });
+        errors.extend(states);
+    }
+    match order {
+        Some(order) if errors.is_empty() => {
+            let mut groups: Vec<Option<Group>> = groups.into_iter().map(Some).collect();
+            let in_order = order.into_iter().filter_map(|index| groups[index].take()).collect();
+            Ok(Schedule { graph, views, groups: in_order })
+        }
+        _ => Err(errors),
+    }
+}
+
+/// Finds the movement results that kernels need in storage of their own.
+fn materialise(graph: &Graph, live: &[bool], views: &mut Views<'_>) {
+    let need = |value: ValueId, views: &mut Views<'_>| {
+        if !views.is_weight_time(value) && views.contiguous_offset(value).is_none() {
+            views.materialise(value);
+        }
+    };
+    for (id, value) in graph.values.iter() {
+        let Def::Op { op, inputs } = &value.def else { continue };
+        if !live[id.index()] || views.is_weight_time(id) {
+            continue;
+        }
+        match op {
+            // A reshape that no strides express reads a dense copy.
+            Op::Reshape(_) if views.resolve(id).base == id => views.materialise(inputs[0]),
+            Op::KvAppend(_) => {
+                for &input in &inputs[2..] {
+                    need(input, views);
+                }
+                // The kernel takes any distance between tokens, but heads lie side by side.
+                let (ty, view) = (graph.ty(inputs[1]), views.resolve(inputs[1]));
+                let inner = Shape::new(ty.shape.dims()[1..].iter().cloned());
+                if view.strides[1..] != super::view::contiguous(&inner) {
+                    views.materialise(inputs[1]);
+                }
+            }
+            op if is_kernel(op) || matches!(op, Op::Repeat(_)) => {
+                for &input in inputs {
+                    need(input, views);
+                }
+            }
+            _ => {}
+        }
+    }
+    for &output in &graph.outputs {
+        need(output, views);
+    }
+    for update in &graph.updates {
+        need(update.value, views);
+    }
+}
+
+struct Ctx<'a> {
+    graph: &'a Graph,
+    views: &'a Views<'a>,
+    groups: Vec<Group>,
+    group_of: Vec<Option<usize>>,
+    /// From a group to one that needs it.
+    edges: BTreeSet<(usize, usize)>,
+}
+
+impl Ctx<'_> {
+    fn place(&mut self, id: ValueId, op: &Op) {
+        let producers = self.producers(id);
+        let kind = match op {
+            Op::Repeat(_) => Kind::Repeat,
+            op if is_kernel(op) => Kind::Kernel,
+            _ => Kind::Nest,
+        };
+        let home = match kind {
+            Kind::Nest => self.joinable(id, &producers),
+            Kind::Kernel | Kind::Repeat => None,
+        };
+        let home = home.unwrap_or_else(|| {
+            self.groups.push(Group { kind, values: Vec::new(), outputs: Vec::new() });
+            self.groups.len() - 1
+        });
+        self.groups[home].values.push(id);
+        self.group_of[id.index()] = Some(home);
+        self.edges.extend(producers.into_iter().filter(|&producer| producer != home).map(|producer| (producer, home)));
+    }
+
+    /// The groups whose results a value reads, through views.
+    fn producers(&self, id: ValueId) -> BTreeSet<usize> {
+        let operands = self.graph.operands(id).iter();
+        operands.filter_map(|&operand| self.group_of[storage_owner(self.graph, self.views, operand).index()]).collect()
+    }
+
+    /// The nest of a producer that the value can join, the latest if there are several.
+    fn joinable(&self, id: ValueId, producers: &BTreeSet<usize>) -> Option<usize> {
+        let rows = self.graph.ty(id).shape.outer();
+        let mut homes = BTreeSet::new();
+        let mut through_memory = BTreeSet::new();
+        for &operand in self.graph.operands(id) {
+            let owner = storage_owner(self.graph, self.views, operand);
+            let Some(group) = self.group_of[owner.index()] else { continue };
+            let is_direct = owner == operand
+                && self.groups[group].kind == Kind::Nest
+                && !ends_nest(self.graph, operand)
+                && self.graph.ty(operand).shape.outer() == rows
+                && !self.views.is_view(operand)
+                && !matches!(self.graph.op(id), Some(Op::Gather(_) | Op::Concat(_) | Op::Reshape(_) | Op::Permute(_) | Op::Slice(_) | Op::Broadcast(_)));
+            if is_direct { homes.insert(group) } else { through_memory.insert(group) };
+        }
+        homes.into_iter().rev().find(|&home| {
+            !through_memory.contains(&home)
+                && producers.iter().all(|&producer| producer == home || !self.depends(producer, home))
+        })
+    }
+
+    /// Whether group `user` needs group `on`, directly or not.
+    fn depends(&self, user: usize, on: usize) -> bool {
+        let digraph = digraph(self.groups.len(), &self.edges);
+        has_path_connecting(&digraph, NodeIndex::new(on), NodeIndex::new(user), None)
+    }
+}
+
+/// The value whose computation a read of `value` waits for: through views, but an append is what fills the cache that it aliases.
+pub(crate) fn storage_owner(graph: &Graph, views: &Views<'_>, mut value: ValueId) -> ValueId {
+    loop {
+        if matches!(graph.op(value), Some(Op::KvAppend(_))) || !views.is_view(value) {
+            return value;
+        }
+        value = graph.operands(value)[0];
+    }
+}
+
+/// Readers of a state's old value run before the append that overwrites it.
+fn state_order(graph: &Graph, views: &Views<'_>, group_of: &[Option<usize>], edges: &mut BTreeSet<(usize, usize)>) {
+    for (append, value) in graph.values.iter() {
+        let Def::Op { op: Op::KvAppend(_), inputs } = &value.def else { continue };
+        let Some(writer) = group_of[append.index()] else { continue };
+        for reader in graph.values.ids() {
+            let reads_old = reader != append
+                && graph.operands(reader).iter().any(|&operand| storage_owner(graph, views, operand) == inputs[0]);
+            match group_of[reader.index()] {
+                Some(group) if reads_old && group != writer => {
+                    edges.insert((group, writer));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn find_outputs(graph: &Graph, views: &Views<'_>, live: &[bool], group_of: &[Option<usize>], groups: &mut [Group]) {
+    let mut is_output = vec![false; graph.values.len()];
+    for id in graph.values.ids().filter(|id| live[id.index()] && !views.is_weight_time(*id)) {
+        for &operand in graph.operands(id) {
+            let owner = storage_owner(graph, views, operand);
+            let is_inside = group_of[owner.index()].is_some() && group_of[owner.index()] == group_of[id.index()];
+            is_output[owner.index()] |= !is_inside || owner != operand;
+        }
+    }
+    for root in graph.outputs.iter().copied().chain(graph.updates.iter().map(|update| update.value)) {
+        is_output[storage_owner(graph, views, root).index()] = true;
+    }
+    for group in groups {
+        group.outputs = group.values.iter().copied().filter(|value| is_output[value.index()]).collect();
+    }
+}
+
+fn digraph(n_groups: usize, edges: &BTreeSet<(usize, usize)>) -> DiGraph<(), ()> {
+    let mut digraph = DiGraph::new();
+    for _ in 0..n_groups {
+        digraph.add_node(());
+    }
+    digraph.extend_with_edges(edges.iter().map(|&(from, to)| (NodeIndex::new(from), NodeIndex::<u32>::new(to))));
+    digraph
+}
+
+/// An order in which every group stands behind those it needs; `None` if there is none.
+fn sort(n_groups: usize, edges: &BTreeSet<(usize, usize)>) -> Option<Vec<usize>> {
+    // A depth-first order read from the last node gives the order of the program back wherever dependencies leave a choice.
+    let mut reversed = DiGraph::<(), ()>::new();
+    for _ in 0..n_groups {
+        reversed.add_node(());
+    }
+    let flip = |index: usize| NodeIndex::<u32>::new(n_groups - 1 - index);
+    reversed.extend_with_edges(edges.iter().map(|&(from, to)| (flip(from), flip(to))));
+    let order = toposort(&reversed, None).ok()?;
+    Some(order.into_iter().map(|node| n_groups - 1 - node.index()).collect())
+}

@@ -1,0 +1,223 @@
+//! Checkpoints in safetensors files, one or several, mapped into memory.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use ir::DType;
+use ir::packing::TernaryLayout;
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+
+use super::{SourceTensor, WeightError, WeightSource};
+
+/// Why a checkpoint could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A file could not be read.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file is not safetensors, or cut off.
+    #[error("{path} is not a whole safetensors file: {message}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the reader says.
+        message: String,
+    },
+    /// Neither a single file nor an index.
+    #[error("{path} holds neither model.safetensors nor model.safetensors.index.json")]
+    NoWeights {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The index is not what Hugging Face writes.
+    #[error("{path} is not an index of shards: {message}")]
+    Index {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// What a file's header says of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorHeader {
+    /// Its name.
+    pub name: String,
+    /// Its element type, as the format spells it.
+    pub dtype: String,
+    /// Its dimensions, of the bytes where it is packed.
+    pub shape: Vec<u64>,
+}
+
+/// The tensor that holds a parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// The parameter's key, with `{}` for the round.
+    pub key: String,
+    /// The tensor's name, with `{}` for the round.
+    pub tensor: String,
+    /// Type of its values.
+    pub dtype: DType,
+    /// Dimensions of its values.
+    pub dims: Vec<u64>,
+    /// The packing, of a ternary tensor.
+    pub layout: Option<TernaryLayout>,
+}
+
+/// The files of a checkpoint.
+#[derive(Debug)]
+pub struct Checkpoint {
+    files: Vec<Mmap>,
+    /// File, element type, shape, and range of bytes of each tensor.
+    tensors: HashMap<String, (usize, Dtype, Vec<usize>, std::ops::Range<usize>)>,
+}
+
+impl Checkpoint {
+    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    ///
+    /// # Errors
+    ///
+    /// Every file that is missing or damaged.
+    pub fn open(directory: &Path) -> Result<Self, Vec<CheckpointError>> {
+        let single = directory.join("model.safetensors");
+        let index = directory.join("model.safetensors.index.json");
+        let paths = match (single.exists(), index.exists()) {
+            (true, _) => vec![single],
+            (false, true) => shards(directory, &index).map_err(|error| vec![error])?,
+            (false, false) => return Err(vec![CheckpointError::NoWeights { path: directory.to_owned() }]),
+        };
+        let mut checkpoint = Self { files: Vec::new(), tensors: HashMap::new() };
+        let errors: Vec<CheckpointError> = paths.iter().filter_map(|path| checkpoint.add(path).err()).collect();
+        if errors.is_empty() { Ok(checkpoint) } else { Err(errors) }
+    }
+
+    /// The headers of all tensors, in order of their names.
+    pub fn headers(&self) -> Vec<TensorHeader> {
+        let header = |(name, (_, dtype, shape, _)): (&String, &(usize, Dtype, Vec<usize>, _))| TensorHeader {
+            name: name.clone(),
+            dtype: dtype.to_string(),
+            shape: shape.iter().map(|&size| size as u64).collect(),
+        };
+        let mut headers: Vec<TensorHeader> = self.tensors.iter().map(header).collect();
+        headers.sort_by(|left, right| left.name.cmp(&right.name));
+        headers
+    }
+
+    #[expect(unsafe_code, reason = "a file can only be mapped so")]
+    fn add(&mut self, path: &Path) -> Result<(), CheckpointError> {
+        let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+        let damaged = |message: String| CheckpointError::Damaged { path: path.to_owned(), message };
+        let file = File::open(path).map_err(io)?;
+        // SAFETY: the map is read-only and private to this process. A file that somebody changes meanwhile can give wrong numbers, which the
+        // artifact's hashes then describe; one that shrinks can end the process, as with every program that maps files.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let tensors = SafeTensors::deserialize(&map).map_err(|error| damaged(error.to_string()))?;
+        let start = map.as_ptr().addr();
+        for (name, view) in tensors.iter() {
+            let offset = view.data().as_ptr().addr() - start;
+            let range = offset..offset + view.data().len();
+            let entry = (self.files.len(), view.dtype(), view.shape().to_vec(), range);
+            if self.tensors.insert(name.to_owned(), entry).is_some() {
+                return Err(damaged(format!("tensor `{name}` is in another shard already")));
+            }
+        }
+        self.files.push(map);
+        Ok(())
+    }
+
+    /// The weights of a model, by the tensors that hold its parameters.
+    pub fn bind(self, bindings: Vec<Binding>) -> BoundCheckpoint {
+        BoundCheckpoint { checkpoint: self, bindings }
+    }
+}
+
+/// The shards that an index names, each once.
+fn shards(directory: &Path, index: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let malformed = |message: String| CheckpointError::Index { path: index.to_owned(), message };
+    let text = std::fs::read_to_string(index)
+        .map_err(|source| CheckpointError::Io { path: index.to_owned(), source })?;
+    let json: serde_json::Value = serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+    let map = json.get("weight_map").and_then(|map| map.as_object());
+    let map = map.ok_or_else(|| malformed("it has no `weight_map`".to_owned()))?;
+    let mut paths = Vec::new();
+    for file in map.values() {
+        let name = file.as_str().filter(|name| !name.contains(['/', '\\']));
+        let name = name.ok_or_else(|| malformed(format!("{file} is not a file name")))?;
+        let path = directory.join(name);
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    Ok(paths)
+}
+
+/// A checkpoint that knows which tensor holds which parameter.
+#[derive(Debug)]
+pub struct BoundCheckpoint {
+    checkpoint: Checkpoint,
+    bindings: Vec<Binding>,
+}
+
+impl BoundCheckpoint {
+    /// The binding of a key, and the tensor's name with the same round put in.
+    fn find(&self, key: &str) -> Option<(&Binding, String)> {
+        self.bindings.iter().find_map(|binding| match binding.key.split_once("{}") {
+            Some((before, after)) => {
+                let round = key.strip_prefix(before)?.strip_suffix(after)?;
+                round.parse::<u32>().ok()?;
+                Some((binding, binding.tensor.replace("{}", round)))
+            }
+            None => (binding.key == key).then(|| (binding, binding.tensor.clone())),
+        })
+    }
+}
+
+impl WeightSource for BoundCheckpoint {
+    fn tensor(&self, key: &str) -> Result<SourceTensor<'_>, WeightError> {
+        let (binding, name) = self.find(key).ok_or_else(|| WeightError::Unbound { key: key.to_owned() })?;
+        let missing = || WeightError::Missing { key: key.to_owned(), tensor: name.clone() };
+        let (file, dtype, shape, range) = self.checkpoint.tensors.get(&name).ok_or_else(missing)?;
+        let bytes = &self.checkpoint.files[*file][range.clone()];
+        let stored = match dtype {
+            Dtype::F32 => Some(DType::F32),
+            Dtype::F16 => Some(DType::F16),
+            Dtype::BF16 => Some(DType::BF16),
+            Dtype::I32 => Some(DType::I32),
+            Dtype::I8 => Some(DType::I8),
+            Dtype::U8 => Some(DType::T2),
+            _ => None,
+        };
+        let elements: u64 = binding.dims.iter().product();
+        let expected_bytes = match (binding.layout, stored) {
+            (Some(layout), _) => layout.bytes(binding.dims[0], binding.dims[1]),
+            (None, Some(stored)) => elements * stored.bytes().unwrap_or(1),
+            (None, None) => 0,
+        };
+        let widens = binding.dtype == DType::F32 && matches!(stored, Some(DType::F16 | DType::BF16));
+        if bytes.len() as u64 != expected_bytes || !(widens || stored == Some(binding.dtype)) {
+            return Err(WeightError::Shape {
+                tensor: name,
+                expected: format!("{}{:?}, {expected_bytes} bytes", binding.dtype, binding.dims),
+                found: format!("{dtype}{shape:?}, {} bytes", bytes.len()),
+            });
+        }
+        let bytes = match stored {
+            Some(narrow) if widens => Cow::Owned(super::evaluate::widen(bytes, narrow)),
+            _ => Cow::Borrowed(bytes),
+        };
+        Ok(SourceTensor { dtype: binding.dtype, dims: binding.dims.clone(), layout: binding.layout, bytes })
+    }
+
+    fn check(&self, key: &str) -> Result<(), WeightError> {
+        self.tensor(key).map(|_| ())
+    }
+}

@@ -1,0 +1,147 @@
+//! The kernels without vector instructions: what runs everywhere, and what the others are tested against, bit for bit.
+
+use std::array::from_fn;
+
+use half::bf16;
+
+use crate::cpu::entries;
+use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
+use crate::cpu::generic::{dense, kv_append, ternary_f32, ternary_q8};
+use crate::cpu::lanes::{LANES, Lanes, TernaryDot};
+use crate::math;
+
+entries! {
+    features none:
+    ternary_gemv_q8xt2_f32__scalar__r16 = ternary_q8::gemv::<Scalar>;
+    ternary_gemm_q8xt2_f32__scalar__r16 = ternary_q8::gemm::<Scalar, 1, 4>;
+    ternary_matmul_f32xt2_f32__scalar__r16 = ternary_f32::matmul::<Scalar, 2, 1>;
+    dense_matmul_f32xf32_f32__scalar__r4 = dense::matmul::<Scalar, f32, 1, 1>;
+    dense_matmul_f32xbf16_f32__scalar__r4 = dense::matmul::<Scalar, bf16, 1, 1>;
+    attention_f32xf32_f32__scalar__t64 = attention::<Scalar, F32Row, F32Row, 1>;
+    attention_f32xq8q4_f32__scalar__t64 = attention::<Scalar, Q8Row, Q4Row, 1>;
+    attention_f32xq4_f32__scalar__t64 = attention::<Scalar, Q4Row, Q4Row, 1>;
+    kv_append_f32_f32__scalar__t1 = kv_append::append_f32;
+    kv_append_f32_q8__scalar__t1 = kv_append::append_q8;
+    kv_append_f32_q4__scalar__t1 = kv_append::append_q4;
+}
+
+/// Lanes as an array.
+pub(crate) struct Scalar;
+
+impl Lanes for Scalar {
+    type Block = [f32; LANES];
+
+    unsafe fn splat(value: f32) -> Self::Block {
+        [value; LANES]
+    }
+
+    unsafe fn splat4(from: *const f32) -> Self::Block {
+        // SAFETY: the caller has 4 numbers there.
+        let four = unsafe { from.cast::<[f32; 4]>().read() };
+        from_fn(|lane| four[lane % 4])
+    }
+
+    unsafe fn load(from: *const f32) -> Self::Block {
+        // SAFETY: the caller has 32 numbers there.
+        unsafe { from.cast::<[f32; LANES]>().read() }
+    }
+
+    unsafe fn load_bf16(from: *const u16) -> Self::Block {
+        // SAFETY: the caller has 32 numbers there.
+        let bits = unsafe { from.cast::<[u16; LANES]>().read() };
+        bits.map(|bits| f32::from_bits(u32::from(bits) << 16))
+    }
+
+    unsafe fn load_i8(from: *const u8) -> Self::Block {
+        // SAFETY: the caller has 32 bytes there.
+        let codes = unsafe { from.cast::<[i8; LANES]>().read() };
+        codes.map(f32::from)
+    }
+
+    unsafe fn load_u4(from: *const u8) -> Self::Block {
+        // SAFETY: the caller has 16 bytes there.
+        let bytes = unsafe { from.cast::<[u8; LANES / 2]>().read() };
+        from_fn(|lane| f32::from((bytes[lane / 2] >> (4 * (lane % 2))) & 15))
+    }
+
+    unsafe fn load_t2(from: *const u8, group: usize) -> Self::Block {
+        // SAFETY: the caller has 32 bytes there.
+        let bytes = unsafe { from.cast::<[u8; LANES]>().read() };
+        bytes.map(|byte| f32::from((byte >> (2 * group)) & 3) - 1.0)
+    }
+
+    unsafe fn store(to: *mut f32, block: Self::Block) {
+        // SAFETY: the caller has room for 32 numbers there.
+        unsafe { to.cast::<[f32; LANES]>().write(block) };
+    }
+
+    unsafe fn add(a: Self::Block, b: Self::Block) -> Self::Block {
+        from_fn(|lane| a[lane] + b[lane])
+    }
+
+    unsafe fn mul(a: Self::Block, b: Self::Block) -> Self::Block {
+        from_fn(|lane| a[lane] * b[lane])
+    }
+
+    unsafe fn mul_add(a: Self::Block, b: Self::Block, c: Self::Block) -> Self::Block {
+        from_fn(|lane| a[lane].mul_add(b[lane], c[lane]))
+    }
+
+    unsafe fn max(a: Self::Block, b: Self::Block) -> Self::Block {
+        from_fn(|lane| if b[lane] < a[lane] { a[lane] } else { b[lane] })
+    }
+
+    unsafe fn min(a: Self::Block, b: Self::Block) -> Self::Block {
+        from_fn(|lane| if a[lane] < b[lane] { a[lane] } else { b[lane] })
+    }
+
+    unsafe fn round(a: Self::Block) -> Self::Block {
+        a.map(f32::round_ties_even)
+    }
+
+    unsafe fn mul_pow2(p: Self::Block, n: Self::Block) -> Self::Block {
+        from_fn(|lane| math::mul_pow2(p[lane], n[lane]))
+    }
+
+    unsafe fn sum(mut a: Self::Block) -> f32 {
+        for distance in [16, 8, 4, 2, 1] {
+            for lane in 0..distance {
+                a[lane] += a[lane + distance];
+            }
+        }
+        a[0]
+    }
+}
+
+impl TernaryDot for Scalar {
+    unsafe fn dot<const BLOCKS: usize, const TOKENS: usize>(
+        w: *const u8,
+        block_bytes: usize,
+        x: *const u8,
+        x_stride: usize,
+        tiles: usize,
+        sums: &mut [[[i32; 16]; TOKENS]; BLOCKS],
+    ) {
+        for (block, sums) in sums.iter_mut().enumerate() {
+            for (token, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: the caller has `BLOCKS` blocks and `TOKENS` rows, these distances apart.
+                unsafe { Self::dot_one(w.add(block * block_bytes), x.add(token * x_stride), tiles, sums) };
+            }
+        }
+    }
+
+    unsafe fn dot_one(w: *const u8, x: *const u8, tiles: usize, sums: &mut [i32; 16]) {
+        *sums = [0; 16];
+        for tile in 0..tiles {
+            // SAFETY: the caller has 64 bytes of weights and 16 activations for each tile.
+            let (codes, x) =
+                unsafe { (w.add(tile * 64).cast::<[u8; 64]>().read(), x.add(tile * 16).cast::<[i8; 16]>().read()) };
+            for (row, sum) in sums.iter_mut().enumerate() {
+                for col in 0..16 {
+                    let code = (codes[4 * row + col % 4] >> (2 * (col / 4))) & 3;
+                    *sum += i32::from(code) * i32::from(x[col]);
+                }
+            }
+        }
+    }
+}

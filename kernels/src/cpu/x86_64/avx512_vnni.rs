@@ -1,0 +1,268 @@
+//! AVX-512 with VNNI: a block of lanes is two registers, and `vpdpbusd` multiplies and adds 64 pairs of bytes.
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use crate::cpu::entries;
+use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
+use crate::cpu::generic::{dense, ternary_f32, ternary_q8};
+use crate::cpu::lanes::{Lanes, TernaryDot};
+
+// Sizes of the inner steps fill the 32 registers: 2 blocks by 12 tokens are 24 accumulators, 4 rows by 2 tokens are 16, 2 halves by 4
+// tokens are 16, and 4 heads are 8.
+entries! {
+    features "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni":
+    ternary_gemv_q8xt2_f32__avx512vnni__r16 = ternary_q8::gemv::<Avx512Vnni>;
+    ternary_gemm_q8xt2_f32__avx512vnni__r16 = ternary_q8::gemm::<Avx512Vnni, 2, 12>;
+    ternary_matmul_f32xt2_f32__avx512vnni__r16 = ternary_f32::matmul::<Avx512Vnni, 2, 4>;
+    dense_matmul_f32xf32_f32__avx512vnni__r4 = dense::matmul::<Avx512Vnni, f32, 4, 2>;
+    dense_matmul_f32xbf16_f32__avx512vnni__r4 = dense::matmul::<Avx512Vnni, bf16, 4, 2>;
+    attention_f32xf32_f32__avx512vnni__t64 = attention::<Avx512Vnni, F32Row, F32Row, 4>;
+    attention_f32xq8q4_f32__avx512vnni__t64 = attention::<Avx512Vnni, Q8Row, Q4Row, 4>;
+    attention_f32xq4_f32__avx512vnni__t64 = attention::<Avx512Vnni, Q4Row, Q4Row, 4>;
+}
+
+/// Lanes in two registers: lane `l` is lane `l % 16` of register `l / 16`.
+pub(crate) struct Avx512Vnni;
+
+/// Applies an operation to both registers of each operand.
+macro_rules! both {
+    ($operation:ident, $($operand:ident),+) => {
+        [$operation($($operand[0]),+), $operation($($operand[1]),+)]
+    };
+}
+
+impl Lanes for Avx512Vnni {
+    type Block = [__m512; 2];
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn splat(value: f32) -> Self::Block {
+        [_mm512_set1_ps(value); 2]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn splat4(from: *const f32) -> Self::Block {
+        // SAFETY: the caller has 4 numbers there.
+        let four = unsafe { _mm_loadu_ps(from) };
+        [_mm512_broadcast_f32x4(four); 2]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(from: *const f32) -> Self::Block {
+        // SAFETY: the caller has 32 numbers there.
+        unsafe { [_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16))] }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load_bf16(from: *const u16) -> Self::Block {
+        // SAFETY: the caller has 32 numbers there.
+        let halves = unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(16).cast())] };
+        halves.map(|bits| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits))))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load_i8(from: *const u8) -> Self::Block {
+        // SAFETY: the caller has 32 bytes there.
+        let halves = unsafe { [_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast())] };
+        halves.map(|codes| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load_u4(from: *const u8) -> Self::Block {
+        // SAFETY: the caller has 16 bytes there.
+        let bytes = unsafe { _mm_loadu_si128(from.cast()) };
+        let mask = _mm_set1_epi8(15);
+        let (even, odd) = (_mm_and_si128(bytes, mask), _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask));
+        let halves = [_mm_unpacklo_epi8(even, odd), _mm_unpackhi_epi8(even, odd)];
+        halves.map(|codes| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load_t2(from: *const u8, group: usize) -> Self::Block {
+        // SAFETY: the caller has 32 bytes there.
+        let halves = unsafe { [_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast())] };
+        // A permutation looks only at the two lowest bits of each index, so shifting is all that a code needs.
+        let values = _mm512_set4_ps(2.0, 1.0, 0.0, -1.0);
+        let shift = _mm_cvtsi32_si128(2 * group as i32);
+        halves.map(|codes| _mm512_permutevar_ps(values, _mm512_srl_epi32(_mm512_cvtepu8_epi32(codes), shift)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store(to: *mut f32, block: Self::Block) {
+        // SAFETY: the caller has room for 32 numbers there.
+        unsafe {
+            _mm512_storeu_ps(to, block[0]);
+            _mm512_storeu_ps(to.add(16), block[1]);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add(a: Self::Block, b: Self::Block) -> Self::Block {
+        both!(_mm512_add_ps, a, b)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn mul(a: Self::Block, b: Self::Block) -> Self::Block {
+        both!(_mm512_mul_ps, a, b)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn mul_add(a: Self::Block, b: Self::Block, c: Self::Block) -> Self::Block {
+        both!(_mm512_fmadd_ps, a, b, c)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn max(a: Self::Block, b: Self::Block) -> Self::Block {
+        // The instruction gives the second operand where either is NaN.
+        both!(_mm512_max_ps, a, b)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn min(a: Self::Block, b: Self::Block) -> Self::Block {
+        both!(_mm512_min_ps, a, b)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn round(a: Self::Block) -> Self::Block {
+        a.map(|a| _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn mul_pow2(p: Self::Block, n: Self::Block) -> Self::Block {
+        [mul_pow2(p[0], n[0]), mul_pow2(p[1], n[1])]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn sum(a: Self::Block) -> f32 {
+        let by_16 = _mm512_add_ps(a[0], a[1]);
+        let by_8 = _mm256_add_ps(_mm512_castps512_ps256(by_16), _mm512_extractf32x8_ps::<1>(by_16));
+        let by_4 = _mm_add_ps(_mm256_castps256_ps128(by_8), _mm256_extractf128_ps::<1>(by_8));
+        let by_2 = _mm_add_ps(by_4, _mm_movehl_ps(by_4, by_4));
+        _mm_cvtss_f32(_mm_add_ss(by_2, _mm_movehdup_ps(by_2)))
+    }
+}
+
+/// As [`crate::math::mul_pow2`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn mul_pow2(p: __m512, n: __m512) -> __m512 {
+    let n = _mm512_cvtps_epi32(n);
+    let a = _mm512_srai_epi32::<1>(n);
+    let bias = _mm512_set1_epi32(127);
+    let power_a = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(a, bias)));
+    let power_b = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(_mm512_sub_epi32(n, a), bias)));
+    _mm512_mul_ps(_mm512_mul_ps(p, power_a), power_b)
+}
+
+impl TernaryDot for Avx512Vnni {
+    /// The codes of a group are brought to the low bits and met with every token: two operations for `TOKENS` products of 64 pairs. One
+    /// load of 4 activations serves all blocks. Each accumulator waits for itself only once per group, after all others have had a turn.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn dot<const BLOCKS: usize, const TOKENS: usize>(
+        w: *const u8,
+        block_bytes: usize,
+        x: *const u8,
+        x_stride: usize,
+        tiles: usize,
+        sums: &mut [[[i32; 16]; TOKENS]; BLOCKS],
+    ) {
+        let mask = _mm512_set1_epi8(3);
+        let mut acc = [[_mm512_setzero_si512(); TOKENS]; BLOCKS];
+        for tile in 0..tiles {
+            // SAFETY: the caller has 64 bytes of weights and 16 activations for each tile.
+            unsafe {
+                let mut codes = [mask; BLOCKS];
+                for block in 0..BLOCKS {
+                    codes[block] = _mm512_loadu_si512(w.add(block * block_bytes + tile * 64).cast());
+                }
+                for group in 0..4 {
+                    let mut low = [mask; BLOCKS];
+                    for block in 0..BLOCKS {
+                        low[block] = _mm512_and_si512(codes[block], mask);
+                        codes[block] = _mm512_srli_epi16::<2>(codes[block]);
+                    }
+                    for token in 0..TOKENS {
+                        let x = x.add(token * x_stride + tile * 16 + 4 * group);
+                        let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
+                        for block in 0..BLOCKS {
+                            acc[block][token] = _mm512_dpbusd_epi32(acc[block][token], low[block], x);
+                        }
+                    }
+                }
+            }
+        }
+        for block in 0..BLOCKS {
+            for token in 0..TOKENS {
+                // SAFETY: there is room for 16 numbers.
+                unsafe { _mm512_storeu_si512(sums[block][token].as_mut_ptr().cast(), acc[block][token]) };
+            }
+        }
+    }
+
+    /// Two tiles at a time with accumulators of their own, because an accumulator is busy for longer than one tile takes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn dot_one(w: *const u8, x: *const u8, tiles: usize, sums: &mut [i32; 16]) {
+        let zero = _mm512_setzero_si512();
+        let (mut even, mut odd) = ([zero; 4], [zero; 4]);
+        for pair in 0..tiles / 2 {
+            // SAFETY: the caller has 64 bytes of weights and 16 activations for each tile.
+            unsafe {
+                even = add_tile(even, w.add(pair * 128), x.add(pair * 32));
+                odd = add_tile(odd, w.add(pair * 128 + 64), x.add(pair * 32 + 16));
+            }
+        }
+        if tiles % 2 == 1 {
+            // SAFETY: the same, for the last tile.
+            even = unsafe { add_tile(even, w.add((tiles - 1) * 64), x.add((tiles - 1) * 16)) };
+        }
+        let group = |group: usize| _mm512_add_epi32(even[group], odd[group]);
+        let low = _mm512_add_epi32(group(0), _mm512_srai_epi32::<2>(group(1)));
+        let high = _mm512_add_epi32(_mm512_srai_epi32::<4>(group(2)), _mm512_srai_epi32::<6>(group(3)));
+        // SAFETY: there is room for 16 numbers.
+        unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), _mm512_add_epi32(low, high)) };
+    }
+}
+
+/// Bytes that weights are prefetched ahead. Measured: 1 to 2 KiB gain a fifth to a third over the hardware's own prefetching.
+const AHEAD: usize = 1536;
+
+/// Adds the products of one tile with one token. The codes of group `g` stay at bits `2 * g`, where they count `4^g` times; each group has
+/// an accumulator of its own, which is shifted down at the end. That is exact: it holds a multiple of `4^g`, and [`crate::MAX_K`] keeps it
+/// inside 32 bits.
+///
+/// # Safety
+///
+/// `w` has 64 bytes and `x` 16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn add_tile(acc: [__m512i; 4], w: *const u8, x: *const u8) -> [__m512i; 4] {
+    // SAFETY: as the caller promises; a prefetch may point anywhere.
+    let (codes, x) = unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD).cast());
+        (_mm512_loadu_si512(w.cast()), x.cast::<[i32; 4]>().read_unaligned())
+    };
+    let product = |group: usize, mask: u8| {
+        let codes = _mm512_and_si512(codes, _mm512_set1_epi8(mask as i8));
+        _mm512_dpbusd_epi32(acc[group], codes, _mm512_set1_epi32(x[group]))
+    };
+    [product(0, 0x03), product(1, 0x0C), product(2, 0x30), product(3, 0xC0)]
+}

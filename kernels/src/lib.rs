@@ -1,0 +1,93 @@
+//! How numbers are crunched: the microkernels, and the one table that describes them.
+//!
+//! # What a kernel is
+//!
+//! A kernel is a row of [`TABLE`]: a [`KernelDesc`] says what it computes (family, dtypes, packing), which sizes it takes, which CPU it
+//! needs, which arguments and dims it is called with, and how its work is cut into a grid. Selection, conformance tests and reports iterate
+//! over the table; every row is listed on every host, so that a compiler can choose for a CPU that it does not run on.
+//!
+//! # Names
+//!
+//! The name of a kernel is the name of its function, of its row, of its entry in a plan and of its line in a trace:
+//!
+//! ```text
+//! <op>_<operands>_<out>__<isa>__<tile>
+//!
+//! op        snake case; says the family, and for ternary matmuls whether one token (gemv) or any number (gemm)
+//! operands  dtypes joined by `x`: activations first, then weights, or K and V; `q8q4` is K in q8 and V in q4, a single one is both
+//! out       dtype of what is written
+//! isa       scalar, avx2, avx512vnni, neon
+//! tile      letters and numbers of what one inner step covers: r = rows of the weights, t = tokens or keys
+//! ```
+//!
+//! [`KernelName`] parses it, and a test holds every row to it.
+//!
+//! # Calling convention, and the safety contract
+//!
+//! Every CPU kernel is a [`CpuKernel`], `unsafe fn(args, dims, begin, end)`. It computes the units `begin..end` of its grid
+//! ([`Grid::units`]). Units never share an output byte, so the units of one grid may run on any threads, in any order, cut anywhere. A
+//! kernel allocates nothing, keeps nothing, and uses a bounded amount of stack (under 64 KiB). The caller promises that:
+//!
+//! 1. the running CPU has what the row [`Requires`];
+//! 2. `args` points to one base pointer for each name of [`Signature::args`], and `dims` to one value for each of [`Signature::dims`], both
+//!    in that order;
+//! 3. each base pointer is valid for the bytes that the dims imply, for reads or writes as [`Access`] says, during the whole call, and no
+//!    written buffer overlaps another argument;
+//! 4. f32 and i32 buffers are aligned to 4 bytes and bf16 buffers to 2; packed weights and records need no alignment;
+//! 5. every dim is at least 0 and within the limits that the row's family states ([`MAX_HEAD_DIM`], [`MAX_K`]), and
+//!    `0 <= begin <= end <= Grid::units(..)`;
+//! 6. no other call writes the same units at the same time, and nobody writes the inputs.
+//!
+//! Values are not part of the contract: infinities and NaNs are computed with, a damaged weight code is some number between -1 and 2, and
+//! positions beyond the cache are ignored.
+//!
+//! # Numerics are part of the contract
+//!
+//! Each float result has one evaluation order, written here. Every row of a family follows it, so results are equal bit for bit on every
+//! ISA, for every number of threads, every cut of the grid, every block of tokens and every batch. All arithmetic is IEEE single precision
+//! with round-to-nearest-even and subnormals; `fma` rounds once. Only the payload of a NaN is unspecified.
+//!
+//! * **dot(a, b) of length `k`**: 32 accumulators start at +0. Element `i` goes to accumulator `i % 32`, `acc = fma(a_i, b_i, acc)`, `i`
+//!   ascending; an accumulator without elements stays. Then a tree adds them: `acc[l] += acc[l + d]` for `l < d`, with `d` = 16, 8, 4, 2,
+//!   1; the result is `acc[0]`.
+//! * **exp**: [`math::exp_f32`], a fixed sequence of operations.
+//! * **ternary matmul, q8 activations**: `acc = sum_k code * x - sum_k x` in i32, exact in any order as long as `k <= MAX_K`; here `code` is
+//!   0, 1 or 2, `x` the int8 code of the activation and `sum_k x` is read from the record. Then
+//!   `out = ((acc as f32) * x_scale) * scale[r]`.
+//! * **ternary matmul, f32 activations**: four accumulators start at +0; column `c` goes to accumulator `c % 4`,
+//!   `acc = fma(x_c, w_c, acc)`, `c` ascending, with `w_c` = -1, 0 or +1. Then `out = ((a0 + a1) + (a2 + a3)) * scale[r]`.
+//! * **dense matmul**: `out = dot(x, w_r)`; a bf16 weight is widened exactly.
+//! * **attention**, one query and one head: each of the two ranges of [`ir::mask::Mask::ranges`], clipped to the cache, is cut at the
+//!   multiples of 64; the pieces are taken in ascending order. State: `m = -inf`, `l = 0`, `acc_d = 0`. For each piece, with slot
+//!   `j = key % 64` and `s_j = dot(q, k_j) * scale`:
+//!   `m' = max(m, max_j s_j)`; `r = exp(m - m')`; `p_j = exp(s_j - m')`, +0 for a slot that is not in the piece;
+//!   `t_i = p_i + p_(i+32)` for `i < 32`, added by the tree of `dot` to `t`; `l = fma(l, r, t)`; then, unless `r` is 1, `acc_d = acc_d * r`;
+//!   then `acc_d = fma(p_j, v_jd, acc_d)`, `j` ascending; `m = m'`. At the end `out_d = acc_d * (1 / l)`; zeros if no key is visible.
+//!   K and V in a row format are first decoded to f32 as [`ir::packing::RowFormat::decode`] does it.
+//! * **KV append**: [`ir::packing::RowFormat::encode`]; f32 is copied.
+//!
+//! Invariant: `unsafe` occurs only under `cpu`.
+
+#![deny(unsafe_op_in_unsafe_fn)]
+
+pub mod cpu;
+pub mod desc;
+pub mod math;
+pub mod name;
+pub mod table;
+
+mod error;
+
+pub use desc::{Access, Arch, Arg, CpuKernel, Family, Grid, Isa, KernelDesc, Requires, Signature};
+pub use error::KernelError;
+pub use name::KernelName;
+pub use table::{TABLE, find};
+
+/// The largest head dimension of the attention rows. The accumulators of a few heads lie on the stack, so there has to be a bound.
+pub const MAX_HEAD_DIM: usize = 256;
+
+/// The largest number of columns of the ternary rows with q8 activations.
+///
+/// AVX-512 keeps the codes of columns `4i..4i + 4` of a tile where they lie in the byte, so their products count `4^i` times; the largest
+/// is `2 * 64 * 128` a column for a quarter of the columns, and `2^14 * 2^19 / 4 = 2^31` is what an i32 holds.
+pub const MAX_K: usize = 1 << 19;

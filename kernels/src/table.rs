@@ -1,0 +1,213 @@
+//! THE list of all kernels.
+//!
+//! A new kernel is a row here, and an entry point in the file of its ISA. Rows of a family that compute the same differ only in speed.
+
+use std::ops::RangeInclusive;
+
+use ir::DType::{BF16, F32, Q4, Q8, T2};
+use ir::packing::TernaryLayout::Tile16;
+
+use crate::desc::{Access, Arg, CpuKernel, Family, Grid, Isa, KernelDesc, Requires, Signature};
+
+/// The row called `name`.
+pub fn find(name: &str) -> Option<&'static KernelDesc> {
+    TABLE.iter().find(|desc| desc.name == name)
+}
+
+const fn read(name: &'static str) -> Arg {
+    Arg { name, access: Access::Read }
+}
+
+const fn write(name: &'static str) -> Arg {
+    Arg { name, access: Access::Write }
+}
+
+/// `x`: q8 records `[n]` of `k` or f32 `[n, k]`; `w`: `Tile16` `[m, k]`; `scale`: f32 `[m]`; `out`: f32 `[n, m]`.
+static TERNARY_MATMUL: Signature = Signature {
+    args: &[read("x"), read("w"), read("scale"), write("out")],
+    dims: &["n", "k", "m"],
+    grid: Grid::CeilDiv("m", 16),
+};
+
+/// `x`: f32 `[n, k]`; `w`: `[m, k]`; `out`: f32 `[n, m]`.
+static DENSE_MATMUL: Signature =
+    Signature { args: &[read("x"), read("w"), write("out")], dims: &["n", "k", "m"], grid: Grid::CeilDiv("m", 4) };
+
+/// `q`: f32 `[n, heads, hd]`; `k`, `v`: caches `[seqs, ctx, kv_heads, hd]`; `seq`, `pos`: i32 `[n]`; `span`: i32 `[n, 2]`, first and
+/// reach; `out`: f32 `[n, heads, hd]`. `scale_bits` are the bits of the f32 that scores are multiplied by.
+static ATTENTION: Signature = Signature {
+    args: &[read("q"), read("k"), read("v"), read("seq"), read("pos"), read("span"), write("out")],
+    dims: &["n", "heads", "kv_heads", "hd", "ctx", "window", "sinks", "scale_bits"],
+    grid: Grid::Product("n", "kv_heads"),
+};
+
+/// `x`: f32, token `t` at element `t * x_stride`, `[kv_heads, hd]` each; `seq`, `pos`: i32 `[n]`, a place of its own for each token;
+/// `cache`: `[seqs, ctx, kv_heads, hd]`. A token whose place is outside the cache is skipped.
+static KV_APPEND: Signature = Signature {
+    args: &[read("x"), read("seq"), read("pos"), Arg { name: "cache", access: Access::Update }],
+    dims: &["n", "kv_heads", "hd", "ctx", "x_stride", "seqs"],
+    grid: Grid::One("n"),
+};
+
+/// The signature that all rows of a family share.
+const fn signature(family: Family) -> &'static Signature {
+    match family {
+        Family::TernaryMatmul => &TERNARY_MATMUL,
+        Family::DenseMatmul => &DENSE_MATMUL,
+        Family::Attention => &ATTENTION,
+        Family::KvAppend => &KV_APPEND,
+    }
+}
+
+/// Any number of tokens, none included.
+const ANY: RangeInclusive<u64> = 0..=u64::MAX;
+
+/// A row: its entry point, and what a program would otherwise have to read out of the name.
+macro_rules! row {
+    ($module:ident :: $name:ident, $isa:ident, $family:ident, $inputs:expr => $output:expr, $layout:expr, $tokens:expr) => {
+        KernelDesc {
+            name: stringify!($name),
+            family: Family::$family,
+            inputs: &$inputs,
+            output: $output,
+            layout: $layout,
+            tokens: $tokens,
+            requires: Requires { isa: Isa::$isa },
+            signature: signature(Family::$family),
+            entry: entry!($module $name),
+        }
+    };
+}
+
+/// The function, if this program is built for its architecture.
+macro_rules! entry {
+    (scalar $name:ident) => {
+        Some(crate::cpu::scalar::$name as CpuKernel)
+    };
+    (neon $name:ident) => {{
+        #[cfg(target_arch = "aarch64")]
+        let entry = Some(crate::cpu::aarch64::neon::$name as CpuKernel);
+        #[cfg(not(target_arch = "aarch64"))]
+        let entry = None;
+        entry
+    }};
+    ($module:ident $name:ident) => {{
+        #[cfg(target_arch = "x86_64")]
+        let entry = Some(crate::cpu::x86_64::$module::$name as CpuKernel);
+        #[cfg(not(target_arch = "x86_64"))]
+        let entry = None;
+        entry
+    }};
+}
+
+/// All kernels of this version.
+#[rustfmt::skip]
+pub static TABLE: &[KernelDesc] = &[
+    row!(scalar::ternary_gemv_q8xt2_f32__scalar__r16, Scalar, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 1..=1),
+    row!(avx2::ternary_gemv_q8xt2_f32__avx2__r16, Avx2, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 1..=1),
+    row!(avx512_vnni::ternary_gemv_q8xt2_f32__avx512vnni__r16, Avx512Vnni, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 1..=1),
+    row!(neon::ternary_gemv_q8xt2_f32__neon__r16, Neon, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 1..=1),
+    row!(scalar::ternary_gemm_q8xt2_f32__scalar__r16, Scalar, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), ANY),
+    row!(avx2::ternary_gemm_q8xt2_f32__avx2__r16, Avx2, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), ANY),
+    row!(avx512_vnni::ternary_gemm_q8xt2_f32__avx512vnni__r16, Avx512Vnni, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), ANY),
+    row!(neon::ternary_gemm_q8xt2_f32__neon__r16, Neon, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), ANY),
+    row!(scalar::ternary_matmul_f32xt2_f32__scalar__r16, Scalar, TernaryMatmul, [F32, T2] => F32, Some(Tile16), ANY),
+    row!(avx2::ternary_matmul_f32xt2_f32__avx2__r16, Avx2, TernaryMatmul, [F32, T2] => F32, Some(Tile16), ANY),
+    row!(avx512_vnni::ternary_matmul_f32xt2_f32__avx512vnni__r16, Avx512Vnni, TernaryMatmul, [F32, T2] => F32, Some(Tile16), ANY),
+    row!(neon::ternary_matmul_f32xt2_f32__neon__r16, Neon, TernaryMatmul, [F32, T2] => F32, Some(Tile16), ANY),
+    row!(scalar::dense_matmul_f32xf32_f32__scalar__r4, Scalar, DenseMatmul, [F32, F32] => F32, None, ANY),
+    row!(avx2::dense_matmul_f32xf32_f32__avx2__r4, Avx2, DenseMatmul, [F32, F32] => F32, None, ANY),
+    row!(avx512_vnni::dense_matmul_f32xf32_f32__avx512vnni__r4, Avx512Vnni, DenseMatmul, [F32, F32] => F32, None, ANY),
+    row!(neon::dense_matmul_f32xf32_f32__neon__r4, Neon, DenseMatmul, [F32, F32] => F32, None, ANY),
+    row!(scalar::dense_matmul_f32xbf16_f32__scalar__r4, Scalar, DenseMatmul, [F32, BF16] => F32, None, ANY),
+    row!(avx2::dense_matmul_f32xbf16_f32__avx2__r4, Avx2, DenseMatmul, [F32, BF16] => F32, None, ANY),
+    row!(avx512_vnni::dense_matmul_f32xbf16_f32__avx512vnni__r4, Avx512Vnni, DenseMatmul, [F32, BF16] => F32, None, ANY),
+    row!(neon::dense_matmul_f32xbf16_f32__neon__r4, Neon, DenseMatmul, [F32, BF16] => F32, None, ANY),
+    row!(scalar::attention_f32xf32_f32__scalar__t64, Scalar, Attention, [F32, F32, F32] => F32, None, ANY),
+    row!(avx2::attention_f32xf32_f32__avx2__t64, Avx2, Attention, [F32, F32, F32] => F32, None, ANY),
+    row!(avx512_vnni::attention_f32xf32_f32__avx512vnni__t64, Avx512Vnni, Attention, [F32, F32, F32] => F32, None, ANY),
+    row!(neon::attention_f32xf32_f32__neon__t64, Neon, Attention, [F32, F32, F32] => F32, None, ANY),
+    row!(scalar::attention_f32xq8q4_f32__scalar__t64, Scalar, Attention, [F32, Q8, Q4] => F32, None, ANY),
+    row!(avx2::attention_f32xq8q4_f32__avx2__t64, Avx2, Attention, [F32, Q8, Q4] => F32, None, ANY),
+    row!(avx512_vnni::attention_f32xq8q4_f32__avx512vnni__t64, Avx512Vnni, Attention, [F32, Q8, Q4] => F32, None, ANY),
+    row!(neon::attention_f32xq8q4_f32__neon__t64, Neon, Attention, [F32, Q8, Q4] => F32, None, ANY),
+    row!(scalar::attention_f32xq4_f32__scalar__t64, Scalar, Attention, [F32, Q4, Q4] => F32, None, ANY),
+    row!(avx2::attention_f32xq4_f32__avx2__t64, Avx2, Attention, [F32, Q4, Q4] => F32, None, ANY),
+    row!(avx512_vnni::attention_f32xq4_f32__avx512vnni__t64, Avx512Vnni, Attention, [F32, Q4, Q4] => F32, None, ANY),
+    row!(neon::attention_f32xq4_f32__neon__t64, Neon, Attention, [F32, Q4, Q4] => F32, None, ANY),
+    row!(scalar::kv_append_f32_f32__scalar__t1, Scalar, KvAppend, [F32] => F32, None, ANY),
+    row!(scalar::kv_append_f32_q8__scalar__t1, Scalar, KvAppend, [F32] => Q8, None, ANY),
+    row!(scalar::kv_append_f32_q4__scalar__t1, Scalar, KvAppend, [F32] => Q4, None, ANY),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::cpu;
+    use crate::desc::Arch;
+    use crate::error::KernelError;
+    use crate::name::KernelName;
+
+    #[test]
+    fn every_name_is_unique_and_says_what_its_row_says() {
+        let mut names = HashSet::new();
+        for desc in TABLE {
+            assert!(names.insert(desc.name), "{} is there twice", desc.name);
+            let name: KernelName = desc.name.parse().unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(name.to_string(), desc.name);
+            assert_eq!((name.isa, name.output), (desc.requires.isa, desc.output), "{}", desc.name);
+            let mut dtypes = name.dtypes();
+            if desc.family == Family::Attention && dtypes.len() == 2 {
+                dtypes.push(dtypes[1]);
+            }
+            assert_eq!(dtypes, desc.inputs, "{}", desc.name);
+            assert_eq!(desc.layout.is_some(), desc.inputs.contains(&T2), "{}", desc.name);
+            let op = match desc.family {
+                Family::TernaryMatmul if *desc.tokens.end() == 1 => "ternary_gemv",
+                Family::TernaryMatmul if desc.inputs[0] == Q8 => "ternary_gemm",
+                Family::TernaryMatmul => "ternary_matmul",
+                Family::DenseMatmul => "dense_matmul",
+                Family::Attention => "attention",
+                Family::KvAppend => "kv_append",
+            };
+            assert_eq!(name.op, op);
+        }
+    }
+
+    #[test]
+    fn the_grid_of_a_row_is_over_its_dims() {
+        for desc in TABLE {
+            let used = match desc.signature.grid {
+                Grid::CeilDiv(dim, _) | Grid::One(dim) => vec![dim],
+                Grid::Product(left, right) => vec![left, right],
+            };
+            assert!(used.iter().all(|dim| desc.signature.dims.contains(dim)), "{}", desc.name);
+        }
+    }
+
+    #[test]
+    fn every_row_has_a_scalar_row_that_computes_the_same() {
+        for desc in TABLE {
+            let mut name: KernelName = desc.name.parse().unwrap_or_else(|error| panic!("{error}"));
+            name.isa = Isa::Scalar;
+            assert!(find(&name.to_string()).is_some(), "{} has no {name}", desc.name);
+        }
+    }
+
+    #[test]
+    fn a_kernel_is_handed_out_only_to_a_cpu_that_has_what_it_needs() {
+        for desc in TABLE {
+            let resolved = cpu::resolve(desc.name);
+            if desc.requires.is_available() {
+                assert!(resolved.is_ok(), "{}", desc.name);
+            } else if desc.requires.isa.arch() == Arch::host() {
+                assert!(matches!(resolved, Err(KernelError::Features { .. })), "{}", desc.name);
+            } else {
+                assert!(matches!(resolved, Err(KernelError::Architecture { .. })), "{}", desc.name);
+            }
+        }
+        assert!(matches!(cpu::resolve("nothing_f32_f32__scalar__t1"), Err(KernelError::Unknown { .. })));
+    }
+}

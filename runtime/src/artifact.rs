@@ -1,0 +1,184 @@
+//! Opens an artifact: reads every file, confirms that nothing is missing, damaged or foreign, and maps the weights.
+//!
+//! Everything is confirmed before anything runs, and all problems are reported at once. The generated code is copied out of its file, and
+//! the small files are read whole, so what was checked is what is used. The weights are mapped, not copied.
+
+mod check;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use ir::plan::manifest::{self, Manifest, Part};
+use ir::plan::{Plan, ReadError};
+use memmap2::Mmap;
+
+use crate::error::{ArtifactProblem, RuntimeError};
+
+/// Bytes that are hashed between two reports of progress: some milliseconds.
+const HASH_CHUNK: usize = 8 << 20;
+
+/// An artifact that was read and checked.
+#[derive(Debug)]
+pub struct Artifact {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// What to do.
+    pub plan: Plan,
+    /// The weights.
+    pub weights: WeightMap,
+    /// Generated machine code.
+    pub code: Vec<u8>,
+    /// The tokenizer's file, if there is one.
+    pub tokenizer: Option<Vec<u8>>,
+    /// Bytes of all files but the manifest.
+    pub bytes: u64,
+}
+
+impl Artifact {
+    /// Opens the artifact in `dir`. It holds machine code, so it must come from someone you would run a program of.
+    ///
+    /// `progress` is told how many bytes of how many are read.
+    ///
+    /// # Errors
+    ///
+    /// If the manifest or the plan cannot be read, and [`RuntimeError::Artifact`] with all problems of all files otherwise.
+    pub fn open(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Self, RuntimeError> {
+        let path = dir.join(manifest::MANIFEST);
+        let text = std::fs::read_to_string(&path).map_err(RuntimeError::io("read", &path))?;
+        let manifest = Manifest::from_ron(&text).map_err(|source| RuntimeError::Read { path, source })?;
+
+        let mut problems = Vec::new();
+        for file in [manifest::PLAN, manifest::CODE, manifest::WEIGHTS] {
+            if manifest.part(file).is_none() {
+                problems.push(ArtifactProblem::NotListed { file });
+            }
+        }
+        let total = manifest.parts.iter().map(|part| part.bytes).fold(0, u64::saturating_add);
+        let mut done = 0;
+        let (mut plan, mut code, mut tokenizer, mut weights) = (None, Vec::new(), None, None);
+        for part in &manifest.parts {
+            let contents = match read_part(dir, part, &mut |bytes| progress(done + bytes, total)) {
+                Ok(contents) => contents,
+                Err(problem) => {
+                    problems.push(problem);
+                    continue;
+                }
+            };
+            done = done.saturating_add(part.bytes);
+            match (part.file.as_str(), contents) {
+                (manifest::PLAN, Contents::Read(bytes)) => plan = Some(bytes),
+                (manifest::CODE, Contents::Read(bytes)) => code = bytes,
+                (manifest::TOKENIZER, Contents::Read(bytes)) => tokenizer = Some(bytes),
+                (manifest::WEIGHTS, Contents::Mapped(map)) => weights = Some(map),
+                (manifest::WEIGHTS, Contents::Read(_)) => {
+                    problems.push(ArtifactProblem::Header { message: "the file is empty".to_owned() });
+                }
+                _ => {}
+            }
+        }
+
+        let plan = match plan.map(String::from_utf8) {
+            None => None,
+            Some(Err(_)) => {
+                problems.push(ArtifactProblem::NotText { file: manifest::PLAN.to_owned() });
+                None
+            }
+            // A plan that cannot be read is reported for itself only if its file is as it was written; else the damage is the cause.
+            Some(Ok(text)) => match Plan::from_ron(&text) {
+                Ok(plan) => Some(plan),
+                Err(source) if problems.is_empty() || matches!(source, ReadError::Version { .. }) => {
+                    return Err(RuntimeError::Read { path: dir.join(manifest::PLAN), source });
+                }
+                Err(_) => None,
+            },
+        };
+        if let Some(plan) = &plan {
+            check::target(plan, &mut problems);
+            check::interface(plan, &mut problems);
+            check::sizes(plan, &mut problems);
+            check::kernels(plan, manifest.part(manifest::CODE).map_or(0, |part| part.bytes), &mut problems);
+            check::copies(plan, &mut problems);
+        }
+        let data_start = weights.as_ref().and_then(|map| check::weights(map, plan.as_ref(), &mut problems));
+        match (plan, weights, data_start) {
+            (Some(plan), Some(map), Some(data_start)) if problems.is_empty() => {
+                let weights = WeightMap { map: Some(map), data_start, path: dir.join(manifest::WEIGHTS) };
+                Ok(Self { dir: dir.into(), plan, weights, code, tokenizer, bytes: total })
+            }
+            _ => Err(RuntimeError::Artifact { dir: dir.into(), problems }),
+        }
+    }
+}
+
+/// A file of the artifact.
+enum Contents {
+    Read(Vec<u8>),
+    Mapped(Mmap),
+}
+
+fn read_part(dir: &Path, part: &Part, progress: &mut dyn FnMut(u64)) -> Result<Contents, ArtifactProblem> {
+    let name = || part.file.clone();
+    let is_plain = Path::new(&part.file).components().eq([std::path::Component::Normal(part.file.as_ref())]);
+    if !is_plain {
+        return Err(ArtifactProblem::FileName { file: name() });
+    }
+    let path = dir.join(&part.file);
+    let unreadable = |error: std::io::Error| ArtifactProblem::Unreadable { file: name(), message: error.to_string() };
+    let file = File::open(&path).map_err(unreadable)?;
+    let found = file.metadata().map_err(unreadable)?.len();
+    if found != part.bytes {
+        return Err(ArtifactProblem::Size { file: name(), expected: part.bytes, found });
+    }
+    let contents = if part.file == manifest::WEIGHTS && 0 < found {
+        Contents::Mapped(map(&file).map_err(unreadable)?)
+    } else {
+        Contents::Read(std::fs::read(&path).map_err(unreadable)?)
+    };
+    let bytes: &[u8] = match &contents {
+        Contents::Read(bytes) => bytes,
+        Contents::Mapped(map) => map,
+    };
+    let mut hasher = blake3::Hasher::new();
+    let mut done = 0;
+    for chunk in bytes.chunks(HASH_CHUNK) {
+        hasher.update(chunk);
+        done += chunk.len() as u64;
+        progress(done);
+    }
+    let found = hasher.finalize().to_hex();
+    if !found.as_str().eq_ignore_ascii_case(&part.blake3) {
+        return Err(ArtifactProblem::Hash { file: name(), expected: part.blake3.clone(), found: found.to_string() });
+    }
+    Ok(contents)
+}
+
+fn map(file: &File) -> std::io::Result<Mmap> {
+    // SAFETY: the map is only read, as plain bytes that may have any value. Whoever changes or shortens the file of a running model breaks
+    // that model's results or ends its process with a bus error, but no value that Rust relies on: the header is read once.
+    unsafe { Mmap::map(file) }
+}
+
+/// The weights' data, read-only.
+#[derive(Debug)]
+pub struct WeightMap {
+    map: Option<Mmap>,
+    data_start: usize,
+    path: PathBuf,
+}
+
+impl WeightMap {
+    /// No weights.
+    pub fn empty() -> Self {
+        Self { map: None, data_start: 0, path: PathBuf::new() }
+    }
+
+    /// The bytes of all tensors: offsets in the plan count from its start, which is aligned to [`ir::plan::ALIGNMENT`].
+    pub fn data(&self) -> &[u8] {
+        self.map.as_ref().map_or(&[], |map| &map[self.data_start..])
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}

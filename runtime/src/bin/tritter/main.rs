@@ -1,0 +1,55 @@
+//! `tritter`: runs and measures models that `tritterc` has compiled.
+//!
+//! Exit codes: 0 done, 1 failure, 2 wrong usage, 130 ended by Ctrl-C. What was generated until Ctrl-C is printed whole.
+
+// The short name that it has everywhere else.
+extern crate tritter_runtime as runtime;
+
+mod run;
+mod logits;
+mod eval;
+mod bench;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Runs and measures models that tritterc has compiled.
+///
+/// Results go to standard output, messages and progress to standard error. Exit codes: 0 done, 1 failure, 2 wrong usage, 130 ended by
+/// Ctrl-C.
+#[derive(Parser)]
+#[command(version, about, long_about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Args),
+    Logits(logits::Args),
+    Eval(eval::Args),
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Logits(args) => logits::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Bench(args) => bench::run(&args),
+    };
+    match result {
+        Ok(()) if ui::is_interrupted() => ExitCode::from(ui::INTERRUPTED),
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if ui::is_cancelled(&error) => ExitCode::from(ui::INTERRUPTED),
+        // Whoever reads our output has had enough of it, as `head` does.
+        Err(error) if ui::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            ui::message(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

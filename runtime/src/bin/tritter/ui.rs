@@ -1,0 +1,182 @@
+//! What all commands share: opening a model, progress, messages, output, and Ctrl-C.
+
+use std::fs::File;
+use std::io::{ErrorKind, IsTerminal, Read, Write};
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use runtime::{Artifact, Options, RuntimeError, Session};
+
+/// The exit code after Ctrl-C, as shells have it: 128 and the number of the signal.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// Work that is done sooner shows no progress.
+const SILENT: Duration = Duration::from_secs(1);
+
+static IS_INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// The model and how to run it.
+#[derive(clap::Args)]
+pub(crate) struct ModelArgs {
+    /// The directory that `tritterc compile -o DIR` wrote.
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Threads; one for each CPU by default. Results do not depend on it.
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Refuse models whose caches and activations take more than so many MiB.
+    #[arg(long, value_name = "MIB")]
+    memory_limit: Option<u64>,
+}
+
+impl ModelArgs {
+    /// Opens the model. From then on Ctrl-C is asked for with [`is_interrupted`]; the second one ends the program at once.
+    pub(crate) fn open(&self) -> Result<Session> {
+        let mut progress = Progress::new("checking", Unit::Bytes);
+        let artifact = Artifact::open(&self.dir, &mut |done, total| progress.set(done, total))?;
+        drop(progress);
+        let options = Options {
+            threads: self.threads.map(NonZeroUsize::get),
+            max_slab_bytes: self.memory_limit.map(|mib| mib.saturating_mul(1 << 20)),
+        };
+        let session = Session::new(artifact, &options)?;
+        ctrlc::set_handler(|| {
+            if IS_INTERRUPTED.swap(true, Ordering::Relaxed) {
+                std::process::exit(i32::from(INTERRUPTED));
+            }
+        })
+        .context("cannot listen for Ctrl-C")?;
+        Ok(session)
+    }
+
+    /// The directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// Whether Ctrl-C was pressed.
+pub(crate) fn is_interrupted() -> bool {
+    IS_INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Breaks after Ctrl-C.
+pub(crate) fn flow() -> ControlFlow<()> {
+    if is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}
+
+/// Whether an error is that Ctrl-C was pressed.
+pub(crate) fn is_cancelled(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(RuntimeError::Cancelled))
+}
+
+/// Whether an error is that nobody reads the output any more.
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
+/// Prints a line to standard error. Nobody can be told if that fails.
+pub(crate) fn message(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Prints to standard output, at once.
+pub(crate) fn print(text: &str) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// Prints a JSON report.
+pub(crate) fn print_json(value: &serde_json::Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).context("a report is plain data")?;
+    Ok(print(&format!("{text}\n"))?)
+}
+
+/// Reads a file, or standard input for `-`.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if path == Path::new("-") {
+        std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
+    } else {
+        let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        file.read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    Ok(bytes)
+}
+
+/// Ids separated by commas or white space.
+pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>> {
+    let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty());
+    let ids: Result<Vec<u32>> =
+        words.map(|word| word.parse().with_context(|| format!("`{word}` is not a token id"))).collect();
+    let ids = ids?;
+    if ids.is_empty() {
+        bail!("there are no token ids");
+    }
+    Ok(ids)
+}
+
+/// The chunk to use: what was asked for, else the largest that the artifact was compiled for.
+pub(crate) fn chunk(session: &Session, asked: Option<NonZeroUsize>) -> usize {
+    asked.map_or(session.max_tokens(), NonZeroUsize::get)
+}
+
+/// What progress counts.
+#[derive(Clone, Copy)]
+pub(crate) enum Unit {
+    Bytes,
+    Tokens,
+}
+
+/// A bar on standard error, if that is a terminal and the work takes longer than a moment.
+pub(crate) struct Progress {
+    message: &'static str,
+    unit: Unit,
+    start: Instant,
+    is_terminal: bool,
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    pub(crate) fn new(message: &'static str, unit: Unit) -> Self {
+        Self { message, unit, start: Instant::now(), is_terminal: std::io::stderr().is_terminal(), bar: None }
+    }
+
+    pub(crate) fn set(&mut self, done: u64, total: u64) {
+        if !self.is_terminal || self.start.elapsed() < SILENT {
+            return;
+        }
+        let bar = self.bar.get_or_insert_with(|| {
+            let template = match self.unit {
+                Unit::Bytes => "{msg} [{bar:40}] {bytes}/{total_bytes} {eta}",
+                Unit::Tokens => "{msg} [{bar:40}] {pos}/{len} tokens {per_sec} {eta}",
+            };
+            let style = ProgressStyle::with_template(template).expect("the templates are well formed");
+            ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
+                .with_style(style.progress_chars("=> "))
+                .with_message(self.message)
+                .with_elapsed(self.start.elapsed())
+        });
+        bar.set_position(done);
+    }
+
+    /// Removes the bar.
+    pub(crate) fn clear(&mut self) {
+        self.is_terminal = false;
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}

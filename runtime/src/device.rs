@@ -1,0 +1,86 @@
+//! What the executor needs of a device: to hold a program's memory, and to run a list of launches in order.
+//!
+//! A device is made from an opened artifact and owns the weights, the slab and the code. The executor resolves a phase of the plan for the
+//! sizes of a call into [`Work`], which [`Device::load`] turns into the device's own form once; calls of the same sizes run that again.
+
+pub mod cpu;
+
+use std::time::Duration;
+
+use ir::plan::KernelId;
+
+use crate::error::RuntimeError;
+
+/// A byte of one of the two address spaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Of the weights, counted from the start of their data.
+    Weights(u64),
+    /// Of the slab.
+    Slab(u64),
+}
+
+/// One thing to do. Each starts when all before it are done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Compute all units of a kernel's grid.
+    Launch {
+        /// The kernel of the plan.
+        kernel: KernelId,
+        /// Its units; at least 1.
+        units: u64,
+        /// Its pointers.
+        args: Vec<Place>,
+        /// Its sizes.
+        dims: Vec<i64>,
+    },
+    /// Copy bytes.
+    Copy {
+        /// Source.
+        from: Place,
+        /// Destination, in the slab.
+        to: u64,
+        /// How many; at least 1.
+        bytes: u64,
+    },
+}
+
+/// Something that runs programs.
+///
+/// Programs are trusted, as artifacts are: that the places and dims of a launch fit its kernel was promised by the compiler, and a device
+/// confirms only that the places are inside their address spaces.
+pub trait Device {
+    /// A list of work in the device's own form. It keeps alive what it points to.
+    type Program;
+
+    /// What it is, for reports.
+    fn name(&self) -> String;
+
+    /// Prepares work to be run any number of times.
+    ///
+    /// # Panics
+    ///
+    /// If a place is outside its address space or a kernel is not in the plan: the executor has checked both.
+    fn load(&self, works: &[Work]) -> Self::Program;
+
+    /// Does all the work in order and returns when it is done. With `times`, appends how long each took.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Panicked`] if a kernel did not return; the device can be used further, what is in the slab cannot.
+    fn run(&mut self, program: &Self::Program, times: Option<&mut Vec<Duration>>) -> Result<(), RuntimeError>;
+
+    /// Writes integers to the slab.
+    ///
+    /// # Panics
+    ///
+    /// If they leave it.
+    fn write_i32(&mut self, offset: u64, values: &[i32]);
+
+    /// Reads floats of the slab, which stay until the next call.
+    ///
+    /// # Panics
+    ///
+    /// If they leave it, or `offset` is not a multiple of 4.
+    fn read_f32(&mut self, offset: u64, count: usize) -> &[f32];
+}

@@ -1,0 +1,323 @@
+//! The CPU as a device: threads, memory and functions.
+//!
+//! All of a call's work is one job of the pool. Every thread walks the same list, does its contiguous part of each grid, and meets the others
+//! before the next launch. Two launches of one unit each in a row need no meeting, because the first thread does both.
+
+mod ceiling;
+mod code;
+mod pool;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ir::entity::Id;
+use ir::plan::{self, Plan};
+use kernels::CpuKernel;
+
+use self::code::{Code, GeneratedKernel};
+use self::pool::{Barrier, Pool, part};
+use super::{Device, Place, Work};
+use crate::artifact::WeightMap;
+use crate::error::{ArtifactProblem, RuntimeError};
+use crate::slab::Slab;
+
+/// Bytes that are one unit of a copy.
+const COPY_UNIT: u64 = 16 << 10;
+
+/// The CPU that this program runs on.
+pub struct CpuDevice {
+    memory: Arc<Memory>,
+    kernels: Vec<Function>,
+    pool: Pool,
+}
+
+/// What programs point to.
+struct Memory {
+    weights: WeightMap,
+    slab: Slab,
+    /// Kept for the functions in it.
+    _code: Code,
+}
+
+/// What a launch calls.
+#[derive(Clone, Copy)]
+enum Function {
+    Table(CpuKernel),
+    Generated(GeneratedKernel),
+    /// Copies from the first argument to the second; the dims are the bytes of all units and of one.
+    Copy,
+}
+
+/// A list of launches with all pointers resolved.
+pub struct CpuProgram {
+    launches: Vec<Launch>,
+    args: Vec<*mut u8>,
+    dims: Vec<i64>,
+    /// Keeps what the pointers and functions point to.
+    _memory: Arc<Memory>,
+}
+
+// SAFETY: the pointers are into memory that the program keeps alive, and are followed only by `CpuDevice::run`, which has exclusive use of
+// the device; what the threads of one run share among them is the kernels' contract.
+unsafe impl Send for CpuProgram {}
+// SAFETY: as above; a shared program is only read.
+unsafe impl Sync for CpuProgram {}
+
+struct Launch {
+    function: Function,
+    units: u64,
+    /// Where its pointers start in `CpuProgram::args`.
+    args: usize,
+    /// Where its sizes start in `CpuProgram::dims`.
+    dims: usize,
+    /// Whether all threads meet after it.
+    meets: bool,
+}
+
+impl CpuDevice {
+    /// A device with an artifact's weights, code and memory, and so many threads.
+    ///
+    /// # Errors
+    ///
+    /// If memory or threads cannot be had, or this CPU cannot run a kernel.
+    pub fn new(plan: &Plan, weights: WeightMap, code: &[u8], threads: usize) -> Result<Self, RuntimeError> {
+        let code = Code::new(code)?;
+        let mut kernels = Vec::with_capacity(plan.kernels.len());
+        let mut problems = Vec::new();
+        for kernel in &plan.kernels {
+            match kernel.code {
+                plan::Code::Table => match kernels::cpu::resolve(&kernel.name) {
+                    Ok(function) => kernels.push(Function::Table(function)),
+                    Err(error) => problems.push(ArtifactProblem::Kernel(error)),
+                },
+                plan::Code::Generated { offset, .. } => {
+                    // SAFETY: artifacts are trusted as executables are: the compiler put a function there. The memory outlives its calls,
+                    // because programs keep it.
+                    kernels.push(Function::Generated(unsafe { code.entry(offset) }));
+                }
+            }
+        }
+        if !problems.is_empty() {
+            return Err(RuntimeError::Artifact { dir: weights.path().into(), problems });
+        }
+        let slab = Slab::new(plan.slab_bytes)?;
+        Ok(Self { memory: Arc::new(Memory { weights, slab, _code: code }), kernels, pool: Pool::new(threads)? })
+    }
+
+    /// The number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Bytes a second that all threads together read from memory: the ceiling of decoding.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Panicked`], never on a sound machine.
+    pub fn read_rate(&mut self) -> Result<f64, RuntimeError> {
+        ceiling::read_rate(&mut self.pool)
+    }
+
+    /// Int8 multiply-accumulates a second that all threads together reach on registers: the ceiling of prefill.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Panicked`], never on a sound machine.
+    pub fn dot_rate(&mut self) -> Result<f64, RuntimeError> {
+        ceiling::dot_rate(&mut self.pool)
+    }
+
+    /// The start of `bytes` bytes at a place.
+    fn region(&self, place: Place, bytes: u64) -> *mut u8 {
+        let (base, offset, space) = match place {
+            Place::Weights(offset) => {
+                let data = self.memory.weights.data();
+                (data.as_ptr().cast_mut(), offset, data.len() as u64)
+            }
+            Place::Slab(offset) => (self.memory.slab.base(), offset, self.memory.slab.bytes()),
+        };
+        let end = offset.checked_add(bytes);
+        assert!(end.is_some_and(|end| end <= space), "{bytes} bytes at {place:?} leave its {space} bytes");
+        // SAFETY: the offset is inside the allocation, or one past its end.
+        unsafe { base.add(offset as usize) }
+    }
+}
+
+impl Device for CpuDevice {
+    type Program = Arc<CpuProgram>;
+
+    fn name(&self) -> String {
+        format!("CPU, {} threads", self.threads())
+    }
+
+    fn load(&self, works: &[Work]) -> Arc<CpuProgram> {
+        let mut program =
+            CpuProgram { launches: Vec::new(), args: Vec::new(), dims: Vec::new(), _memory: Arc::clone(&self.memory) };
+        for work in works {
+            let (args, dims) = (program.args.len(), program.dims.len());
+            let (function, units) = match work {
+                Work::Launch { kernel, units, args, dims } => {
+                    program.args.extend(args.iter().map(|&place| self.region(place, 0)));
+                    program.dims.extend(dims);
+                    (self.kernels[kernel.index()], *units)
+                }
+                Work::Copy { from, to, bytes } => {
+                    // Units of a copy inside one region could overtake each other, so it is done in one.
+                    let overlaps = match from {
+                        Place::Weights(_) => false,
+                        Place::Slab(from) => *from < to + bytes && *to < from + bytes,
+                    };
+                    let unit = if overlaps { *bytes } else { COPY_UNIT };
+                    program.args.extend([self.region(*from, *bytes), self.region(Place::Slab(*to), *bytes)]);
+                    program.dims.extend([*bytes as i64, unit as i64]);
+                    (Function::Copy, bytes.div_ceil(unit))
+                }
+            };
+            program.launches.push(Launch { function, units, args, dims, meets: true });
+        }
+        for position in 1..program.launches.len() {
+            let alone = program.launches[position - 1].units == 1 && program.launches[position].units == 1;
+            program.launches[position - 1].meets = !alone;
+        }
+        Arc::new(program)
+    }
+
+    fn run(&mut self, program: &Arc<CpuProgram>, times: Option<&mut Vec<Duration>>) -> Result<(), RuntimeError> {
+        let threads = self.pool.threads();
+        let program = Arc::clone(program);
+        let Some(times) = times else {
+            return self.pool.run(move |thread, barrier| program.walk(thread, threads, barrier, || ()));
+        };
+        let ends = Arc::new(Mutex::new(Vec::with_capacity(program.launches.len())));
+        let shared = Arc::clone(&ends);
+        let mut last = Instant::now();
+        self.pool.run(move |thread, barrier| {
+            let mut ends = (thread == 0).then(|| shared.lock().unwrap_or_else(PoisonError::into_inner));
+            program.walk(thread, threads, barrier, || {
+                if let Some(ends) = &mut ends {
+                    ends.push(Instant::now());
+                }
+            });
+        })?;
+        for &end in ends.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            times.push(end - last);
+            last = end;
+        }
+        Ok(())
+    }
+
+    fn write_i32(&mut self, offset: u64, values: &[i32]) {
+        let to = self.region(Place::Slab(offset), 4 * values.len() as u64);
+        // SAFETY: the bytes are inside the slab, which nobody else uses outside of `run`; `values` is not in it.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr().cast(), to, 4 * values.len()) };
+    }
+
+    fn read_f32(&mut self, offset: u64, count: usize) -> &[f32] {
+        let from = self.region(Place::Slab(offset), 4 * count as u64).cast::<f32>();
+        assert!(from.is_aligned(), "floats at byte {offset} are not aligned");
+        // SAFETY: the floats are inside the slab and aligned; any bits are a float; `self` is borrowed, so nothing writes the slab.
+        unsafe { std::slice::from_raw_parts(from, count) }
+    }
+}
+
+impl CpuProgram {
+    /// Does the part of one thread of all launches. `done` is called after each.
+    fn walk(&self, thread: usize, threads: usize, barrier: &Barrier, mut done: impl FnMut()) {
+        for launch in &self.launches {
+            let (begin, end) = if launch.units == 1 {
+                // The first thread, so that single units in a row stay on one.
+                (0, i64::from(thread == 0))
+            } else {
+                part(launch.units, thread, threads)
+            };
+            if begin < end {
+                self.call(launch, begin, end);
+            }
+            if launch.meets && !barrier.wait() {
+                return;
+            }
+            done();
+        }
+    }
+
+    fn call(&self, launch: &Launch, begin: i64, end: i64) {
+        let (args, dims) = (self.args[launch.args..].as_ptr(), self.dims[launch.dims..].as_ptr());
+        match launch.function {
+            // SAFETY: the kernel was resolved for this CPU; the plan gives it the pointers and sizes of its signature, as the compiler
+            // promised and the artifact's reader checked; the units are inside the grid and no other thread's.
+            Function::Table(kernel) => unsafe { kernel(args, dims, begin, end) },
+            // SAFETY: as above; the generated function is what the plan's grid, pointers and sizes were made for.
+            Function::Generated(kernel) => unsafe { kernel(args, dims, begin, end) },
+            Function::Copy => {
+                let (bytes, unit) = (self.dims[launch.dims], self.dims[launch.dims + 1]);
+                let (start, end) = ((begin * unit) as usize, bytes.min(end * unit) as usize);
+                let (from, to) = (self.args[launch.args], self.args[launch.args + 1]);
+                // SAFETY: `start` is inside the region of `bytes` bytes that `load` found to be inside its space.
+                let from = unsafe { from.add(start) };
+                // SAFETY: as above.
+                let to = unsafe { to.add(start) };
+                // SAFETY: both hold `end - start` bytes; what a thread writes no other thread reads, because regions that overlap are one
+                // unit.
+                unsafe { std::ptr::copy(from, to, end - start) };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(threads: usize, slab_bytes: u64) -> CpuDevice {
+        let plan = Plan {
+            version: plan::VERSION,
+            model: "test".to_owned(),
+            target: String::new(),
+            context: 0,
+            sequences: 0,
+            vocab: 0,
+            slab_bytes,
+            weights_bytes: 0,
+            symbols: Vec::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            buffers: Vec::new(),
+            kernels: Vec::new(),
+            phases: Vec::new(),
+        };
+        CpuDevice::new(&plan, WeightMap::empty(), &[], threads).unwrap()
+    }
+
+    #[test]
+    fn copies_take_every_byte_even_within_one_region() {
+        let words = 20_000;
+        for threads in [1, 3] {
+            let mut device = device(threads, 1 << 20);
+            let values: Vec<i32> = (0..words).collect();
+            device.write_i32(0, &values);
+            let bytes = 4 * words as u64;
+            let program = device.load(&[
+                Work::Copy { from: Place::Slab(0), to: 4, bytes },
+                Work::Copy { from: Place::Slab(4), to: 1 << 19, bytes },
+            ]);
+            let mut times = Vec::new();
+            device.run(&program, Some(&mut times)).unwrap();
+            assert_eq!(times.len(), 2);
+            let read = device.read_f32(1 << 19, words as usize);
+            assert!(read.iter().zip(&values).all(|(read, value)| read.to_bits() as i32 == *value));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "leave its")]
+    fn places_outside_are_refused() {
+        device(1, 64).load(&[Work::Copy { from: Place::Slab(0), to: 32, bytes: 33 }]);
+    }
+
+    #[test]
+    fn ceilings_are_positive() {
+        let mut device = device(2, 64);
+        assert!(0.0 < device.dot_rate().unwrap());
+        assert!(0.0 < device.read_rate().unwrap());
+    }
+}

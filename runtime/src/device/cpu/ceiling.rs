@@ -1,0 +1,268 @@
+//! How fast this machine could be: the rates that a plan's steps are held against, measured with the pool that runs the plan.
+//!
+//! The *read rate* is bytes a second that all threads together read from memory with nothing else to do. The *dot rate* is int8
+//! multiply-accumulates a second of the best dot instruction of the CPU on registers, so that no memory, not even a cache, has a part in
+//! it. Both are the best of several runs, because a ceiling is what the machine can do, not what it does beside other programs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use kernels::{Isa, Requires};
+
+use super::pool::{Pool, part};
+use crate::error::RuntimeError;
+
+/// Runs of each measurement.
+const RUNS: usize = 7;
+/// Bytes of the buffer that is read, beside the caches: a multiple of any last-level cache that is not reported.
+const READ_BYTES: u64 = 256 << 20;
+/// The most that is allocated for the measurement.
+const MAX_READ_BYTES: u64 = 1 << 30;
+/// Rounds of the instruction loop: some milliseconds.
+const DOT_ROUNDS: u64 = 400_000;
+/// Cache lines between a read and the prefetch ahead of it; 0 is without. Memory of different machines likes different distances.
+const PREFETCH_LINES: [usize; 3] = [0, 16, 32];
+
+/// Bytes a second that all threads read from memory.
+pub(super) fn read_rate(pool: &mut Pool) -> Result<f64, RuntimeError> {
+    let bytes = (4 * last_level_cache_bytes()).clamp(READ_BYTES, MAX_READ_BYTES);
+    // Not zeros: pages that were never written are all the same one, and in a cache.
+    let buffer: Arc<Vec<u64>> = Arc::new((0..bytes / 8).collect());
+    let threads = pool.threads();
+    let sink = Arc::new(AtomicU64::new(0));
+    let mut best = 0.0_f64;
+    for run in 0..RUNS {
+        let (buffer, sink) = (Arc::clone(&buffer), Arc::clone(&sink));
+        let lines_ahead = PREFETCH_LINES[run % PREFETCH_LINES.len()];
+        let start = Instant::now();
+        pool.run(move |thread, _| {
+            let (begin, end) = part(buffer.len() as u64, thread, threads);
+            sink.fetch_add(sum(&buffer[begin as usize..end as usize], lines_ahead), Ordering::Relaxed);
+        })?;
+        best = best.max(bytes as f64 / start.elapsed().as_secs_f64());
+    }
+    std::hint::black_box(sink.load(Ordering::Relaxed));
+    Ok(best)
+}
+
+/// The wrapping sum: eight independent ones, which become vectors and wait for nothing but memory.
+fn sum(values: &[u64], lines_ahead: usize) -> u64 {
+    let mut acc = [0_u64; 8];
+    let (lines, rest) = values.as_chunks::<8>();
+    for line in lines {
+        if lines_ahead != 0 {
+            prefetch(line, lines_ahead);
+        }
+        for (acc, value) in acc.iter_mut().zip(line) {
+            *acc = acc.wrapping_add(*value);
+        }
+    }
+    rest.iter().chain(&acc).fold(0, |sum, value| sum.wrapping_add(*value))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn prefetch(line: &[u64; 8], lines_ahead: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
+    let ahead = line.as_ptr().wrapping_add(8 * lines_ahead);
+    // SAFETY: SSE is part of the architecture, and a prefetch of any address is a hint that does not fault.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch(_line: &[u64; 8], _lines_ahead: usize) {}
+
+/// Bytes of the largest cache that the system reports, or 0.
+fn last_level_cache_bytes() -> u64 {
+    let size = |index: u32| {
+        let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
+        let text = std::fs::read_to_string(path).ok()?;
+        let text = text.trim();
+        match text.strip_suffix('K') {
+            Some(kib) => kib.parse::<u64>().ok().map(|kib| kib << 10),
+            None => text.strip_suffix('M')?.parse::<u64>().ok().map(|mib| mib << 20),
+        }
+    };
+    (0..8).filter_map(size).max().unwrap_or(0)
+}
+
+/// Int8 multiply-accumulates a second of all threads together.
+pub(super) fn dot_rate(pool: &mut Pool) -> Result<f64, RuntimeError> {
+    let isa = [Isa::Avx512Vnni, Isa::Avx2, Isa::Neon].into_iter().find(|&isa| Requires { isa }.is_available());
+    let isa = isa.unwrap_or(Isa::Scalar);
+    let mut best = 0.0_f64;
+    for _ in 0..RUNS {
+        let macs = Arc::new(AtomicU64::new(0));
+        let shared = Arc::clone(&macs);
+        let start = Instant::now();
+        pool.run(move |_, _| {
+            shared.fetch_add(dot_loop(isa), Ordering::Relaxed);
+        })?;
+        best = best.max(macs.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
+
+/// Runs the best dot instruction of `isa`, which the CPU has, and returns how many multiply-accumulates that were.
+fn dot_loop(isa: Isa) -> u64 {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller has made sure of the features.
+        Isa::Avx512Vnni => unsafe { x86_64::vnni() },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller has made sure of the features.
+        Isa::Avx2 => unsafe { x86_64::avx2() },
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => aarch64::dotprod(),
+        _ => scalar(),
+    }
+}
+
+/// What the compiler makes of a plain dot product.
+fn scalar() -> u64 {
+    let (x, w) = (std::hint::black_box([3_i8; 64]), std::hint::black_box([1_i8; 64]));
+    let mut acc = 0_i32;
+    for _ in 0..DOT_ROUNDS / 8 {
+        let (x, w) = (std::hint::black_box(&x), std::hint::black_box(&w));
+        acc = acc.wrapping_add(x.iter().zip(w).map(|(x, w)| i32::from(*x) * i32::from(*w)).sum::<i32>());
+    }
+    std::hint::black_box(acc);
+    DOT_ROUNDS / 8 * 64
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64 {
+    //! The loops for x86. Ten independent sums hide the latency of five cycles on two ports.
+
+    use std::arch::asm;
+
+    use super::DOT_ROUNDS;
+
+    /// `vpdpbusd` on 64 bytes.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has AVX-512 VNNI.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub(super) unsafe fn vnni() -> u64 {
+        // SAFETY: only registers that are declared are changed, and the CPU has the instructions.
+        unsafe {
+            asm!(
+                "2:",
+                "vpdpbusd zmm0, zmm16, zmm17",
+                "vpdpbusd zmm1, zmm16, zmm17",
+                "vpdpbusd zmm2, zmm16, zmm17",
+                "vpdpbusd zmm3, zmm16, zmm17",
+                "vpdpbusd zmm4, zmm16, zmm17",
+                "vpdpbusd zmm5, zmm16, zmm17",
+                "vpdpbusd zmm6, zmm16, zmm17",
+                "vpdpbusd zmm7, zmm16, zmm17",
+                "vpdpbusd zmm8, zmm16, zmm17",
+                "vpdpbusd zmm9, zmm16, zmm17",
+                "dec {rounds}",
+                "jnz 2b",
+                rounds = inout(reg) DOT_ROUNDS => _,
+                out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _,
+                out("zmm5") _, out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _,
+                options(nomem, nostack),
+            );
+        }
+        DOT_ROUNDS * 10 * 64
+    }
+
+    /// `vpmaddubsw` and `vpaddw` on 32 bytes: products of ternary codes are so small that dozens of them add up in 16 bits, so what
+    /// widens them now and then is not counted.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has AVX2.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn avx2() -> u64 {
+        // SAFETY: only registers that are declared are changed, and the CPU has the instructions.
+        unsafe {
+            asm!(
+                "2:",
+                "vpmaddubsw ymm4, ymm14, ymm15",
+                "vpaddw ymm0, ymm0, ymm4",
+                "vpmaddubsw ymm5, ymm14, ymm15",
+                "vpaddw ymm1, ymm1, ymm5",
+                "vpmaddubsw ymm6, ymm14, ymm15",
+                "vpaddw ymm2, ymm2, ymm6",
+                "vpmaddubsw ymm7, ymm14, ymm15",
+                "vpaddw ymm3, ymm3, ymm7",
+                "dec {rounds}",
+                "jnz 2b",
+                rounds = inout(reg) DOT_ROUNDS => _,
+                out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _,
+                out("ymm4") _, out("ymm5") _, out("ymm6") _, out("ymm7") _,
+                options(nomem, nostack),
+            );
+        }
+        DOT_ROUNDS * 4 * 32
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    //! The loop for Arm. Sixteen independent sums hide the latency of four cycles on four ports.
+
+    use std::arch::asm;
+
+    use super::DOT_ROUNDS;
+
+    /// `sdot` on 16 bytes. It runs only on a CPU that was found to have it.
+    pub(super) fn dotprod() -> u64 {
+        // SAFETY: only registers that are declared are changed; the caller has found the CPU to have the instruction.
+        unsafe {
+            asm!(
+                ".arch_extension dotprod",
+                "2:",
+                "sdot v0.4s, v16.16b, v17.16b",
+                "sdot v1.4s, v16.16b, v17.16b",
+                "sdot v2.4s, v16.16b, v17.16b",
+                "sdot v3.4s, v16.16b, v17.16b",
+                "sdot v4.4s, v16.16b, v17.16b",
+                "sdot v5.4s, v16.16b, v17.16b",
+                "sdot v6.4s, v16.16b, v17.16b",
+                "sdot v7.4s, v16.16b, v17.16b",
+                "sdot v18.4s, v16.16b, v17.16b",
+                "sdot v19.4s, v16.16b, v17.16b",
+                "sdot v20.4s, v16.16b, v17.16b",
+                "sdot v21.4s, v16.16b, v17.16b",
+                "sdot v22.4s, v16.16b, v17.16b",
+                "sdot v23.4s, v16.16b, v17.16b",
+                "sdot v24.4s, v16.16b, v17.16b",
+                "sdot v25.4s, v16.16b, v17.16b",
+                "subs {rounds}, {rounds}, #1",
+                "b.ne 2b",
+                rounds = inout(reg) DOT_ROUNDS => _,
+                out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
+                out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v22") _, out("v23") _, out("v24") _,
+                out("v25") _,
+                options(nomem, nostack),
+            );
+        }
+        DOT_ROUNDS * 16 * 16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_dot_loop_of_this_cpu_counts_its_work() {
+        for isa in Isa::ALL.into_iter().filter(|&isa| Requires { isa }.is_available()) {
+            assert!(DOT_ROUNDS <= dot_loop(isa), "{isa}");
+        }
+    }
+
+    #[test]
+    fn sums_do_not_depend_on_prefetching() {
+        let values: Vec<u64> = (0..1003).collect();
+        for lines_ahead in PREFETCH_LINES {
+            assert_eq!(sum(&values, lines_ahead), 1002 * 1003 / 2);
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! How a phase of the plan becomes work for a device: every expression is evaluated for the sizes of the call, every repeat unrolled.
+//!
+//! The result depends only on the phase and on the symbols `n` and `m`, and a model is called with the same few of them over and over, so
+//! it is kept: a token of decoding evaluates nothing. What a call costs depends on the symbol `keys`, too; that is evaluated when it is
+//! asked for.
+
+use ir::plan::{Arg, Code, Expr, Phase, Plan, ROUND, Role, Step};
+
+use crate::device::{Device, Place, Work};
+use crate::error::RuntimeError;
+use crate::trace::Trace;
+
+/// Prepared calls that are kept. One is some hundred launches, about 100 bytes each; a session has one for decoding, one for whole
+/// chunks, and one for the rest of a prompt.
+const KEPT: usize = 8;
+
+/// A plan on a device.
+pub struct Executor<D: Device> {
+    plan: Plan,
+    device: D,
+    /// The most recently used last.
+    prepared: Vec<Prepared<D::Program>>,
+}
+
+/// The symbols of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Sizes {
+    /// Tokens.
+    pub n: u64,
+    /// Rows whose logits are wanted.
+    pub m: u64,
+    /// Keys that all tokens see together. Only costs depend on it.
+    pub keys: u64,
+}
+
+impl Sizes {
+    /// The symbols whose values a call resolves.
+    pub(crate) const SYMBOLS: [&str; 3] = ["n", "m", "keys"];
+
+    fn of(&self, symbol: &str, round: Option<u64>) -> Option<u64> {
+        match symbol {
+            "n" => Some(self.n),
+            "m" => Some(self.m),
+            "keys" => Some(self.keys),
+            ROUND => round,
+            _ => None,
+        }
+    }
+}
+
+/// What a call moves and computes, by the compiler's account.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes of weights, caches and activations that are read and written.
+    pub bytes: u64,
+    /// Integer multiply-accumulates.
+    pub macs: u64,
+}
+
+struct Prepared<P> {
+    n: u64,
+    m: u64,
+    phase: usize,
+    program: P,
+    /// For each work of the program, where it came from.
+    origins: Vec<Origin>,
+}
+
+/// Where a work came from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    /// The position of the step among [`flat_steps`].
+    pub(crate) step: usize,
+    /// The round of its repeat.
+    pub(crate) round: Option<u64>,
+}
+
+/// The steps of a phase with those of repeats in their places, once each.
+pub(crate) fn flat_steps(phase: &Phase) -> Vec<&Step> {
+    let mut flat = Vec::new();
+    for step in &phase.steps {
+        match step {
+            Step::Repeat { steps, .. } => flat.extend(steps),
+            step => flat.push(step),
+        }
+    }
+    flat
+}
+
+/// What a step costs in a call of these sizes.
+pub(crate) fn cost_of(step: &Step, sizes: Sizes, round: Option<u64>) -> Cost {
+    let value = |expr: &Expr| expr.evaluate(&|symbol| sizes.of(symbol, round)).unwrap_or(u64::MAX);
+    match step {
+        Step::Call(call) => Cost { bytes: value(&call.moves), macs: value(&call.macs) },
+        Step::Copy { bytes, .. } => Cost { bytes: value(bytes).saturating_mul(2), macs: 0 },
+        Step::Repeat { .. } => Cost::default(),
+    }
+}
+
+impl<D: Device> Executor<D> {
+    /// An executor of a plan that was checked, on a device that was made for it.
+    pub fn new(plan: Plan, device: D) -> Self {
+        Self { plan, device, prepared: Vec::new() }
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The device.
+    pub fn device(&mut self) -> &mut D {
+        &mut self.device
+    }
+
+    /// Runs the phase that takes `sizes.n` tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::TooManyTokens`] if no phase does, and what the device reports.
+    pub fn run(&mut self, sizes: Sizes, trace: Option<&mut Trace>) -> Result<(), RuntimeError> {
+        self.prepare(sizes)?;
+        let prepared = self.prepared.last().expect("a call was just prepared");
+        match trace {
+            None => self.device.run(&prepared.program, None),
+            Some(trace) => {
+                let mut times = Vec::with_capacity(prepared.origins.len());
+                self.device.run(&prepared.program, Some(&mut times))?;
+                trace.add(&self.plan, prepared.phase, sizes, &prepared.origins, &times);
+                Ok(())
+            }
+        }
+    }
+
+    /// What a call of these sizes moves and computes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Executor::run`].
+    pub fn cost(&mut self, sizes: Sizes) -> Result<Cost, RuntimeError> {
+        self.prepare(sizes)?;
+        let prepared = self.prepared.last().expect("a call was just prepared");
+        let steps = flat_steps(&self.plan.phases[prepared.phase]);
+        let costs = prepared.origins.iter().map(|origin| cost_of(steps[origin.step], sizes, origin.round));
+        Ok(costs.fold(Cost::default(), |sum, cost| Cost {
+            bytes: sum.bytes.saturating_add(cost.bytes),
+            macs: sum.macs.saturating_add(cost.macs),
+        }))
+    }
+
+    /// Makes the last of `prepared` the one of these sizes.
+    fn prepare(&mut self, sizes: Sizes) -> Result<(), RuntimeError> {
+        let is_it = |prepared: &Prepared<_>| (prepared.n, prepared.m) == (sizes.n, sizes.m);
+        if let Some(position) = self.prepared.iter().position(is_it) {
+            let prepared = self.prepared.remove(position);
+            self.prepared.push(prepared);
+            return Ok(());
+        }
+        let phase = self.plan.phases.iter().position(|phase| sizes.n <= phase.max_tokens);
+        let Some(phase) = phase else {
+            let max = self.plan.phases.last().map_or(0, |phase| phase.max_tokens);
+            return Err(RuntimeError::TooManyTokens { tokens: sizes.n as usize, max });
+        };
+        let mut resolver = Resolver { plan: &self.plan, sizes, works: Vec::new(), origins: Vec::new() };
+        let mut position = 0;
+        for step in &self.plan.phases[phase].steps {
+            match step {
+                Step::Repeat { count, steps } => {
+                    for round in 0..u64::from(*count) {
+                        for (inner, step) in steps.iter().enumerate() {
+                            resolver.resolve(step, Origin { step: position + inner, round: Some(round) });
+                        }
+                    }
+                    position += steps.len();
+                }
+                step => {
+                    resolver.resolve(step, Origin { step: position, round: None });
+                    position += 1;
+                }
+            }
+        }
+        let Resolver { works, origins, .. } = resolver;
+        let program = self.device.load(&works);
+        if KEPT <= self.prepared.len() {
+            self.prepared.remove(0);
+        }
+        self.prepared.push(Prepared { n: sizes.n, m: sizes.m, phase, program, origins });
+        Ok(())
+    }
+}
+
+/// Evaluates steps for the sizes of a call.
+struct Resolver<'a> {
+    plan: &'a Plan,
+    sizes: Sizes,
+    works: Vec<Work>,
+    origins: Vec<Origin>,
+}
+
+impl Resolver<'_> {
+    fn resolve(&mut self, step: &Step, origin: Origin) {
+        let value = |expr: &Expr| {
+            let value = expr.evaluate(&|symbol| self.sizes.of(symbol, origin.round));
+            value.expect("the plan was checked to resolve at the largest values of its symbols")
+        };
+        let place = |arg: &Arg| {
+            let buffer = self.plan.buffer(arg.buffer);
+            let offset = buffer.offset + value(&arg.offset);
+            if buffer.role == Role::Weight { Place::Weights(offset) } else { Place::Slab(offset) }
+        };
+        let work = match step {
+            Step::Call(call) => {
+                // A kernel of the table cuts its grid over rows of weights, so a call without tokens still has units; and some take
+                // one token, not none. Generated kernels have nothing in them that their grid does not count.
+                let is_table = self.plan.kernel(call.kernel).code == Code::Table;
+                let is_empty = |dim: &Expr| value(dim) == 0 && dim.symbols().any(|symbol| symbol != ROUND);
+                let units = value(&call.grid);
+                if units == 0 || (is_table && call.dims.iter().any(is_empty)) {
+                    return;
+                }
+                let args = call.args.iter().map(place).collect();
+                let dims = call.dims.iter().map(|dim| value(dim) as i64).collect();
+                Work::Launch { kernel: call.kernel, units, args, dims }
+            }
+            Step::Copy { from, to, bytes } => {
+                let bytes = value(bytes);
+                if bytes == 0 {
+                    return;
+                }
+                let (from, Place::Slab(to)) = (place(from), place(to)) else {
+                    unreachable!("the plan was checked to write no weights");
+                };
+                Work::Copy { from, to, bytes }
+            }
+            Step::Repeat { .. } => unreachable!("the plan was checked to have no repeats in repeats"),
+        };
+        self.works.push(work);
+        self.origins.push(origin);
+    }
+}

@@ -1,0 +1,375 @@
+//! How the next token is chosen from a row of logits.
+//!
+//! The order of the filters is fixed: repetition penalty, temperature, top-k, top-p, min-p, then one draw. Probabilities are computed in f64.
+//! Equal logits are in order of their ids, so the same seed gives the same tokens on every machine. Logits that are not numbers are never
+//! chosen.
+
+use crate::error::RuntimeError;
+
+/// What to sample with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Logits are divided by it; 0 takes the largest.
+    pub temperature: f64,
+    /// Only the so many most probable ids; 0 is all.
+    pub top_k: usize,
+    /// Only the fewest most probable ids whose probabilities, after top-k, add up to this or more; 1 is all.
+    pub top_p: f64,
+    /// Only ids with at least this part of the probability of the most probable; 0 is all.
+    pub min_p: f64,
+    /// Logits of ids that occurred are divided by it if positive and multiplied by it if negative; 1 changes nothing.
+    pub repetition_penalty: f64,
+    /// Where the random numbers start.
+    pub seed: u64,
+}
+
+impl Sampling {
+    /// Always the most probable id.
+    pub const GREEDY: Sampling =
+        Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 };
+
+    fn check(&self) -> Result<(), RuntimeError> {
+        let options = [
+            ("temperature", self.temperature, "0 or more", (0.0..f64::INFINITY).contains(&self.temperature)),
+            ("top-p", self.top_p, "more than 0 and at most 1", 0.0 < self.top_p && self.top_p <= 1.0),
+            ("min-p", self.min_p, "between 0 and 1", (0.0..=1.0).contains(&self.min_p)),
+            (
+                "repetition-penalty",
+                self.repetition_penalty,
+                "more than 0",
+                0.0 < self.repetition_penalty && self.repetition_penalty.is_finite(),
+            ),
+        ];
+        for (option, value, range, is_inside) in options {
+            if !is_inside {
+                return Err(RuntimeError::Sampling { option, value, range });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Chooses tokens of one sequence.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    sampling: Sampling,
+    random: Random,
+    /// Whether an id occurred, as far as ids were seen.
+    seen: Vec<bool>,
+    /// Room for candidates, kept from row to row.
+    candidates: Vec<Candidate>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Candidate {
+    id: u32,
+    logit: f32,
+    /// Relative to the most probable one.
+    weight: f64,
+}
+
+impl Sampler {
+    /// A sampler that starts at the seed.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Sampling`] for the first option outside its range.
+    pub fn new(sampling: Sampling) -> Result<Self, RuntimeError> {
+        sampling.check()?;
+        Ok(Self { sampling, random: Random::new(sampling.seed), seen: Vec::new(), candidates: Vec::new() })
+    }
+
+    /// Notes ids that occurred, for the repetition penalty: the prompt, and each token that was chosen.
+    pub fn see(&mut self, ids: &[u32]) {
+        if self.sampling.repetition_penalty == 1.0 {
+            return;
+        }
+        for &id in ids {
+            let id = id as usize;
+            if self.seen.len() <= id {
+                self.seen.resize(id + 1, false);
+            }
+            self.seen[id] = true;
+        }
+    }
+
+    /// The next id.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::NoLogits`] if no logit is a number above minus infinity.
+    pub fn sample(&mut self, logits: &[f32]) -> Result<u32, RuntimeError> {
+        self.collect(logits);
+        let candidates = &mut self.candidates;
+        if self.sampling.temperature == 0.0 {
+            let best = candidates.iter().reduce(|best, next| if precedes(next, best) { next } else { best });
+            return best.map(|best| best.id).ok_or(RuntimeError::NoLogits);
+        }
+        let max = candidates.iter().map(|each| each.logit).reduce(f32::max).ok_or(RuntimeError::NoLogits)?;
+        for each in candidates.iter_mut() {
+            // Infinite logits share all probability among themselves.
+            let difference = if each.logit == max { 0.0 } else { f64::from(each.logit) - f64::from(max) };
+            each.weight = (difference / self.sampling.temperature).exp();
+        }
+        if self.sampling.top_k != 0 && self.sampling.top_k < candidates.len() {
+            candidates.select_nth_unstable_by(self.sampling.top_k - 1, order);
+            candidates.truncate(self.sampling.top_k);
+            candidates.sort_unstable_by(order);
+        }
+        if self.sampling.top_p < 1.0 {
+            keep_top_p(candidates, self.sampling.top_p);
+        }
+        if 0.0 < self.sampling.min_p {
+            candidates.retain(|each| self.sampling.min_p <= each.weight);
+        }
+        let total: f64 = candidates.iter().map(|each| each.weight).sum();
+        let mut left = self.random.uniform() * total;
+        for each in candidates.iter() {
+            left -= each.weight;
+            if left < 0.0 {
+                return Ok(each.id);
+            }
+        }
+        // Rounding can leave a rest after the last.
+        candidates.iter().rfind(|each| 0.0 < each.weight).map(|each| each.id).ok_or(RuntimeError::NoLogits)
+    }
+
+    /// Makes candidates of all logits that are numbers above minus infinity, penalised, in order of ids.
+    fn collect(&mut self, logits: &[f32]) {
+        let penalty = self.sampling.repetition_penalty;
+        self.candidates.clear();
+        for (id, &logit) in logits.iter().enumerate() {
+            let is_seen = self.seen.get(id).copied().unwrap_or(false);
+            let logit = match (is_seen, 0.0 < logit) {
+                (false, _) => logit,
+                (true, true) => (f64::from(logit) / penalty) as f32,
+                (true, false) => (f64::from(logit) * penalty) as f32,
+            };
+            if f32::NEG_INFINITY < logit {
+                self.candidates.push(Candidate { id: id as u32, logit, weight: 0.0 });
+            }
+        }
+    }
+}
+
+/// The id of the largest logit, the first of equals; `None` if none is a number.
+pub fn greedy(logits: &[f32]) -> Option<u32> {
+    let mut best: Option<(u32, f32)> = None;
+    for (id, &logit) in logits.iter().enumerate() {
+        if !logit.is_nan() && best.is_none_or(|(_, most)| most < logit) {
+            best = Some((id as u32, logit));
+        }
+    }
+    best.map(|(id, _)| id)
+}
+
+/// Most probable first, then by id. No two are equal.
+fn order(left: &Candidate, right: &Candidate) -> std::cmp::Ordering {
+    right.logit.total_cmp(&left.logit).then(left.id.cmp(&right.id))
+}
+
+fn precedes(left: &Candidate, right: &Candidate) -> bool {
+    order(left, right).is_lt()
+}
+
+/// Keeps the fewest most probable candidates that have a part `top_p` of all weight; always one.
+///
+/// A vocabulary has 100,000 ids and the answer mostly a few dozen, so it sorts only as many of the most probable as it turns out to need.
+fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f64) {
+    let target = top_p * candidates.iter().map(|each| each.weight).sum::<f64>();
+    let (mut sorted, mut step) = (0, 256);
+    let mut sum = 0.0;
+    while sorted < candidates.len() {
+        let rest = &mut candidates[sorted..];
+        let count = rest.len().min(step);
+        if count < rest.len() {
+            rest.select_nth_unstable_by(count - 1, order);
+        }
+        rest[..count].sort_unstable_by(order);
+        for (position, each) in rest[..count].iter().enumerate() {
+            sum += each.weight;
+            if target <= sum {
+                let kept = sorted + position + 1;
+                candidates.truncate(kept);
+                return;
+            }
+        }
+        sorted += count;
+        step *= 4;
+    }
+}
+
+/// Random numbers: xoshiro256++ by Blackman and Vigna, its state filled from the seed by splitmix64, as its authors advise.
+#[derive(Clone, Debug)]
+pub struct Random {
+    state: [u64; 4],
+}
+
+impl Random {
+    /// A generator that starts at a seed; any is fine.
+    pub fn new(seed: u64) -> Self {
+        let mut mixed = seed;
+        let mut splitmix = || {
+            mixed = mixed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut z = mixed;
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            z ^ (z >> 31)
+        };
+        Self { state: [splitmix(), splitmix(), splitmix(), splitmix()] }
+    }
+
+    /// 64 random bits.
+    pub fn bits(&mut self) -> u64 {
+        let state = &mut self.state;
+        let result = state[0].wrapping_add(state[3]).rotate_left(23).wrapping_add(state[0]);
+        let shifted = state[1] << 17;
+        state[2] ^= state[0];
+        state[3] ^= state[1];
+        state[1] ^= state[2];
+        state[0] ^= state[3];
+        state[2] ^= shifted;
+        state[3] = state[3].rotate_left(45);
+        result
+    }
+
+    /// A number in `[0, 1)`, a multiple of `2^-53`.
+    pub fn uniform(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Sampling = Sampling { temperature: 1.0, ..Sampling::GREEDY };
+
+    fn logits(probabilities: &[f64]) -> Vec<f32> {
+        probabilities.iter().map(|p| p.ln() as f32).collect()
+    }
+
+    /// How often each id is drawn in `draws`.
+    fn frequencies(sampling: Sampling, logits: &[f32], draws: usize) -> Vec<f64> {
+        let mut sampler = Sampler::new(sampling).unwrap();
+        let mut counts = vec![0.0; logits.len()];
+        for _ in 0..draws {
+            counts[sampler.sample(logits).unwrap() as usize] += 1.0 / draws as f64;
+        }
+        counts
+    }
+
+    fn assert_close(found: &[f64], expected: &[f64]) {
+        // Five standard deviations of a frequency of 1/2 in 20,000 draws.
+        let near = found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 0.018);
+        assert!(near, "{found:?} is not near {expected:?}");
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        let logits = logits(&[0.1, 0.2, 0.3, 0.4]);
+        assert_close(&frequencies(PLAIN, &logits, 20_000), &[0.1, 0.2, 0.3, 0.4]);
+        // A temperature of 1/2 squares them: 1, 4, 9, 16 parts of 30.
+        let cold = Sampling { temperature: 0.5, ..PLAIN };
+        assert_close(&frequencies(cold, &logits, 20_000), &[1.0 / 30.0, 4.0 / 30.0, 9.0 / 30.0, 16.0 / 30.0]);
+    }
+
+    #[test]
+    fn filters_keep_what_they_say() {
+        let logits = logits(&[0.1, 0.2, 0.3, 0.4]);
+        let none = Sampling { top_k: 0, top_p: 1.0, min_p: 0.0, ..PLAIN };
+        for (sampling, expected) in [
+            (Sampling { top_k: 2, ..none }, [0.0, 0.0, 3.0 / 7.0, 4.0 / 7.0]),
+            (Sampling { top_k: 1, ..none }, [0.0, 0.0, 0.0, 1.0]),
+            (Sampling { top_k: 9, ..none }, [0.1, 0.2, 0.3, 0.4]),
+            (Sampling { top_p: 0.65, ..none }, [0.0, 0.0, 3.0 / 7.0, 4.0 / 7.0]),
+            (Sampling { top_p: 0.75, ..none }, [0.0, 2.0 / 9.0, 3.0 / 9.0, 4.0 / 9.0]),
+            (Sampling { top_p: 1e-9, ..none }, [0.0, 0.0, 0.0, 1.0]),
+            (Sampling { min_p: 0.6, ..none }, [0.0, 0.0, 3.0 / 7.0, 4.0 / 7.0]),
+            (Sampling { min_p: 1.0, ..none }, [0.0, 0.0, 0.0, 1.0]),
+            // Top-k leaves 3/7 and 4/7, so half of the probability is the first alone.
+            (Sampling { top_k: 2, top_p: 0.5, ..none }, [0.0, 0.0, 0.0, 1.0]),
+        ] {
+            assert_close(&frequencies(sampling, &logits, 20_000), &expected);
+        }
+    }
+
+    #[test]
+    fn top_p_of_a_large_vocabulary_is_what_sorting_gives() {
+        let mut random = Random::new(7);
+        let logits: Vec<f32> = (0..5000).map(|_| (random.uniform() * 3.0) as f32).collect();
+        let mut sampler = Sampler::new(PLAIN).unwrap();
+        for top_p in [0.001, 0.1, 0.5, 0.99] {
+            sampler.collect(&logits);
+            let mut kept = sampler.candidates.clone();
+            for each in &mut kept {
+                each.weight = f64::from(each.logit).exp();
+            }
+            let mut all = kept.clone();
+            keep_top_p(&mut kept, top_p);
+            all.sort_by(order);
+            let total: f64 = all.iter().map(|each| each.weight).sum();
+            assert_eq!(kept, all[..kept.len()], "{top_p}");
+            let sum: f64 = kept.iter().map(|each| each.weight).sum();
+            let without_last = sum - kept.last().unwrap().weight;
+            assert!(top_p * total <= sum * (1.0 + 1e-9) && without_last < top_p * total * (1.0 + 1e-9), "{top_p}");
+        }
+    }
+
+    #[test]
+    fn penalties_lower_what_was_seen_whatever_its_sign() {
+        let mut sampler = Sampler::new(Sampling { repetition_penalty: 2.0, ..Sampling::GREEDY }).unwrap();
+        assert_eq!(sampler.sample(&[1.0, 1.5]).unwrap(), 1);
+        sampler.see(&[1]);
+        assert_eq!(sampler.sample(&[1.0, 1.5]).unwrap(), 0);
+        assert_eq!(sampler.sample(&[-1.5, -1.0]).unwrap(), 0);
+        assert_eq!(sampler.sample(&[1.0, 2.5]).unwrap(), 1);
+    }
+
+    #[test]
+    fn the_same_seed_draws_the_same_and_another_one_differs() {
+        let logits: Vec<f32> = (0..100).map(|id| (id % 7) as f32 / 3.0).collect();
+        let draw = |seed| {
+            let mut sampler = Sampler::new(Sampling { seed, top_p: 0.9, ..PLAIN }).unwrap();
+            (0..50).map(|_| sampler.sample(&logits).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(draw(5), draw(5));
+        assert_ne!(draw(5), draw(6));
+    }
+
+    #[test]
+    fn random_numbers_are_those_of_the_published_generators() {
+        // From the reference implementations: splitmix64 of 0, and xoshiro256++ of the state 1, 2, 3, 4.
+        assert_eq!(Random::new(0).state[0], 0xE220_A839_7B1D_CDAF);
+        let mut random = Random { state: [1, 2, 3, 4] };
+        assert_eq!([random.bits(), random.bits(), random.bits()], [41_943_041, 58_720_359, 3_588_806_011_781_223]);
+    }
+
+    #[test]
+    fn what_is_no_number_is_never_chosen() {
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        for sampling in [PLAIN, Sampling::GREEDY, Sampling { top_p: 0.5, top_k: 3, min_p: 0.1, ..PLAIN }] {
+            let mut sampler = Sampler::new(sampling).unwrap();
+            assert_eq!(sampler.sample(&[nan, -inf, 0.0, nan]).unwrap(), 2);
+            assert_eq!(sampler.sample(&[nan, 1.0, inf]).unwrap(), 2);
+            assert!(matches!(sampler.sample(&[nan, -inf]), Err(RuntimeError::NoLogits)));
+            assert!(matches!(sampler.sample(&[]), Err(RuntimeError::NoLogits)));
+        }
+        assert_eq!(greedy(&[nan, 1.0, 3.0, 3.0]), Some(2));
+        assert_eq!(greedy(&[nan]), None);
+    }
+
+    #[test]
+    fn options_outside_their_range_are_named() {
+        for (sampling, option) in [
+            (Sampling { temperature: -1.0, ..PLAIN }, "temperature"),
+            (Sampling { temperature: f64::NAN, ..PLAIN }, "temperature"),
+            (Sampling { top_p: 0.0, ..PLAIN }, "top-p"),
+            (Sampling { min_p: 1.5, ..PLAIN }, "min-p"),
+            (Sampling { repetition_penalty: 0.0, ..PLAIN }, "repetition-penalty"),
+        ] {
+            let error = Sampler::new(sampling).unwrap_err();
+            assert!(matches!(error, RuntimeError::Sampling { option: found, .. } if found == option), "{error}");
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! Everything that outlives a call: the opened artifact, its caches, and how far each sequence has come.
+//!
+//! A session holds as many sequences as the artifact was compiled for. A call takes tokens of any of them, mixed as the caller likes, writes
+//! their keys and values at their positions, and gives the logits of the tokens that the caller names. Everything a caller can get wrong is
+//! refused before anything is written, so after an error the session is as it was.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use ir::mask::Span;
+use ir::plan::Plan;
+use tokenizer::Tokenizer;
+
+use crate::artifact::Artifact;
+use crate::device::Device;
+use crate::device::cpu::CpuDevice;
+use crate::error::RuntimeError;
+use crate::executor::{Cost, Executor, Sizes};
+use crate::trace::Trace;
+
+/// How to open a session.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Threads; `None` is one for each CPU that this process may use.
+    pub threads: Option<usize>,
+    /// The most bytes that caches and activations may take; `None` is what the system gives.
+    pub max_slab_bytes: Option<u64>,
+}
+
+/// One token of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// Its sequence.
+    pub sequence: usize,
+    /// Its position; `None` is the next of its sequence. Earlier positions are overwritten, and all after them forgotten.
+    pub position: Option<u32>,
+    /// The keys that it sees beside those that the model's mask allows; the default is all up to itself.
+    pub span: Span,
+}
+
+impl Token {
+    /// The next token of a sequence, seeing all before it.
+    pub fn next(sequence: usize, id: u32) -> Self {
+        Self { id, sequence, position: None, span: Span::default() }
+    }
+}
+
+/// The logits of the rows that a call asked for, in that order.
+#[derive(Clone, Copy, Debug)]
+pub struct Logits<'a> {
+    values: &'a [f32],
+    vocab: usize,
+}
+
+impl<'a> Logits<'a> {
+    /// One row each: the scores of all ids.
+    pub fn rows(&self) -> std::slice::ChunksExact<'a, f32> {
+        self.values.chunks_exact(self.vocab)
+    }
+}
+
+/// What [`Session::score`] gives rows of logits to: with the list and the position that they belong to.
+pub type Visit<'a> = dyn FnMut(usize, usize, &[f32]) -> ControlFlow<()> + 'a;
+
+/// A model that runs.
+pub struct Session {
+    executor: Executor<CpuDevice>,
+    tokenizer: Option<Vec<u8>>,
+    artifact_bytes: u64,
+    /// For each sequence, the first position that is free.
+    lengths: Vec<u64>,
+    /// Room for the inputs of a call, kept from call to call.
+    inputs: Inputs,
+    trace: Option<Trace>,
+}
+
+/// The inputs of a call as the plan takes them.
+#[derive(Default)]
+struct Inputs {
+    ids: Vec<i32>,
+    sequences: Vec<i32>,
+    positions: Vec<i32>,
+    spans: Vec<i32>,
+    rows: Vec<i32>,
+    /// For each sequence of this call, the position after its last token.
+    next: Vec<Option<u64>>,
+    /// Keys that all tokens see together, if the model has no window.
+    keys: u64,
+}
+
+impl Session {
+    /// Opens the artifact in `dir`. See [`Artifact::open`] for what that means.
+    ///
+    /// # Errors
+    ///
+    /// As [`Artifact::open`], and if memory or threads cannot be had.
+    pub fn open(dir: &Path, options: &Options) -> Result<Self, RuntimeError> {
+        Self::new(Artifact::open(dir, &mut |_, _| ())?, options)
+    }
+
+    /// A session of an artifact.
+    ///
+    /// # Errors
+    ///
+    /// If memory or threads cannot be had.
+    pub fn new(artifact: Artifact, options: &Options) -> Result<Self, RuntimeError> {
+        let Artifact { plan, weights, code, tokenizer, bytes, .. } = artifact;
+        if let Some(limit) = options.max_slab_bytes.filter(|limit| *limit < plan.slab_bytes) {
+            return Err(RuntimeError::MemoryLimit { needed: plan.slab_bytes, limit });
+        }
+        let threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let device = CpuDevice::new(&plan, weights, &code, threads)?;
+        let lengths = vec![0; plan.sequences as usize];
+        let executor = Executor::new(plan, device);
+        Ok(Self { executor, tokenizer, artifact_bytes: bytes, lengths, inputs: Inputs::default(), trace: None })
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        self.executor.plan()
+    }
+
+    /// The device.
+    pub fn device(&mut self) -> &mut CpuDevice {
+        self.executor.device()
+    }
+
+    /// The tokenizer, if the artifact has one. It is read anew each time.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Tokenizer`] if its file is damaged.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>, RuntimeError> {
+        let Some(file) = &self.tokenizer else { return Ok(None) };
+        // What is not UTF-8 is not JSON either, and is reported as that.
+        let json = String::from_utf8_lossy(file);
+        Tokenizer::from_json(&json).map(Some).map_err(RuntimeError::Tokenizer)
+    }
+
+    /// Bytes of the artifact's files.
+    pub fn artifact_bytes(&self) -> u64 {
+        self.artifact_bytes
+    }
+
+    /// Positions that each sequence has.
+    pub fn context(&self) -> usize {
+        self.plan().context as usize
+    }
+
+    /// Sequences that there are.
+    pub fn sequences(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Token ids are below this.
+    pub fn vocab(&self) -> usize {
+        self.plan().vocab as usize
+    }
+
+    /// The most tokens of a call.
+    pub fn max_tokens(&self) -> usize {
+        self.plan().phases.last().map_or(0, |phase| phase.max_tokens as usize)
+    }
+
+    /// The most rows of a call.
+    pub fn max_rows(&self) -> usize {
+        let bound = self.plan().symbols.iter().find(|symbol| symbol.name == "m");
+        bound.map_or(0, |bound| bound.max as usize)
+    }
+
+    /// Positions of a sequence that are filled.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Sequence`].
+    pub fn length(&self, sequence: usize) -> Result<u64, RuntimeError> {
+        self.lengths.get(sequence).copied().ok_or_else(|| self.no_sequence(sequence))
+    }
+
+    /// Forgets a sequence. Its caches need no clearing: a token sees only positions that were written since.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Sequence`].
+    pub fn reset(&mut self, sequence: usize) -> Result<(), RuntimeError> {
+        let error = self.no_sequence(sequence);
+        *self.lengths.get_mut(sequence).ok_or(error)? = 0;
+        Ok(())
+    }
+
+    /// Starts to record the time of each step. It costs a reading of the clock for each launch.
+    pub fn start_trace(&mut self) {
+        self.trace = Some(Trace::default());
+    }
+
+    /// Ends recording and gives what was recorded.
+    pub fn take_trace(&mut self) -> Option<Trace> {
+        self.trace.take()
+    }
+
+    /// What a call with so many tokens of one sequence after `length` others, and so many rows, moves and computes, by the compiler's
+    /// account.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::TooManyTokens`].
+    pub fn cost(&mut self, length: usize, tokens: usize, rows: usize) -> Result<Cost, RuntimeError> {
+        let keys = (length..length + tokens).map(|position| position as u64 + 1).sum();
+        self.executor.cost(Sizes { n: tokens as u64, m: rows as u64, keys })
+    }
+
+    /// Runs `tokens` and gives the logits of those that `rows` names, ascending indices into `tokens`. The tokens of one sequence have
+    /// ascending positions without gaps.
+    ///
+    /// # Errors
+    ///
+    /// If an id, sequence, position, span or row is not one that the plan has room for; nothing has changed then. And
+    /// [`RuntimeError::Panicked`].
+    pub fn forward(&mut self, tokens: &[Token], rows: &[usize]) -> Result<Logits<'_>, RuntimeError> {
+        let vocab = self.vocab();
+        self.check(tokens, rows)?;
+        if tokens.is_empty() {
+            return Ok(Logits { values: &[], vocab });
+        }
+        let plan = self.executor.plan();
+        let inputs: Vec<u64> = plan.inputs.iter().map(|io| plan.buffer(io.buffer).offset).collect();
+        let output = plan.buffer(plan.outputs[0].buffer).offset;
+        let Inputs { ids, sequences, positions, spans, rows: row_values, next, .. } = &self.inputs;
+        for (offset, values) in inputs.into_iter().zip([ids, sequences, positions, spans, row_values]) {
+            self.executor.device().write_i32(offset, values);
+        }
+        let sizes = Sizes { n: tokens.len() as u64, m: rows.len() as u64, keys: self.inputs.keys };
+        self.executor.run(sizes, self.trace.as_mut())?;
+        for (length, next) in self.lengths.iter_mut().zip(next) {
+            *length = next.unwrap_or(*length);
+        }
+        let values = self.executor.device().read_f32(output, rows.len() * vocab);
+        Ok(Logits { values, vocab })
+    }
+
+    /// Checks a call and fills `self.inputs`.
+    fn check(&mut self, tokens: &[Token], rows: &[usize]) -> Result<(), RuntimeError> {
+        let (vocab, context) = (self.plan().vocab, self.plan().context);
+        let (max_tokens, max_rows) = (self.max_tokens(), self.max_rows());
+        if max_tokens < tokens.len() {
+            return Err(RuntimeError::TooManyTokens { tokens: tokens.len(), max: max_tokens as u64 });
+        }
+        let mut inputs = std::mem::take(&mut self.inputs);
+        inputs.clear(self.lengths.len());
+        let mut fill = || {
+            for (index, token) in tokens.iter().enumerate() {
+                let Token { id, sequence, position, span } = *token;
+                if vocab <= u64::from(id) {
+                    return Err(RuntimeError::TokenId { index, id, vocab });
+                }
+                let &length = self.lengths.get(sequence).ok_or_else(|| self.no_sequence(sequence))?;
+                let next = inputs.next[sequence];
+                let position = position.map_or(next.unwrap_or(length), u64::from);
+                // The first token of a sequence may go back, the others follow it; so no two of a call write one place.
+                let fits = next.map_or(position <= length, |next| position == next);
+                if !fits {
+                    return Err(RuntimeError::Position { index, sequence, position, next: next.unwrap_or(length) });
+                }
+                if context <= position {
+                    return Err(RuntimeError::ContextFull { sequence, position, context });
+                }
+                let Span { first, reach } = span;
+                if position < u64::from(first) || context < u64::from(reach) {
+                    return Err(RuntimeError::Span { index, first, reach, position, context });
+                }
+                inputs.next[sequence] = Some(position + 1);
+                inputs.keys += (position + 1).max(u64::from(reach)) - u64::from(first);
+                // All of these are below the bounds that the plan was checked to keep below 2^31.
+                inputs.ids.push(id as i32);
+                inputs.sequences.push(sequence as i32);
+                inputs.positions.push(position as i32);
+                inputs.spans.extend([first as i32, reach as i32]);
+            }
+            let mut free = 0;
+            for &row in rows {
+                if row < free || tokens.len() <= row || max_rows < rows.len() {
+                    return Err(RuntimeError::Rows { row, tokens: tokens.len(), max: max_rows as u64 });
+                }
+                free = row + 1;
+                inputs.rows.push(row as i32);
+            }
+            Ok(())
+        };
+        let result = fill();
+        self.inputs = inputs;
+        result
+    }
+
+    fn no_sequence(&self, sequence: usize) -> RuntimeError {
+        RuntimeError::Sequence { sequence, sequences: self.lengths.len() as u64 }
+    }
+
+    /// Runs `ids` as the next tokens of a sequence, `chunk` of them in a call, and gives the logits of the last.
+    ///
+    /// `progress` is told how many of how many tokens are done, and may stop it: then the tokens so far stay.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::forward`]; [`RuntimeError::EmptyPrompt`] without ids; [`RuntimeError::Chunk`]; [`RuntimeError::Cancelled`].
+    pub fn prefill(
+        &mut self,
+        sequence: usize,
+        ids: &[u32],
+        chunk: usize,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<&[f32], RuntimeError> {
+        self.check_chunk(chunk)?;
+        let (length, context) = (self.length(sequence)?, self.plan().context);
+        if context < length + ids.len() as u64 && !ids.is_empty() {
+            // Refused as a whole: half a prompt is of no use to anyone.
+            return Err(RuntimeError::ContextFull { sequence, position: length + ids.len() as u64 - 1, context });
+        }
+        let tokens: Vec<Token> = ids.iter().map(|&id| Token::next(sequence, id)).collect();
+        let chunks: Vec<&[Token]> = tokens.chunks(chunk).collect();
+        let (last, before) = chunks.split_last().ok_or(RuntimeError::EmptyPrompt)?;
+        let mut done = 0;
+        for chunk in before {
+            self.forward(chunk, &[])?;
+            done += chunk.len();
+            if progress(done, tokens.len()).is_break() {
+                return Err(RuntimeError::Cancelled);
+            }
+        }
+        let logits = self.forward(last, &[last.len() - 1])?;
+        Ok(logits.values)
+    }
+
+    /// Scores lists of ids, each as a sequence of its own from an empty cache, and gives every row of logits to `visit` with the list and
+    /// the position that it belongs to: row `i` says what comes after id `i`. Of one list the rows come in order.
+    ///
+    /// So many of the lists as `batch` says are in a call together, and so many tokens as `chunk` says. All sequences are reset.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::prefill`]; [`RuntimeError::Sequence`] if the artifact has fewer sequences than `batch`.
+    pub fn score(
+        &mut self,
+        lists: &[&[u32]],
+        chunk: usize,
+        batch: usize,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), RuntimeError> {
+        self.check_chunk(chunk)?;
+        if batch == 0 || self.sequences() < batch {
+            return Err(self.no_sequence(batch.saturating_sub(1)));
+        }
+        let context = self.plan().context;
+        if let Some(list) = lists.iter().find(|list| context < list.len() as u64) {
+            return Err(RuntimeError::ContextFull { sequence: 0, position: list.len() as u64 - 1, context });
+        }
+        let chunk = chunk.min(self.max_rows()).max(1);
+        let batch = batch.min(chunk);
+        for (group, lists) in lists.chunks(batch).enumerate() {
+            for sequence in 0..lists.len() {
+                self.reset(sequence)?;
+            }
+            let each = chunk / lists.len();
+            let longest = lists.iter().map(|list| list.len()).max().unwrap_or(0);
+            for start in (0..longest).step_by(each) {
+                let (mut tokens, mut owners) = (Vec::with_capacity(chunk), Vec::with_capacity(chunk));
+                for (sequence, list) in lists.iter().enumerate() {
+                    let end = list.len().min(start + each);
+                    for (position, &id) in list.iter().enumerate().take(end).skip(start) {
+                        tokens.push(Token::next(sequence, id));
+                        owners.push((group * batch + sequence, position));
+                    }
+                }
+                let rows: Vec<usize> = (0..tokens.len()).collect();
+                let logits = self.forward(&tokens, &rows)?;
+                for (&(list, position), row) in owners.iter().zip(logits.rows()) {
+                    if visit(list, position, row).is_break() {
+                        return Err(RuntimeError::Cancelled);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_chunk(&self, chunk: usize) -> Result<(), RuntimeError> {
+        let max = self.max_tokens();
+        if chunk == 0 || max < chunk { Err(RuntimeError::Chunk { chunk, max }) } else { Ok(()) }
+    }
+}
+
+impl Inputs {
+    fn clear(&mut self, sequences: usize) {
+        let Inputs { ids, sequences: sequence_values, positions, spans, rows, next, keys } = self;
+        *keys = 0;
+        for values in [ids, sequence_values, positions, spans, rows] {
+            values.clear();
+        }
+        next.clear();
+        next.resize(sequences, None);
+    }
+}
