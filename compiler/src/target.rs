@@ -117,7 +117,7 @@ pub struct Machine {
     pub read_gb_per_s: f64,
     /// 10^9 multiplications of int8 by ternary, added up, a second and thread.
     pub int8_gmac_per_s: f64,
-    /// 10^9 multiplications of f32, added up, a second and thread.
+    /// 10^9 multiplications of f32 by weights of any type, added up, a second and thread.
     pub f32_gmac_per_s: f64,
     /// 10^9 plain elementwise operations on f32 a second and thread.
     pub f32_gflop_per_s: f64,
@@ -134,10 +134,10 @@ impl Machine {
     /// memory. Nothing but the choice between equal programs hangs on them.
     pub fn guess(isa: Isa) -> Self {
         let (int8_gmac_per_s, f32_gmac_per_s, f32_gflop_per_s) = match isa {
-            Isa::Scalar => (2.0, 2.0, 2.0),
-            Isa::Avx2 => (60.0, 25.0, 12.0),
-            Isa::Avx512Vnni => (200.0, 50.0, 20.0),
-            Isa::Neon => (60.0, 15.0, 8.0),
+            Isa::Scalar => (4.0, 1.0, 1.0),
+            Isa::Avx2 => (60.0, 15.0, 12.0),
+            Isa::Avx512Vnni => (200.0, 30.0, 20.0),
+            Isa::Neon => (60.0, 12.0, 8.0),
         };
         Self {
             read_gb_per_s: 20.0,

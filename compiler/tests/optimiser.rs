@@ -44,7 +44,7 @@ fn a_bitnet_layer_is_four_sweeps_over_its_weights() {
     for name in ["tiny", "bitnet-code-nano", "bitnet-2b-4t"] {
         let (program, report) = optimise(&model(name), &target(), &Options::all()).unwrap();
         let ops = run_time_ops(program.graph("layer").unwrap());
-        println!("{report}\n{}", ir::text::print(&program));
+        println!("{report}");
         let expected = BTreeMap::from([
             ("ternary_matmul", 4),
             ("rms_norm_quantize", 4),
@@ -67,7 +67,7 @@ fn a_tritter_layer_is_four_sweeps_over_its_weights() {
     for name in ["test", "7b"] {
         let (program, report) = optimise(&model(name), &target(), &Options::all()).unwrap();
         let ops = run_time_ops(program.graph("layer").unwrap());
-        println!("{report}\n{}", ir::text::print(&program));
+        println!("{report}");
         assert_eq!(ops["ternary_matmul"], 4, "{name}: {ops:?}");
         assert_eq!(ops["add_layer_norm"], 1, "{name}: {ops:?}");
         assert_eq!(ops["relu2_mul"], 1, "{name}: {ops:?}");

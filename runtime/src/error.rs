@@ -187,7 +187,7 @@ pub enum RuntimeError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArtifactProblem {
     /// A file that every artifact has is not listed.
-    #[error("the manifest does not list {file}{}", if *file == ir::plan::manifest::WEIGHTS { "; it was compiled without weights" } else { "" })]
+    #[error("the manifest does not list {file}; an artifact compiled without weights can be looked at, not run")]
     NotListed {
         /// The file.
         file: &'static str,

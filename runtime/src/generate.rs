@@ -91,7 +91,8 @@ impl Generation {
     }
 }
 
-/// Generates tokens, and with a decoder their text, which comes in whole characters. `on_event` may end it after any event; what came before is the result.
+/// Generates tokens, and with a decoder their text, which comes in whole characters. `on_event` may end it after any event; what came
+/// before is the result.
 ///
 /// # Errors
 ///

@@ -1,4 +1,8 @@
 //! The kinds of filetests.
+//!
+//! To add one, say `rewrite`: write `kinds/rewrite.rs` with a type that implements [`Kind`], and put `pub mod rewrite;` and `&rewrite::Rewrite` below.
+//! Its tests lie in `filetests/rewrite/`. [`run::program`] gives it the verified program of a case, [`Case::strings`] its options, and
+//! [`run::sessions`] the numbers of the `; run:` lines, with which a kind that computes can do so and check the results.
 
 pub mod text;
 pub mod verify;

@@ -54,22 +54,21 @@ pub struct NoTerm {
 ///
 /// If a root has no finite term, which no graph's e-graph has.
 pub fn extract(egraph: &EGraph, roots: &[Id], model: &CostModel, step_limit: u64) -> Result<Choices, NoTerm> {
-    let mut candidates = candidates(egraph, roots, model);
+    let roots: BTreeSet<Id> = roots.iter().map(|root| egraph.find(*root)).collect();
+    let mut candidates = candidates(egraph, &roots, model);
     let with_term = smallest_trees(&candidates);
+    if let Some(&class) = roots.iter().find(|root| !with_term.contains_key(root)) {
+        return Err(NoTerm { class });
+    }
     for list in candidates.values_mut() {
         list.retain(|candidate| candidate.inputs.iter().all(|input| with_term.contains_key(input)));
     }
     let weight_trees = smallest_trees(&candidates);
     let weight_nodes = weight_time_nodes(egraph, &candidates, &weight_trees);
     fix_weight_time(egraph, &mut candidates, &weight_trees);
-    drop_beaten(egraph, &mut candidates);
+    drop_beaten(&mut candidates, &weight_nodes, &roots);
     let trees = smallest_trees(&candidates);
-    let problem = Problem::new(&candidates, roots);
-    for &root in roots {
-        if !trees.contains_key(&egraph.find(root)) {
-            return Err(NoTerm { class: root });
-        }
-    }
+    let problem = Problem::new(&candidates, &roots);
     let mut search = Search::new(&problem, step_limit);
     search.adopt_trees(&trees);
     search.run();
@@ -96,9 +95,9 @@ struct Candidate {
 
 /// The candidates of all classes that the roots may need. Nodes that need their own class are left out, and those that another node
 /// beats: one that costs no more and needs no other classes.
-fn candidates(egraph: &EGraph, roots: &[Id], model: &CostModel) -> BTreeMap<Id, Vec<Candidate>> {
+fn candidates(egraph: &EGraph, roots: &BTreeSet<Id>, model: &CostModel) -> BTreeMap<Id, Vec<Candidate>> {
     let mut found: BTreeMap<Id, Vec<Candidate>> = BTreeMap::new();
-    let mut todo: Vec<Id> = roots.iter().map(|root| egraph.find(*root)).collect();
+    let mut todo: Vec<Id> = roots.iter().copied().collect();
     while let Some(class) = todo.pop() {
         if found.contains_key(&class) {
             continue;
@@ -203,37 +202,159 @@ fn add_weight_time(weight_nodes: &BTreeMap<Id, Candidate>, nodes: &mut BTreeMap<
 }
 
 /// Drops candidates that another of their class beats: one whose inputs are all needed anyway by what the candidate itself needs, whatever is
-/// chosen there, and that costs no more. So a norm and its quantiser fall to the op that is both, without a search. What is known at weight
-/// time may come on top, for its price.
-fn drop_beaten(egraph: &EGraph, candidates: &mut BTreeMap<Id, Vec<Candidate>>) {
+/// chosen there, and that costs no more than the candidate with the inputs that only it could use. So a norm and its quantiser fall to the op
+/// that is both, without a search. What is known at weight time may come on top, for its price.
+fn drop_beaten(candidates: &mut BTreeMap<Id, Vec<Candidate>>, weight_nodes: &BTreeMap<Id, Candidate>, roots: &BTreeSet<Id>) {
+    let prices: BTreeMap<Id, u64> =
+        weight_nodes.keys().filter_map(|class| Some((*class, candidates.get(class)?.first()?.cost))).collect();
     loop {
-        let needs = needs(candidates);
-        let mut dropped = false;
-        for list in candidates.values_mut() {
-            let closure = |candidate: &Candidate| -> BTreeSet<Id> {
-                candidate.inputs.iter().flat_map(|input| needs[input].iter().copied()).collect()
-            };
-            let mut at = 0;
-            while at < list.len() {
-                let needed = closure(&list[at]);
+        let needs = Needs::new(candidates);
+        let owned = Owned::new(candidates, roots);
+        let mut beaten: Vec<(Id, usize)> = Vec::new();
+        for (&class, list) in &*candidates {
+            let mut left: BTreeSet<usize> = (0..list.len()).collect();
+            for (at, candidate) in list.iter().enumerate() {
+                let needed = needs.of_all(&candidate.inputs);
+                let (cost, own) = owned.cost(candidate);
                 let price = |by: &Candidate| {
-                    by.inputs.iter().filter(|input| !needed.contains(input)).try_fold(by.cost, |sum, input| {
-                        is_weight_time(egraph, *input).then_some(sum.saturating_add(needs_cost(egraph, *input)))
-                    })
+                    let others = by.inputs.iter().filter(|input| !needed.contains(needs.index[*input]));
+                    let mut prices = others.map(|input| prices.get(input));
+                    prices.try_fold(by.cost, |sum, price| Some(sum.saturating_add(*price?)))
                 };
-                let is_beaten = (0..list.len()).any(|by| by != at && price(&list[by]).is_some_and(|price| price <= list[at].cost));
-                if is_beaten {
-                    list.remove(at);
-                    dropped = true;
-                } else {
-                    at += 1;
+                let beats = |by: &usize| {
+                    let by = &list[*by];
+                    let cost = if by.inputs.iter().any(|input| own.contains(input)) { candidate.cost } else { cost };
+                    price(by).is_some_and(|price| price <= cost)
+                };
+                if left.iter().filter(|by| **by != at).any(beats) {
+                    left.remove(&at);
+                    beaten.push((class, at));
                 }
             }
         }
-        if !dropped {
+        if beaten.is_empty() {
             return;
         }
+        // From the back, so that positions stay right.
+        for (class, at) in beaten.into_iter().rev() {
+            candidates.get_mut(&class).expect("a beaten candidate has a class").remove(at);
+        }
+        drop_unreachable(candidates, roots);
     }
+}
+
+/// Which classes only one class could use.
+struct Owned<'a> {
+    candidates: &'a BTreeMap<Id, Vec<Candidate>>,
+    users: BTreeMap<Id, usize>,
+}
+
+impl<'a> Owned<'a> {
+    fn new(candidates: &'a BTreeMap<Id, Vec<Candidate>>, roots: &BTreeSet<Id>) -> Self {
+        let mut users: BTreeMap<Id, usize> = roots.iter().map(|root| (*root, 1)).collect();
+        for list in candidates.values() {
+            let inputs: BTreeSet<Id> = list.iter().flat_map(|candidate| candidate.inputs.iter().copied()).collect();
+            for input in inputs {
+                *users.entry(input).or_default() += 1;
+            }
+        }
+        Self { candidates, users }
+    }
+
+    /// What a candidate costs at least together with the inputs that only its class could use, and which these are.
+    fn cost(&self, candidate: &Candidate) -> (u64, BTreeSet<Id>) {
+        let mut own = BTreeSet::new();
+        let cost = self.add(candidate, &mut own);
+        (cost, own)
+    }
+
+    fn add(&self, candidate: &Candidate, own: &mut BTreeSet<Id>) -> u64 {
+        let mut cost = candidate.cost;
+        for input in &candidate.inputs {
+            if self.users[input] == 1 && own.insert(*input) {
+                let least = self.candidates[input].iter().map(|candidate| self.add(candidate, own)).min();
+                cost = cost.saturating_add(least.unwrap_or(0));
+            }
+        }
+        cost
+    }
+}
+
+/// For each class, the classes that every term of it contains.
+struct Needs {
+    index: BTreeMap<Id, usize>,
+    sets: Vec<Option<Bits>>,
+}
+
+impl Needs {
+    /// The largest solution of `needs(c) = c + what is in the needs of some input, for each of the candidates of c`. `None` stands for all
+    /// classes, from which the sets only shrink.
+    fn new(candidates: &BTreeMap<Id, Vec<Candidate>>) -> Self {
+        let index: BTreeMap<Id, usize> = candidates.keys().enumerate().map(|(index, class)| (*class, index)).collect();
+        let mut needs = Self { sets: vec![None; index.len()], index };
+        loop {
+            let mut changed = false;
+            for (position, list) in candidates.values().enumerate() {
+                let of_candidates = list.iter().filter(|candidate| candidate.inputs.iter().all(|input| needs.is_known(input)));
+                let common = of_candidates.map(|candidate| needs.of_all(&candidate.inputs)).reduce(Bits::intersection);
+                let Some(mut set) = common else { continue };
+                set.insert(position);
+                if needs.sets[position].as_ref() != Some(&set) {
+                    needs.sets[position] = Some(set);
+                    changed = true;
+                }
+            }
+            if !changed {
+                return needs;
+            }
+        }
+    }
+
+    fn is_known(&self, class: &Id) -> bool {
+        self.sets[self.index[class]].is_some()
+    }
+
+    /// What several classes need together.
+    fn of_all(&self, classes: &[Id]) -> Bits {
+        let sets = classes.iter().filter_map(|class| self.sets[self.index[class]].as_ref());
+        sets.fold(Bits(vec![0; self.sets.len().div_ceil(64)]), |union, set| union.union(set))
+    }
+}
+
+/// A set of small numbers.
+#[derive(Clone, Debug, PartialEq)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn insert(&mut self, at: usize) {
+        self.0[at / 64] |= 1 << (at % 64);
+    }
+
+    fn contains(&self, at: usize) -> bool {
+        self.0[at / 64] >> (at % 64) & 1 == 1
+    }
+
+    fn union(mut self, other: &Bits) -> Bits {
+        self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word |= other);
+        self
+    }
+
+    fn intersection(mut self, other: Bits) -> Bits {
+        self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word &= other);
+        self
+    }
+}
+
+/// Drops classes that no root can reach any more.
+fn drop_unreachable(candidates: &mut BTreeMap<Id, Vec<Candidate>>, roots: &BTreeSet<Id>) {
+    let mut reached = BTreeSet::new();
+    let mut todo: Vec<Id> = roots.iter().copied().collect();
+    while let Some(class) = todo.pop() {
+        if reached.insert(class) {
+            todo.extend(candidates[&class].iter().flat_map(|candidate| candidate.inputs.iter().copied()));
+        }
+    }
+    candidates.retain(|class, _| reached.contains(class));
 }
 
 /// The search problem over positions: users come before their operands, except within cycles.
@@ -258,7 +379,7 @@ struct Choice {
 }
 
 impl Problem {
-    fn new(candidates: &BTreeMap<Id, Vec<Candidate>>, roots: &[Id]) -> Self {
+    fn new(candidates: &BTreeMap<Id, Vec<Candidate>>, roots: &BTreeSet<Id>) -> Self {
         let mut digraph: DiGraph<Id, ()> = DiGraph::new();
         let at: BTreeMap<Id, NodeIndex> = candidates.keys().map(|&class| (class, digraph.add_node(class))).collect();
         for (class, list) in candidates {

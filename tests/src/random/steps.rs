@@ -119,7 +119,7 @@ impl Maker {
         let lhs = self.some(step.choices[0], &|ty| is_f32(ty) || takes_integers && ty.dtype == DType::I32);
         let ty = self.builder.ty(lhs).clone();
         let rhs = self.some_like(step.choices[1], &ty);
-        let operands = if step.choices[2] % 2 == 0 { [lhs, rhs] } else { [rhs, lhs] };
+        let operands = if step.choices[2].is_multiple_of(2) { [lhs, rhs] } else { [rhs, lhs] };
         self.op(step, op, &operands);
     }
 
@@ -209,7 +209,8 @@ impl Maker {
         let shape = self.builder.ty(x).shape.clone();
         let size = size(step.choices[1]);
         let widened = shape.dims().iter().map(|dim| if *dim == Dim::Const(1) { Dim::Const(size) } else { dim.clone() });
-        let outer = if step.choices[2] % 2 == 0 && shape.rank() < 4 { vec![Dim::Const(2)] } else { Vec::new() };
+        let outer =
+            if step.choices[2].is_multiple_of(2) && shape.rank() < 4 { vec![Dim::Const(2)] } else { Vec::new() };
         self.op(step, Broadcast { shape: outer.into_iter().chain(widened).collect() }, &[x]);
     }
 
@@ -323,7 +324,7 @@ impl Maker {
         let sum = self.op(step, Add {}, &[state, other]);
         let is_updated = |update: &Update| update.state == state;
         if !self.builder.graph().updates.iter().any(is_updated) {
-            self.builder.update(state, if step.choices[3] % 4 == 0 { state } else { sum });
+            self.builder.update(state, if step.choices[3].is_multiple_of(4) { state } else { sum });
         }
     }
 

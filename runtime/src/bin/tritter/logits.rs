@@ -79,9 +79,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 }
             }
         })
-        .or_else(|error| match failure.take() {
-            Some(failure) => Err(anyhow::Error::new(failure).context(context())),
-            None => Err(error.into()),
+        .map_err(|error| match failure.take() {
+            Some(failure) => anyhow::Error::new(failure).context(context()),
+            None => error.into(),
         })?;
     writer.flush().with_context(context)?;
     drop(writer);

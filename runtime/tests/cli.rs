@@ -1,0 +1,234 @@
+//! The `tritter` binary on the model that counts: what it prints where, and how it ends.
+
+#![cfg(target_arch = "x86_64")]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use common::Draft;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const VOCAB: u64 = 272;
+
+fn model() -> TempDir {
+    Draft::counting(VOCAB, 64, 2).written()
+}
+
+fn tritter(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tritter")).args(args).output().unwrap()
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// Standard output of a command that must succeed.
+fn succeed(args: &[&str]) -> String {
+    let output = tritter(args);
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout).to_owned()
+}
+
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(&succeed(args)).unwrap()
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+#[test]
+fn run_streams_text_and_reports_json() {
+    let dir = model();
+    let dir = path(dir.path());
+    assert_eq!(succeed(&["run", dir, "--prompt", "xa", "--max-new-tokens", "4"]), "bcde\n");
+    assert_eq!(succeed(&["run", dir, "--prompt", "xa", "--stop", "f", "--threads", "3", "--chunk", "1"]), "bcde\n");
+    assert_eq!(succeed(&["run", dir, "--tokens", "8, 105", "--max-new-tokens", "2"]), "bc\n");
+    let report = json(&["run", dir, "--prompt", "xa", "--max-new-tokens", "3", "--json"]);
+    assert_eq!(report["text"], "bcd");
+    assert_eq!(report["token_ids"], serde_json::json!([106, 107, 108]));
+    // The id that starts a text, and two bytes.
+    assert_eq!(report["prompt_tokens"], 3);
+    let report = json(&["run", dir, "--prompt", "xa", "--no-bos", "--max-new-tokens", "1", "--json"]);
+    assert_eq!(report["prompt_tokens"], 2);
+    // Id 2 ends a text, and is what comes after 1.
+    let report = json(&["run", dir, "--tokens", "1", "--json"]);
+    assert_eq!((&report["finish"], &report["token_ids"]), (&"end".into(), &serde_json::json!([2])));
+    let report = json(&["run", dir, "--tokens", "1", "--ignore-eos", "--max-new-tokens", "2", "--json"]);
+    assert_eq!(report["token_ids"], serde_json::json!([2, 3]));
+    let sampled = ["run", dir, "--prompt", "xa", "--temperature", "1", "--top-p", "0.9", "--seed", "3", "--json"];
+    assert_eq!(json(&sampled)["token_ids"], json(&sampled)["token_ids"]);
+}
+
+#[test]
+fn a_prompt_file_may_be_any_bytes() {
+    let dir = model();
+    let file = dir.path().join("prompt");
+    std::fs::write(&file, b"\xff\xfe@").unwrap();
+    let args = ["run", path(dir.path()), "--prompt-file", path(&file), "--max-new-tokens", "2"];
+    assert_eq!(succeed(&args), "AB\n");
+}
+
+#[test]
+fn without_a_tokenizer_ids_go_in_and_out() {
+    let dir = Draft { tokenizer: None, ..Draft::counting(VOCAB, 64, 1) }.written();
+    let dir = path(dir.path());
+    assert_eq!(succeed(&["run", dir, "--tokens", "8,9", "--max-new-tokens", "3"]), "10 11 12\n");
+    let output = tritter(&["run", dir, "--prompt", "a"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("has no tokenizer"), "{}", text(&output.stderr));
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn wrong_usage_is_2_and_failure_is_1() {
+    let dir = model();
+    let dir = path(dir.path());
+    for args in [
+        &["run", dir][..],
+        &["run", dir, "--prompt", "a", "--tokens", "1"],
+        &["run", dir, "--prompt", "a", "--threads", "0"],
+        &["run", dir, "--prompt", "a", "--stop", ""],
+        &["frobnicate"],
+    ] {
+        assert_eq!(tritter(args).status.code(), Some(2), "{args:?}");
+    }
+    for (args, message) in [
+        (&["run", "/nowhere", "--prompt", "a"][..], "/nowhere/manifest.ron"),
+        (&["run", dir, "--tokens", "272"], "the vocabulary has 272"),
+        (&["run", dir, "--tokens", "a"], "`a` is not a token id"),
+        (&["run", dir, "--prompt", "a", "--temperature", "-1"], "temperature is -1"),
+        (&["run", dir, "--prompt", "a", "--chunk", "9"], "a chunk of 9 tokens is not between 1 and 8"),
+        (&["run", dir, "--prompt", "a", "--memory-limit", "0"], "the limit is 0"),
+        (&["bench", dir], "context of 64"),
+        (&["eval", dir, "--text", "/nowhere"], "cannot open /nowhere"),
+    ] {
+        let output = tritter(args);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+        assert!(stderr.contains(message) && output.stdout.is_empty(), "{args:?}: {stderr}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_enough_is_no_failure() {
+    let dir = model();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tritter"))
+        .args(["run", path(dir.path()), "--prompt", "a", "--max-new-tokens", "50"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{:?}: {}", output.status, text(&output.stderr));
+    assert!(!text(&output.stderr).contains("panicked"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn logits_are_written_for_every_token_of_every_row() {
+    let dir = model();
+    let (input, output) = (dir.path().join("in.safetensors"), dir.path().join("out.safetensors"));
+    let ids: Vec<i64> = (0..2 * 11).map(|i| i * 3).collect();
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::I64, vec![2, 11], &bytes).unwrap();
+    std::fs::write(&input, safetensors::serialize([("input_ids", view)], None).unwrap()).unwrap();
+    let mut files = Vec::new();
+    for extra in [&[][..], &["--step-by-step"], &["--batch", "2", "--threads", "2"], &["--chunk", "3", "--batch", "2"]]
+    {
+        let base = ["logits", path(dir.path()), "--tokens", path(&input), "-o", path(&output), "--json"];
+        let report = json(&[&base[..], extra].concat());
+        assert_eq!(report["shape"], serde_json::json!([2, 11, VOCAB]));
+        files.push(std::fs::read(&output).unwrap());
+        std::fs::remove_file(&output).unwrap();
+    }
+    assert!(files.windows(2).all(|pair| pair[0] == pair[1]), "the files differ");
+    let tensors = safetensors::SafeTensors::deserialize(&files[0]).unwrap();
+    let logits = tensors.tensor("logits").unwrap();
+    let values: Vec<f32> = logits.data().as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+    for (row, &id) in values.chunks(VOCAB as usize).zip(&ids) {
+        let expected: Vec<f32> = (0..VOCAB as i64).map(|other| f32::from(u8::from(other == id + 1))).collect();
+        assert_eq!(row, expected);
+    }
+}
+
+#[test]
+fn a_failed_run_leaves_no_file() {
+    let dir = model();
+    let (input, output) = (dir.path().join("in.safetensors"), dir.path().join("out/logits.safetensors"));
+    std::fs::create_dir(dir.path().join("out")).unwrap();
+    let bytes: Vec<u8> = [1_i32, -1].iter().flat_map(|id| id.to_le_bytes()).collect();
+    let write = |shape: Vec<usize>| {
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::I32, shape, &bytes).unwrap();
+        std::fs::write(&input, safetensors::serialize([("input_ids", view)], None).unwrap()).unwrap();
+    };
+    for (shape, message) in [(vec![1, 2], "-1 at row 0, column 1"), (vec![2], "it must be (B, L)")] {
+        write(shape);
+        let result = tritter(&["logits", path(dir.path()), "--tokens", path(&input), "-o", path(&output)]);
+        assert_eq!(result.status.code(), Some(1));
+        assert!(text(&result.stderr).contains(message), "{}", text(&result.stderr));
+    }
+    assert_eq!(std::fs::read_dir(dir.path().join("out")).unwrap().count(), 0);
+}
+
+#[test]
+fn eval_names_its_protocol_and_its_units() {
+    let dir = model();
+    let file = dir.path().join("text");
+    // A separator, which becomes id 1, then letters that count up.
+    std::fs::write(&file, b"\0abcdefghi").unwrap();
+    let report = json(&["eval", path(dir.path()), "--text", path(&file), "--window", "5", "--json"]);
+    for key in ["nats_per_token", "bits_per_byte", "perplexity", "tokens", "protocol"] {
+        assert!(keys(&report).contains(&key), "{report}");
+    }
+    assert_eq!(report["tokens"], 8);
+    // Of the first window's four scored ids the first does not follow from 1.
+    let nats = (std::f64::consts::E + (VOCAB - 1) as f64).ln() - 7.0 / 8.0;
+    assert!((report["nats_per_token"].as_f64().unwrap() - nats).abs() < 1e-6, "{report}");
+    assert!((report["bits_per_byte"].as_f64().unwrap() - nats / std::f64::consts::LN_2).abs() < 1e-6, "{report}");
+    let ids = dir.path().join("ids");
+    std::fs::write(&ids, "1 105,106\n107 108 109 110 111 112 113").unwrap();
+    let same = json(&["eval", path(dir.path()), "--tokens-file", path(&ids), "--window", "5", "--json"]);
+    assert_eq!(same["nats_per_token"], report["nats_per_token"]);
+    let plain =
+        succeed(&["eval", path(dir.path()), "--text", path(&file), "--window", "5", "--batch", "2", "--limit", "1"]);
+    assert!(plain.contains("protocol        1 windows of 5 ids"), "{plain}");
+}
+
+#[test]
+fn bench_reports_rates_ceilings_and_steps() {
+    let dir = model();
+    let args = ["bench", path(dir.path()), "--prompt", "20", "--generate", "10"];
+    let report = json(&[&args[..], &["--json"]].concat());
+    for key in [
+        "prefill_tokens_per_s",
+        "decode_tokens_per_s",
+        "decode_bytes_per_token",
+        "read_gb_per_s",
+        "decode_gb_per_s",
+        "dot_gmac_per_s",
+        "prefill_gmac_per_s",
+    ] {
+        assert!(report[key].as_f64().is_some_and(|value| 0.0 < value), "{key}: {report}");
+    }
+    let steps = report["steps"].as_array().unwrap();
+    assert_eq!(steps.len(), 6);
+    for key in ["from", "kernel", "bytes", "seconds", "gb_per_s"] {
+        assert!(steps.iter().all(|step| keys(step).contains(&key)), "{report}");
+    }
+    assert!(succeed(&args).contains("that memory delivers"));
+}
+
+#[test]
+fn help_has_examples() {
+    for command in ["run", "logits", "eval", "bench"] {
+        assert!(succeed(&[command, "--help"]).contains("Examples:"), "{command}");
+    }
+}
