@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use ir::plan::manifest::{self, Manifest, Part};
 use ir::plan::VERSION;
+use ir::plan::manifest::{self, Manifest, Part};
 
 use crate::pipeline::Compiled;
 use crate::weights::WeightSource;
@@ -83,7 +83,9 @@ pub fn write(
     let mut writer = Writer { directory: temporary.path(), parts: Vec::new() };
 
     writer.part(manifest::CODE, &mut |out| out.write_all(&compiled.code.bytes).map_err(WriteWeightsError::Io))?;
-    writer.part(manifest::PLAN, &mut |out| out.write_all(compiled.plan.to_ron().as_bytes()).map_err(WriteWeightsError::Io))?;
+    writer.part(manifest::PLAN, &mut |out| {
+        out.write_all(compiled.plan.to_ron().as_bytes()).map_err(WriteWeightsError::Io)
+    })?;
     let report = compiled.report.to_string();
     writer.part(manifest::REPORT, &mut |out| out.write_all(report.as_bytes()).map_err(WriteWeightsError::Io))?;
     if let Some(tokenizer) = tokenizer {

@@ -6,8 +6,8 @@ use ir::entity::Id;
 use ir::plan::{Code as CodePlace, Plan};
 use ir::{Program, Verified};
 
-use crate::emit::{self, Code, CodeTarget};
 use crate::emit::plan::{Emitted, PlanOptions};
+use crate::emit::{self, Code, CodeTarget};
 use crate::error::CompileError;
 use crate::report::{Dump, Report};
 use crate::rewrite;
@@ -54,8 +54,7 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
     stages.dump("source.tri", || ir::text::print(&program));
 
     // The compute e-graph: equal programs, and the cheapest of them for this target.
-    let (program, rewriting) =
-        stages.time("optimise", || rewrite::optimise(&program, target, &options.rewrite))?;
+    let (program, rewriting) = stages.time("optimise", || rewrite::optimise(&program, target, &options.rewrite))?;
     stages.dump("optimised.tri", || ir::text::print(&program));
     stages.dump("rewriting.txt", || rewriting.to_string());
 
@@ -66,15 +65,15 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
         context: options.context,
         sequences: options.sequences,
     };
-    let Emitted { mut plan, weights, nests } =
-        stages.time("plan", || emit::plan::emit(&program, &plan_options))?;
+    let Emitted { mut plan, weights, nests } = stages.time("plan", || emit::plan::emit(&program, &plan_options))?;
     stages.dump("nests.txt", || {
         let texts: Vec<String> = nests.iter().map(|(_, lowered)| lowered.nest.to_string()).collect();
         texts.join("\n")
     });
 
     // Machine code for the nests; then their places are known to the plan.
-    let code_target = CodeTarget::new(target.arch(), target.isa()).expect("a target is an instruction set of its architecture");
+    let code_target =
+        CodeTarget::new(target.arch(), target.isa()).expect("a target is an instruction set of its architecture");
     let code = stages.time("code", || {
         let sources: Vec<_> = nests.iter().map(|(_, lowered)| &lowered.nest).collect();
         emit::assemble(&sources, code_target, options.dumps)

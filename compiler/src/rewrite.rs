@@ -62,7 +62,10 @@ pub const STAGES: &[Stage] = &[
     // Dense arithmetic on ternary weights becomes ternary_matmul; the scales on the way are cleaned up by arithmetic.
     Stage { name: "ternary", families: &[matmul::rules, ternary::rules, arithmetic::rules, movement::rules] },
     // Neighbours become one op.
-    Stage { name: "fuse", families: &[norm::rules, activation::rules, attention::rules, arithmetic::rules, movement::rules] },
+    Stage {
+        name: "fuse",
+        families: &[norm::rules, activation::rules, attention::rules, arithmetic::rules, movement::rules],
+    },
     // After all others, because only then it is known which matmuls over the same activations are needed.
     Stage { name: "merge", families: &[matmul::merges] },
 ];

@@ -18,7 +18,7 @@ use ir::plan::ALIGNMENT;
 use ir::{DType, Program, TensorType, ValueId};
 
 pub use checkpoint::Checkpoint;
-pub use random::{Init, RandomWeights};
+pub use random::RandomWeights;
 
 /// One tensor as a checkpoint stores it.
 #[derive(Clone, Debug)]
@@ -167,7 +167,16 @@ impl WeightPlan {
         let bytes = stored_bytes(graph.ty(value), stored).next_multiple_of(ALIGNMENT);
         let rounds = if is_rolled { rounds } else { 1 };
         self.by_value.insert((graph_index, value), self.tensors.len());
-        self.tensors.push(PlannedTensor { name, graph: graph_index, value, stored, rounds, offset: 0, stride: 0, bytes });
+        self.tensors.push(PlannedTensor {
+            name,
+            graph: graph_index,
+            value,
+            stored,
+            rounds,
+            offset: 0,
+            stride: 0,
+            bytes,
+        });
     }
 
     /// Gives every tensor its place.

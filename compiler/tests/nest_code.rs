@@ -1,9 +1,12 @@
 //! Generated code and the interpreter agree bit for bit, on random nests and at the edges of loops.
 
+#[path = "nest_support/qemu.rs"]
+mod qemu;
 #[path = "nest_support/mod.rs"]
 mod support;
 
-use support::{Random, all_targets, check, f32_bytes, i32_bytes};
+use kernels::Arch;
+use support::{Random, all_targets, assert_same, check, f32_bytes, i32_bytes, interpret};
 use tritter_compiler::emit::assemble;
 use tritter_compiler::nest::{BinaryOp, Elem, ExprId, Extent, Index, NestBuilder, ReduceOp, UnaryOp, Verified, Write};
 
@@ -332,6 +335,24 @@ fn random_nests_give_the_bits_of_the_interpreter() {
         let len = random.pick(&LENS);
         let Case { nest, buffers, dims } = case(seed, len, &mut random);
         check(&nest, &buffers, &dims, &mut random);
+    }
+}
+
+/// The same for aarch64, emulated where there is an emulator.
+#[test]
+fn aarch64_code_gives_the_bits_of_the_interpreter() {
+    if !qemu::is_available() {
+        eprintln!("skipped: no qemu-aarch64");
+        return;
+    }
+    let targets: Vec<_> = all_targets().into_iter().filter(|target| target.arch() == Arch::Aarch64).collect();
+    for seed in 5000..5080 {
+        let mut random = Random::new(seed);
+        let len = random.pick(&LENS);
+        let Case { nest, buffers, dims } = case(seed, len, &mut random);
+        let expected = interpret(&nest, &buffers, &dims);
+        let target = random.pick(&targets);
+        assert_same(&nest, target, &expected, &qemu::run_code(&nest, target, &buffers, &dims));
     }
 }
 

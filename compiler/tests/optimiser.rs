@@ -1,17 +1,24 @@
 //! What the optimiser makes of whole models: the ops of a layer, the same result every time, and how long it takes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use compiler::Target;
-use compiler::rewrite::{Options, Stop, optimise};
+use compiler::egraph::explain::explain;
+use compiler::rewrite::{Exactness, Options, Stop, optimise};
 use compiler::target::Machine;
 use ir::graph::Def;
-use ir::{Graph, Program, Verified};
+use ir::op::Concrete;
+use ir::reference::{Evaluator, Tensor, concrete, key_of_round};
+use ir::{DType, Graph, Program, Verified};
 use models::spec::KvFormat;
 use models::{BuildOptions, Naming};
 
 fn model(name: &str) -> Verified<Program> {
-    let spec = models::spec::read(models::find_shipped(name).expect("a shipped spec")).unwrap();
+    build(models::find_shipped(name).expect("a shipped spec"))
+}
+
+fn build(spec: &str) -> Verified<Program> {
+    let spec = models::spec::read(spec).unwrap();
     let context = spec.context.min(256);
     let options =
         BuildOptions { context, sequences: 1, chunk: 128, logits: 16, kv: KvFormat::Int4, naming: Naming::Tritter };
@@ -71,7 +78,10 @@ fn a_tritter_layer_is_four_sweeps_over_its_weights() {
         assert_eq!(ops["ternary_matmul"], 4, "{name}: {ops:?}");
         assert_eq!(ops["add_layer_norm"], 1, "{name}: {ops:?}");
         assert_eq!(ops["relu2_mul"], 1, "{name}: {ops:?}");
-        assert!(!ops.contains_key("matmul") && !ops.contains_key("mul") && !ops.contains_key("unpack"), "{name}: {ops:?}");
+        assert!(
+            !ops.contains_key("matmul") && !ops.contains_key("mul") && !ops.contains_key("unpack"),
+            "{name}: {ops:?}"
+        );
     }
 }
 
@@ -94,7 +104,11 @@ fn inputs_outputs_states_and_parameters_stay() {
         assert_eq!(labels(before, &before.inputs), labels(after, &after.inputs));
         assert_eq!(labels(before, &before.outputs), labels(after, &after.outputs));
         let updates = |graph: &Graph| {
-            graph.updates.iter().map(|update| (graph.label(update.state), graph.label(update.value))).collect::<Vec<_>>()
+            graph
+                .updates
+                .iter()
+                .map(|update| (graph.label(update.state), graph.label(update.value)))
+                .collect::<Vec<_>>()
         };
         assert_eq!(updates(before), updates(after));
         let keys = |graph: &Graph| {
@@ -169,4 +183,101 @@ fn unknown_stages_are_refused_together() {
     let error = optimise(&model("tiny"), &target(), &options).unwrap_err();
     let text = error.to_string();
     assert!(text.contains("fuze, x") && text.contains("canonicalise"), "{text}");
+}
+
+/// Numbers that are the same in each run, in -1..1 (Numerical Recipes' constants).
+fn noise(state: &mut u64) -> f64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    f64::from((*state >> 40) as u32) / f64::from(1 << 23) - 1.0
+}
+
+fn random_tensor(ty: &Concrete, state: &mut u64) -> Tensor {
+    Tensor::from_fn(ty, |_| match ty.dtype {
+        DType::T2 => (noise(state) * 1.5).round(),
+        DType::BF16 => ((noise(state) * 128.0).round() + 192.0) / 256.0,
+        _ => f64::from(noise(state) as f32),
+    })
+}
+
+/// The parameters of all rounds.
+fn random_parameters(program: &Program) -> HashMap<String, Tensor> {
+    let mut state = 3;
+    let mut tensors = HashMap::new();
+    for graph in &program.graphs {
+        let rounds = if graph.name == program.entry().name { 1 } else { program.rounds(&graph.name) as u32 };
+        for (value, key) in graph.params() {
+            for round in 0..rounds {
+                let ty = concrete(graph.ty(value), &HashMap::new());
+                tensors.entry(key_of_round(key, Some(round))).or_insert_with(|| random_tensor(&ty, &mut state));
+            }
+        }
+    }
+    tensors
+}
+
+/// Two calls of 5 and 1 tokens.
+fn logits(program: &Verified<Program>, parameters: &HashMap<String, Tensor>) -> Vec<Tensor> {
+    let mut evaluator = Evaluator::new(program, parameters);
+    let mut call = |ids: &[f64], first: usize| {
+        let n = ids.len();
+        let ints = |dims: &[usize], data: Vec<f64>| Tensor::of(DType::I32, dims, data);
+        let inputs = [
+            ints(&[n], ids.to_vec()),
+            ints(&[n], vec![0.0; n]),
+            ints(&[n], (first..first + n).map(|pos| pos as f64).collect()),
+            ints(&[n, 2], vec![0.0; 2 * n]),
+            ints(&[1], vec![n as f64 - 1.0]),
+        ];
+        evaluator.run(&inputs).unwrap().remove(0)
+    };
+    vec![call(&[5.0, 9.0, 200.0, 31.0, 7.0], 0), call(&[42.0], 5)]
+}
+
+#[test]
+fn optimised_models_compute_what_their_sources_do() {
+    for name in ["tiny", "test"] {
+        let source = model(name);
+        let parameters = random_parameters(&source);
+        let expected = logits(&source, &parameters);
+        for options in [Options::all(), Options { exactness: Exactness::Exact, ..Options::all() }, Options::none()] {
+            let (program, _) = optimise(&source, &target(), &options).unwrap();
+            for (expected, found) in expected.iter().zip(logits(&program, &parameters)) {
+                let norm = |data: &mut dyn Iterator<Item = f64>| data.map(|x| x * x).sum::<f64>().sqrt();
+                let error = norm(&mut expected.data.iter().zip(&found.data).map(|(left, right)| left - right));
+                let size = norm(&mut expected.data.iter().copied());
+                // The source multiplies by f32 scales that are the same ones, in another order, in f64: nothing near an int8 code's width.
+                assert!(error <= 1e-6 * size, "{name}: {error} of {size}");
+                assert!(options.exactness == Exactness::Rounding || error == 0.0, "{name}: {error} of {size}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_value_of_a_layer_can_be_explained_and_each_step_checks() {
+    for name in ["tiny", "test"] {
+        let program = model(name);
+        let graph = program.graph("layer").unwrap();
+        for value in ["attention.q", "attention.v.heads", "ffn.inner", "ffn.down"] {
+            let (id, _) = graph.values.iter().find(|(_, found)| found.name.as_deref() == Some(value)).unwrap();
+            let explanation = explain(&program, "layer", id, &target(), &Options::all()).unwrap();
+            println!("{name} {value}:\n{explanation}");
+            assert!(explanation.is_checked(), "{name} {value}:\n{explanation}");
+            let rules: Vec<&str> = explanation.steps.iter().map(|step| step.rule.as_str()).collect();
+            assert!(rules.contains(&"matmul-unpacked") && rules.contains(&"absorb-scale"), "{name} {value}: {rules:?}");
+            assert!(
+                rules.contains(&"merge-ternary-matmuls") || value.starts_with("ffn.down"),
+                "{name} {value}: {rules:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_not_there_cannot_be_explained() {
+    let program = model("tiny");
+    let error = explain(&program, "nowhere", "v3".parse().unwrap(), &target(), &Options::all()).unwrap_err();
+    assert!(error.to_string().contains("`nowhere`"), "{error}");
+    let error = explain(&program, "layer", "v9999".parse().unwrap(), &target(), &Options::all()).unwrap_err();
+    assert!(error.to_string().contains("v9999"), "{error}");
 }

@@ -62,7 +62,9 @@ impl Values {
             Values::Large => 1e6 * random.unit(),
             Values::ZeroRows if row % 2 == 0 => 0.0,
             Values::ZeroRows => random.unit(),
-            Values::FiniteEdges => random.pick(&[0.0, -0.0, 1.0, -1.0, 127.0, -128.0, 0.5, 1.5, -2.5, 1e-40, 1e-5, 65504.0]),
+            Values::FiniteEdges => {
+                random.pick(&[0.0, -0.0, 1.0, -1.0, 127.0, -128.0, 0.5, 1.5, -2.5, 1e-40, 1e-5, 65504.0])
+            }
             Values::Special => {
                 random.pick(&[0.0, -0.0, 1.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 3.4e38, 1e-45])
             }
@@ -107,7 +109,12 @@ fn difference(exactness: Exactness, left: &Tensor, right: &Tensor) -> Option<Str
     if left.ty != right.ty {
         return Some(format!("the types are {:?} and {:?}", left.ty, right.ty));
     }
-    let largest = left.data.iter().chain(&right.data).filter(|value| value.is_finite()).fold(0.0, |max: f64, value| max.max(value.abs()));
+    let largest = left
+        .data
+        .iter()
+        .chain(&right.data)
+        .filter(|value| value.is_finite())
+        .fold(0.0, |max: f64, value| max.max(value.abs()));
     // The evaluator computes in f64 with a handful of roundings for each of at most a few dozen terms. The scales of quantised rows are f32,
     // and so are folded constants: what reads them again is off by a few of its roundings.
     let relative = if left.ty.dtype.is_row_format() { 4.0 * f64::from(f32::EPSILON) } else { 1e-12 };
@@ -138,7 +145,8 @@ fn check(rule: &Rule, variant: usize) -> Result<usize, String> {
                 .into_iter()
                 .map(|letter| {
                     // Contracted and normalised axes are never empty.
-                    let sizes: &[u64] = if letter == "k" || letter == "d" { &[1, 2, 3, 8, 17] } else { &[0, 1, 2, 3, 5] };
+                    let sizes: &[u64] =
+                        if letter == "k" || letter == "d" { &[1, 2, 3, 8, 17] } else { &[0, 1, 2, 3, 5] };
                     let size = if round == 0 { 1 } else { random.pick(sizes) };
                     (letter, size)
                 })

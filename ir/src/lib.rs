@@ -29,6 +29,7 @@ pub mod graph;
 pub mod builder;
 pub mod verify;
 pub mod reference;
+pub mod param;
 pub mod plan;
 pub mod text;
 

@@ -17,7 +17,8 @@ use ir::{BuildError, Builder, DType, Dim, Shape, TensorType, ValueId};
 use crate::spec::{
     Activation, Activations, Attention, FeedForward, Float, KvFormat, Linear, Norm, Place, Scale, Weights,
 };
-use crate::weights::{Init, Naming, ParamBinding, Stored};
+use crate::weights::Naming;
+use ir::param::{Init, ParamBinding, Stored};
 
 /// A graph in the making, and the parameters it has so far.
 pub(crate) struct Scope {

@@ -20,13 +20,14 @@ use ir::op::elementwise::{Cast, Cos, Mul, Sin};
 use ir::op::gather::Gather;
 use ir::op::matmul::Matmul;
 use ir::op::movement::Reshape;
+use ir::param::{Init, ParamBinding};
 use ir::verify::{Verified, verify};
 use ir::{BuildError, DType, Dim, Graph, Program, Shape, Symbol, TensorType, ValueId};
 
 use crate::block::{Cache, Scope, Tokens, attention, feed_forward, norm, ternary_linear};
 use crate::error::{ModelError, OptionError};
 use crate::spec::{Block, Head, KvFormat, Spec};
-use crate::weights::{Init, Naming, ParamBinding};
+use crate::weights::Naming;
 
 /// What a program is built for, beyond what its spec says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,26 +7,17 @@ mod tritter;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ir::param::ParamBinding;
 use serde_json::{Map, Value};
 
 pub use hugging_face::hugging_face;
+pub use ir::param::TensorInfo;
 pub use tritter::tritter;
 
 use crate::decoder::{BuildOptions, build};
 use crate::error::{ImportError, ImportErrors};
 use crate::spec::{Float, Spec};
-use crate::weights::{Naming, ParamBinding};
-
-/// A tensor of a checkpoint, as the headers of its files describe it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorInfo {
-    /// Its name.
-    pub name: String,
-    /// Its element type as safetensors calls it: `BF16`, `F32`, `U8`.
-    pub dtype: String,
-    /// Its dimensions, outermost first.
-    pub shape: Vec<u64>,
-}
+use crate::weights::Naming;
 
 /// A checkpoint whose tensors are those that its configuration promises.
 #[derive(Clone, Debug, PartialEq)]

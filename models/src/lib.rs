@@ -16,8 +16,9 @@ mod error;
 
 pub use decoder::{BuildOptions, Model, build};
 pub use error::{ImportError, ImportErrors, ModelError, OptionError, SpecError, SpecErrors};
+pub use ir::param::{Init, ParamBinding, Stored, TensorInfo};
 pub use spec::Spec;
-pub use weights::{Init, Naming, ParamBinding, Stored};
+pub use weights::Naming;
 
 macro_rules! specs {
     ($($name:literal)*) => {

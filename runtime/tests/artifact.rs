@@ -6,7 +6,7 @@ use std::path::Path;
 
 use common::Draft;
 use ir::plan::manifest;
-use ir::plan::{Access, Code, Expr, ReadError, Step};
+use ir::plan::{Access, Code, ReadError, Step};
 use tritter_runtime::{Artifact, ArtifactProblem, Options, RuntimeError, Session};
 
 fn draft() -> Draft {
@@ -216,7 +216,7 @@ fn kernels_must_exist_and_be_called_as_they_want() {
     assert!(matches!(&problems_of(&outside)[..], [ArtifactProblem::Code { bytes: 0, .. }]));
 
     let call = |change: &dyn Fn(&mut ir::plan::Call)| {
-        let mut draft = draft();
+        let mut draft = self::draft();
         let Step::Repeat { steps, .. } = &mut draft.steps()[0] else { panic!("the first step is a repeat") };
         let Step::Call(call) = &mut steps[0] else { panic!("its step is a call") };
         change(call);
@@ -236,7 +236,7 @@ fn kernels_must_exist_and_be_called_as_they_want() {
 
 #[test]
 fn a_plan_of_another_kind_of_program_is_refused() {
-    let mut draft = draft();
+    let mut draft = self::draft();
     draft.plan.inputs[0].name = "pixels".to_owned();
     draft.plan.outputs[0].dtype = ir::DType::I32;
     draft.plan.symbols.push(ir::plan::SymbolBound { name: "z".to_owned(), max: 4 });
@@ -244,13 +244,14 @@ fn a_plan_of_another_kind_of_program_is_refused() {
     assert_eq!(problems.len(), 3, "{problems:?}");
     assert!(problems.iter().all(|problem| matches!(problem, ArtifactProblem::Interface { .. })), "{problems:?}");
 
-    let mut draft = Draft::remembering(16, 2);
+    let mut draft = self::draft();
     let Step::Copy { bytes, .. } = &mut draft.steps()[1] else { panic!("the second step is a copy") };
     *bytes = common::expr("m*800");
     assert!(problems_of(&draft).iter().all(|problem| matches!(problem, ArtifactProblem::CopyOutside { .. })));
     let Step::Copy { bytes, .. } = &mut draft.steps()[1] else { panic!("the second step is a copy") };
     *bytes = common::expr("keys");
-    assert!(matches!(&problems_of(&draft)[..], [ArtifactProblem::Interface { .. }]));
+    let problems = problems_of(&draft);
+    assert!(problems.iter().any(|problem| matches!(problem, ArtifactProblem::Interface { .. })), "{problems:?}");
 }
 
 #[test]
@@ -273,10 +274,4 @@ fn a_damaged_tokenizer_is_an_error_only_for_who_needs_it() {
     assert!(matches!(session.tokenizer(), Err(RuntimeError::Tokenizer(_))));
     let dir = draft().written();
     assert!(Session::open(dir.path(), &Options::default()).unwrap().tokenizer().unwrap().is_none());
-}
-
-#[test]
-fn constants_are_expressions() {
-    // What the drafts rely on.
-    assert_eq!(common::expr("8"), Expr::from(8));
 }

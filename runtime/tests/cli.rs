@@ -96,6 +96,9 @@ fn wrong_usage_is_2_and_failure_is_1() {
         &["run", dir, "--prompt", "a", "--tokens", "1"],
         &["run", dir, "--prompt", "a", "--threads", "0"],
         &["run", dir, "--prompt", "a", "--stop", ""],
+        &["run", dir, "--tokens", "a"],
+        &["run", dir, "--prompt", "a", "--temperature", "-1"],
+        &["run", dir, "--prompt", "a", "--top-p", "0"],
         &["frobnicate"],
     ] {
         assert_eq!(tritter(args).status.code(), Some(2), "{args:?}");
@@ -103,8 +106,6 @@ fn wrong_usage_is_2_and_failure_is_1() {
     for (args, message) in [
         (&["run", "/nowhere", "--prompt", "a"][..], "/nowhere/manifest.ron"),
         (&["run", dir, "--tokens", "272"], "the vocabulary has 272"),
-        (&["run", dir, "--tokens", "a"], "`a` is not a token id"),
-        (&["run", dir, "--prompt", "a", "--temperature", "-1"], "temperature is -1"),
         (&["run", dir, "--prompt", "a", "--chunk", "9"], "a chunk of 9 tokens is not between 1 and 8"),
         (&["run", dir, "--prompt", "a", "--memory-limit", "0"], "the limit is 0"),
         (&["bench", dir], "context of 64"),
@@ -130,6 +131,30 @@ fn a_reader_that_has_enough_is_no_failure() {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{:?}: {}", output.status, text(&output.stderr));
     assert!(!text(&output.stderr).contains("panicked"), "{}", text(&output.stderr));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_the_line_and_is_130() {
+    use std::io::Read;
+
+    let dir = Draft::counting(VOCAB, 1 << 24, 1).written();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tritter"))
+        .args(["run", path(dir.path()), "--prompt", "a", "--max-new-tokens", "100000000", "--ignore-eos"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut bytes = vec![0; 1000];
+    stdout.read_exact(&mut bytes).unwrap();
+    let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    stdout.read_to_end(&mut bytes).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert_eq!(bytes.last(), Some(&b'\n'));
+    assert!(text(&output.stderr).contains("ended by cancelled"), "{}", text(&output.stderr));
 }
 
 #[test]

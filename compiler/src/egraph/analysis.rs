@@ -230,8 +230,26 @@ fn same_elements(op: &Op, inputs: &[&TensorFact]) -> Option<Real> {
 
 /// The ops that are folded: those whose f64 reference, rounded once, is what every target computes in f32 or in integers.
 pub const FOLDABLE: &[&str] = &[
-    "add", "sub", "mul", "div", "minimum", "maximum", "less", "select", "neg", "abs", "sqrt", "round", "relu", "relu2", "cast",
-    "reshape", "permute", "slice", "concat", "broadcast",
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "minimum",
+    "maximum",
+    "less",
+    "select",
+    "neg",
+    "abs",
+    "sqrt",
+    "round",
+    "relu",
+    "relu2",
+    "cast",
+    "reshape",
+    "permute",
+    "slice",
+    "concat",
+    "broadcast",
 ];
 
 fn fold(op: &Op, inputs: &[&TensorFact], ty: &TensorType) -> Option<Constant> {
@@ -249,6 +267,7 @@ fn fold(op: &Op, inputs: &[&TensorFact], ty: &TensorType) -> Option<Constant> {
     if !result.data.iter().all(in_range) {
         return None;
     }
-    let rounded = result.data.into_iter().map(|value| if ty.dtype == DType::F32 { f64::from(value as f32) } else { value });
+    let rounded =
+        result.data.into_iter().map(|value| if ty.dtype == DType::F32 { f64::from(value as f32) } else { value });
     Some(Constant::new(rounded))
 }

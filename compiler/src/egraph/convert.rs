@@ -76,8 +76,15 @@ pub fn store(source: &Graph, loaded: &Loaded, choices: &Choices) -> Result<Graph
             names.entry(loaded.class(id)).or_insert_with(|| name.clone());
         }
     }
-    let mut ctx =
-        Ctx { source, loaded, choices, names, graph: Graph::new(&source.name), made: BTreeMap::new(), equal: HashMap::new() };
+    let mut ctx = Ctx {
+        source,
+        loaded,
+        choices,
+        names,
+        graph: Graph::new(&source.name),
+        made: BTreeMap::new(),
+        equal: HashMap::new(),
+    };
     for &input in &source.inputs {
         let value = ctx.leaf(input);
         ctx.graph.inputs.push(value);

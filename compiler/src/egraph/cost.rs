@@ -61,7 +61,8 @@ impl CostModel {
             Op::Reshape(_) | Op::Slice(_) | Op::Broadcast(_) => VIEW_PS,
             Op::Repeat(_) => 0,
             _ => {
-                let seconds: f64 = self.phases.iter().map(|phase| phase.share * self.seconds(*phase, op, inputs, out)).sum();
+                let seconds: f64 =
+                    self.phases.iter().map(|phase| phase.share * self.seconds(*phase, op, inputs, out)).sum();
                 (seconds * 1e12).round() as u64
             }
         }
@@ -101,7 +102,10 @@ fn traffic(phase: Phase, op: &Op, inputs: &[&TensorType], out: &TensorType) -> (
                 bytes(phase, &TensorType::new(cache.dtype, dims.iter().cloned().collect()))
             };
             let cache_bytes = CONTEXT * (row(inputs[1]) + row(inputs[2]));
-            (cache_bytes + bytes(phase, inputs[0]) + bytes(phase, out), Work::F32Macs(2 * CONTEXT * elements(phase, out)))
+            (
+                cache_bytes + bytes(phase, inputs[0]) + bytes(phase, out),
+                Work::F32Macs(2 * CONTEXT * elements(phase, out)),
+            )
         }
         Op::KvAppend(_) => (2 * bytes(phase, inputs[1]), Work::Flops(elements(phase, inputs[1]))),
         Op::Gather(_) => (2 * bytes(phase, out), Work::Flops(elements(phase, out))),

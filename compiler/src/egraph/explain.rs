@@ -3,8 +3,8 @@
 //! The chain comes from egg's proofs. It is checked here, step by step: the term before must match the rule's left side, the term after its
 //! right side, and the rule must allow the variables that only the right side has.
 
-use std::fmt;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use egg::{ENodeOrVar, FlatTerm, Id, Language, PatternAst, Subst, Symbol, Var};
 use ir::{Graph, Program, ValueId, Verified};
@@ -145,7 +145,8 @@ fn add_term(egraph: &mut EGraph, choices: &Choices, class: Id, made: &mut BTreeM
 }
 
 fn rules_by_variant() -> BTreeMap<String, (&'static Rule, usize)> {
-    let variants = |rule: &'static Rule| (0..rule.left.len()).map(move |variant| (rule.variant_name(variant), (rule, variant)));
+    let variants =
+        |rule: &'static Rule| (0..rule.left.len()).map(move |variant| (rule.variant_name(variant), (rule, variant)));
     rules().into_iter().flat_map(variants).collect()
 }
 
@@ -219,5 +220,62 @@ fn print(graph: &Graph, term: &FlatTerm<ENode>, depth: usize) -> String {
             format!("({name}{})", children.collect::<String>())
         }
         leaf => leaf.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::egraph::Facts;
+    use crate::egraph::analysis::LeafFact;
+    use ir::{DType, Shape, TensorType};
+
+    fn term(text: &str) -> FlatTerm<ENode> {
+        let expr: egg::RecExpr<ENode> = text.parse().unwrap();
+        let mut terms: Vec<FlatTerm<ENode>> = Vec::new();
+        for node in &expr {
+            let children = node.children().iter().map(|child| terms[usize::from(*child)].clone()).collect();
+            terms.push(FlatTerm::new(node.clone(), children));
+        }
+        terms.pop().unwrap()
+    }
+
+    /// `v0` f32 `[4, 8]`; `v1` and `v2` ternary parameters `[3, 8]`; `v3` and `v4` their scales.
+    fn egraph() -> EGraph {
+        let mut facts = Facts::default();
+        let types = [
+            (DType::F32, vec![4, 8]),
+            (DType::T2, vec![3, 8]),
+            (DType::T2, vec![3, 8]),
+            (DType::F32, vec![3]),
+            (DType::F32, vec![3]),
+        ];
+        for (index, (dtype, dims)) in types.into_iter().enumerate() {
+            let ty = TensorType::new(dtype, Shape::of(&dims));
+            facts.leaves.insert(ir::entity::Id::new(index), LeafFact { ty, is_param: index != 0 });
+        }
+        EGraph::new(facts)
+    }
+
+    #[test]
+    fn right_steps_pass_and_wrong_ones_do_not() {
+        let merged = "(ternary_matmul v0 (concat v1 v2 0) (concat v3 v4 0))";
+        let slice = |start: u64, end: u64| format!("(slice {merged} 1 {start} {end})");
+        for (rule, left, right, is_right) in [
+            ("neg-neg", "(neg (neg v0))", "v0", true),
+            ("neg-neg", "(neg (neg v0))", "v3", false),
+            ("neg-neg", "(neg (relu v0))", "v0", false),
+            ("slice-slice", "(slice (slice v0 1 2 8) 1 1 3)", "(slice v0 1 3 5)", true),
+            ("slice-slice", "(slice (slice v0 1 2 8) 1 1 3)", "(slice v0 1 3 6)", false),
+            ("fold-neg", "(neg const:f32[1]:2.0)", "const:f32[1]:-2.0", true),
+            ("fold-neg", "(neg const:f32[1]:2.0)", "const:f32[1]:2.0", false),
+            ("merge-ternary-matmuls", "(ternary_matmul v0 v1 v3)", &slice(0, 3), true),
+            ("merge-ternary-matmuls", "(ternary_matmul v0 v2 v4)", &slice(3, 6), true),
+            ("merge-ternary-matmuls", "(ternary_matmul v0 v1 v3)", &slice(3, 6), false),
+            ("merge-ternary-matmuls", "(ternary_matmul v0 v1 v4)", &slice(0, 3), false),
+        ] {
+            let found = rules().into_iter().find(|known| known.name == rule).unwrap();
+            assert_eq!(check(&mut egraph(), found, 0, &term(left), &term(right)), is_right, "{rule}: {left} = {right}");
+        }
     }
 }

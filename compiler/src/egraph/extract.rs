@@ -112,7 +112,9 @@ fn candidates(egraph: &EGraph, roots: &BTreeSet<Id>, model: &CostModel) -> BTree
                 list.push(candidate);
             }
         }
-        list.sort_by(|left, right| (left.cost, left.inputs.len(), &left.node).cmp(&(right.cost, right.inputs.len(), &right.node)));
+        list.sort_by(|left, right| {
+            (left.cost, left.inputs.len(), &left.node).cmp(&(right.cost, right.inputs.len(), &right.node))
+        });
         let mut kept: Vec<Candidate> = Vec::new();
         for candidate in list {
             let beaten = |by: &Candidate| by.inputs.iter().all(|input| candidate.inputs.contains(input));
@@ -156,7 +158,9 @@ fn smallest_trees(candidates: &BTreeMap<Id, Vec<Candidate>>) -> BTreeMap<Id, (u6
                 let parts = candidate.inputs.iter().map(|input| trees.get(input).map(|(cost, _)| *cost));
                 // Every op counts at least one, so that a cycle of free ops never looks like a tree.
                 let own = candidate.cost.max(u64::from(!candidate.inputs.is_empty()));
-                let Some(cost) = parts.into_iter().try_fold(own, |sum, part| Some(part?.saturating_add(sum))) else { continue };
+                let Some(cost) = parts.into_iter().try_fold(own, |sum, part| Some(part?.saturating_add(sum))) else {
+                    continue;
+                };
                 if trees.get(&class).is_none_or(|(known, _)| cost < *known) {
                     trees.insert(class, (cost, position));
                     changed = true;
@@ -204,7 +208,11 @@ fn add_weight_time(weight_nodes: &BTreeMap<Id, Candidate>, nodes: &mut BTreeMap<
 /// Drops candidates that another of their class beats: one whose inputs are all needed anyway by what the candidate itself needs, whatever is
 /// chosen there, and that costs no more than the candidate with the inputs that only it could use. So a norm and its quantiser fall to the op
 /// that is both, without a search. What is known at weight time may come on top, for its price.
-fn drop_beaten(candidates: &mut BTreeMap<Id, Vec<Candidate>>, weight_nodes: &BTreeMap<Id, Candidate>, roots: &BTreeSet<Id>) {
+fn drop_beaten(
+    candidates: &mut BTreeMap<Id, Vec<Candidate>>,
+    weight_nodes: &BTreeMap<Id, Candidate>,
+    roots: &BTreeSet<Id>,
+) {
     let prices: BTreeMap<Id, u64> =
         weight_nodes.keys().filter_map(|class| Some((*class, candidates.get(class)?.first()?.cost))).collect();
     loop {
@@ -215,7 +223,6 @@ fn drop_beaten(candidates: &mut BTreeMap<Id, Vec<Candidate>>, weight_nodes: &BTr
             let mut left: BTreeSet<usize> = (0..list.len()).collect();
             for (at, candidate) in list.iter().enumerate() {
                 let needed = needs.of_all(&candidate.inputs);
-                let (cost, own) = owned.cost(candidate);
                 let price = |by: &Candidate| {
                     let others = by.inputs.iter().filter(|input| !needed.contains(needs.index[*input]));
                     let mut prices = others.map(|input| prices.get(input));
@@ -223,8 +230,7 @@ fn drop_beaten(candidates: &mut BTreeMap<Id, Vec<Candidate>>, weight_nodes: &BTr
                 };
                 let beats = |by: &usize| {
                     let by = &list[*by];
-                    let cost = if by.inputs.iter().any(|input| own.contains(input)) { candidate.cost } else { cost };
-                    price(by).is_some_and(|price| price <= cost)
+                    price(by).is_some_and(|price| price <= owned.cost(candidate, &by.inputs))
                 };
                 if left.iter().filter(|by| **by != at).any(beats) {
                     left.remove(&at);
@@ -261,18 +267,16 @@ impl<'a> Owned<'a> {
         Self { candidates, users }
     }
 
-    /// What a candidate costs at least together with the inputs that only its class could use, and which these are.
-    fn cost(&self, candidate: &Candidate) -> (u64, BTreeSet<Id>) {
-        let mut own = BTreeSet::new();
-        let cost = self.add(candidate, &mut own);
-        (cost, own)
+    /// What a candidate costs at least together with the inputs that only its class could use, but for those of the rival.
+    fn cost(&self, candidate: &Candidate, rival: &[Id]) -> u64 {
+        self.add(candidate, &mut rival.iter().copied().collect())
     }
 
-    fn add(&self, candidate: &Candidate, own: &mut BTreeSet<Id>) -> u64 {
+    fn add(&self, candidate: &Candidate, counted: &mut BTreeSet<Id>) -> u64 {
         let mut cost = candidate.cost;
         for input in &candidate.inputs {
-            if self.users[input] == 1 && own.insert(*input) {
-                let least = self.candidates[input].iter().map(|candidate| self.add(candidate, own)).min();
+            if self.users[input] == 1 && counted.insert(*input) {
+                let least = self.candidates[input].iter().map(|candidate| self.add(candidate, counted)).min();
                 cost = cost.saturating_add(least.unwrap_or(0));
             }
         }
@@ -295,7 +299,8 @@ impl Needs {
         loop {
             let mut changed = false;
             for (position, list) in candidates.values().enumerate() {
-                let of_candidates = list.iter().filter(|candidate| candidate.inputs.iter().all(|input| needs.is_known(input)));
+                let of_candidates =
+                    list.iter().filter(|candidate| candidate.inputs.iter().all(|input| needs.is_known(input)));
                 let common = of_candidates.map(|candidate| needs.of_all(&candidate.inputs)).reduce(Bits::intersection);
                 let Some(mut set) = common else { continue };
                 set.insert(position);
@@ -417,7 +422,8 @@ impl Problem {
             users[*root] += 1;
         }
         for class in &classes {
-            let inputs: BTreeSet<usize> = class.candidates.iter().flat_map(|choice| choice.inputs.iter().copied()).collect();
+            let inputs: BTreeSet<usize> =
+                class.candidates.iter().flat_map(|choice| choice.inputs.iter().copied()).collect();
             for input in inputs {
                 users[input] += 1;
             }
@@ -512,12 +518,8 @@ impl<'a> Search<'a> {
 
     fn branch(&mut self, position: usize) {
         let class = &self.problem.classes[position];
-        let mut order: Vec<(u64, usize)> = class
-            .candidates
-            .iter()
-            .enumerate()
-            .map(|(choice, candidate)| (self.delta(candidate), choice))
-            .collect();
+        let mut order: Vec<(u64, usize)> =
+            class.candidates.iter().enumerate().map(|(choice, candidate)| (self.delta(candidate), choice)).collect();
         order.sort_unstable();
         for (_, choice) in order {
             self.steps += 1;
@@ -591,7 +593,8 @@ impl<'a> Search<'a> {
     fn closes_cycle(&self, position: usize, choice: usize) -> bool {
         let classes = &self.problem.classes;
         let in_cycle = |input: &&usize| classes[**input].cycle == classes[position].cycle;
-        let mut todo: Vec<usize> = classes[position].candidates[choice].inputs.iter().filter(in_cycle).copied().collect();
+        let mut todo: Vec<usize> =
+            classes[position].candidates[choice].inputs.iter().filter(in_cycle).copied().collect();
         let mut seen = BTreeSet::new();
         while let Some(at) = todo.pop() {
             if at == position {
@@ -602,5 +605,122 @@ impl<'a> Search<'a> {
             }
         }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::egraph::Facts;
+    use crate::egraph::analysis::LeafFact;
+    use crate::target::Target;
+    use ir::entity::Id as _;
+    use ir::{DType, Shape, TensorType, ValueId};
+
+    fn model() -> CostModel {
+        CostModel::new("x86_64".parse::<Target>().unwrap().machine)
+    }
+
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, bound: usize) -> usize {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) as usize % bound
+        }
+    }
+
+    /// A random e-graph over two inputs: a few ops, then a few of its classes called equal, which makes sharing, choices and cycles.
+    fn random_egraph(random: &mut Random) -> (EGraph, Vec<Id>) {
+        let mut egraph = EGraph::new(Facts::default());
+        let ty = TensorType::new(DType::F32, Shape::of(&[4]));
+        let mut made: Vec<Id> = (0..2)
+            .map(|index| {
+                egraph.analysis.leaves.insert(ValueId::new(index), LeafFact { ty: ty.clone(), is_param: false });
+                egraph.add(ENode::Value(ValueId::new(index)))
+            })
+            .collect();
+        for _ in 0..4 + random.below(8) {
+            let (left, right) = (made[random.below(made.len())], made[random.below(made.len())]);
+            let node = match random.below(4) {
+                0 => ENode::op("neg", [left]),
+                1 => ENode::op("exp", [left]),
+                2 => ENode::op("add", [left, right]),
+                _ => ENode::op("sub", [left, right]),
+            };
+            made.push(egraph.add(node.unwrap()));
+        }
+        for _ in 0..random.below(5) {
+            egraph.union(made[random.below(made.len())], made[random.below(made.len())]);
+        }
+        egraph.rebuild();
+        let roots = (0..1 + random.below(2)).map(|_| made[made.len() - 1 - random.below(3)]).collect();
+        (egraph, roots)
+    }
+
+    /// The least cost over all choices without a cycle, by trying them all.
+    fn brute_force(egraph: &EGraph, model: &CostModel, chosen: &mut BTreeMap<Id, ENode>, todo: &[Id]) -> Option<u64> {
+        let Some((&class, rest)) = todo.split_first() else { return (!has_cycle(egraph, chosen)).then_some(0) };
+        let class = egraph.find(class);
+        if chosen.contains_key(&class) {
+            return brute_force(egraph, model, chosen, rest);
+        }
+        let mut least: Option<u64> = None;
+        for node in &egraph[class].nodes {
+            let candidate = candidate(egraph, node, false, model).unwrap();
+            let todo: Vec<Id> = rest.iter().copied().chain(candidate.inputs.iter().copied()).collect();
+            chosen.insert(class, candidate.node.clone());
+            let cost = brute_force(egraph, model, chosen, &todo).map(|cost| cost + candidate.cost);
+            chosen.remove(&class);
+            least = [least, cost].into_iter().flatten().min();
+        }
+        least
+    }
+
+    fn has_cycle(egraph: &EGraph, chosen: &BTreeMap<Id, ENode>) -> bool {
+        let mut done: BTreeSet<Id> = BTreeSet::new();
+        loop {
+            let before = done.len();
+            for (class, node) in chosen {
+                let (_, inputs, _) = node.parts().unwrap_or(("", &[], &[]));
+                if inputs.iter().all(|input| done.contains(&egraph.find(*input))) {
+                    done.insert(*class);
+                }
+            }
+            if done.len() == before {
+                return done.len() < chosen.len();
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_cheaper_than_what_is_extracted() {
+        let model = model();
+        let mut random = Random(1);
+        let mut n_choices = 0;
+        for round in 0..2000 {
+            let (egraph, roots) = random_egraph(&mut random);
+            let choices = extract(&egraph, &roots, &model, 100_000).unwrap();
+            let least = brute_force(&egraph, &model, &mut BTreeMap::new(), &roots).unwrap();
+            assert_eq!(choices.cost, least, "round {round}: {:?}", egraph.dump());
+            assert!(choices.proved && !has_cycle(&egraph, &choices.nodes), "round {round}");
+            let total: u64 =
+                choices.nodes.values().map(|node| candidate(&egraph, node, false, &model).unwrap().cost).sum();
+            assert_eq!(total, choices.cost, "round {round}");
+            n_choices += choices.steps;
+        }
+        assert!(500 < n_choices, "the random e-graphs ask for a search: {n_choices}");
+    }
+
+    #[test]
+    fn a_step_limit_of_nothing_still_gives_a_graph() {
+        let model = model();
+        let mut random = Random(5);
+        for _ in 0..200 {
+            let (egraph, roots) = random_egraph(&mut random);
+            let choices = extract(&egraph, &roots, &model, 0).unwrap();
+            assert!(!has_cycle(&egraph, &choices.nodes));
+            assert!(choices.proved == (choices.steps == 0));
+        }
     }
 }

@@ -223,9 +223,21 @@ mod tests {
 
     #[test]
     fn leaves_parse_back() {
-        for word in
-            ["7", "-3", "1e-5", "0.5", "f32", "[n,4]", "[]", "<1,0,2>", "<>", "@layer", "v12", "const:f32[2]:1.0,-0.0", "const:i32[0]:"]
-        {
+        for word in [
+            "7",
+            "-3",
+            "1e-5",
+            "0.5",
+            "f32",
+            "[n,4]",
+            "[]",
+            "<1,0,2>",
+            "<>",
+            "@layer",
+            "v12",
+            "const:f32[2]:1.0,-0.0",
+            "const:i32[0]:",
+        ] {
             let node = ENode::from_op(word, Vec::new()).unwrap();
             assert_eq!(node.to_string(), word);
         }

@@ -11,8 +11,8 @@ use ir::entity::Id;
 use ir::graph::Def;
 use ir::packing::RowFormat;
 use ir::plan::{
-    ALIGNMENT, Access, Arg, Buffer, BufferId, Call, Code, Expr, Io, Kernel, KernelId, Phase, Plan, ROUND, Role, Step, SymbolBound,
-    VERSION,
+    ALIGNMENT, Access, Arg, Buffer, BufferId, Call, Code, Expr, Io, Kernel, KernelId, Phase, Plan, ROUND, Role, Step,
+    SymbolBound, VERSION,
 };
 use ir::{Dim, Graph, Op, Program, TensorType, ValueId, Verified};
 use kernels::Isa;
@@ -426,7 +426,12 @@ impl<'a> PhaseCtx<'_, 'a> {
         Ok(place)
     }
 
-    fn table_call(&mut self, schedule: &Schedule<'_>, value: ValueId, places: &mut Places) -> Result<Step, PlanEmitError> {
+    fn table_call(
+        &mut self,
+        schedule: &Schedule<'_>,
+        value: ValueId,
+        places: &mut Places,
+    ) -> Result<Step, PlanEmitError> {
         let graph = schedule.graph;
         let desc = cpu::choose(graph, value, &self.tokens, self.emitter.options.isa)?;
         let operands = graph.operands(value);

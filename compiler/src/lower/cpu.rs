@@ -72,7 +72,10 @@ pub fn choose(
     if family == Family::Attention {
         let head_dim = graph.ty(operands[0]).shape.last_const().unwrap_or(0);
         if kernels::MAX_HEAD_DIM as u64 <= head_dim && head_dim != kernels::MAX_HEAD_DIM as u64 {
-            return Err(refuse(format!("a head has {head_dim} elements, kernels have room for {}", kernels::MAX_HEAD_DIM)));
+            return Err(refuse(format!(
+                "a head has {head_dim} elements, kernels have room for {}",
+                kernels::MAX_HEAD_DIM
+            )));
         }
     }
     let best = kernels::TABLE.iter().filter(fits).min_by_key(|desc| {

@@ -468,10 +468,12 @@ impl Ctx<'_, '_> {
                 let from = &graph.ty(operand).shape;
                 View { strides: aligned(from, &source.strides, shape.rank()), ..source }
             }
-            Some(Op::Reshape(_)) => match crate::schedule::view::reshape(&graph.ty(operand).shape, &source.strides, &shape) {
-                Some(strides) => View { strides, ..source },
-                None => return Err(self.unsupported(value)),
-            },
+            Some(Op::Reshape(_)) => {
+                match crate::schedule::view::reshape(&graph.ty(operand).shape, &source.strides, &shape) {
+                    Some(strides) => View { strides, ..source },
+                    None => return Err(self.unsupported(value)),
+                }
+            }
             _ => return Err(self.unsupported(value)),
         };
         self.load_view(&view, &shape, shift)
@@ -527,10 +529,8 @@ impl Ctx<'_, '_> {
         let second = self.builder.add(high_cos, low_sin);
         let buffer = self.buffer(value, true)?;
         let (low_index, high_index) = (self.own_index(value, 0), self.own_index(value, half));
-        let writes = vec![
-            Write { buffer, index: low_index, value: first },
-            Write { buffer, index: high_index, value: second },
-        ];
+        let writes =
+            vec![Write { buffer, index: low_index, value: first }, Write { buffer, index: high_index, value: second }];
         self.builder.store_all(Extent::Const(half as u64), writes);
         Ok(())
     }

@@ -157,16 +157,26 @@ fn scales() -> Vec<Rule> {
     vec![
         // join-scales: two scales known at weight time are one.
         //   (x * s) * t  =  x * (s * t)
-        Rule::new("join-scales", "Two scales that depend on weights only are one.", "(mul (mul ?x ?s) ?t)", "(mul ?x (mul ?s ?t))")
-            .rounding()
-            .when(are_weight_time_scales)
-            .example("?x f32[n,k]; ?s param f32[k]; ?t param f32[1]"),
+        Rule::new(
+            "join-scales",
+            "Two scales that depend on weights only are one.",
+            "(mul (mul ?x ?s) ?t)",
+            "(mul ?x (mul ?s ?t))",
+        )
+        .rounding()
+        .when(are_weight_time_scales)
+        .example("?x f32[n,k]; ?s param f32[k]; ?t param f32[1]"),
         // join-divisors: as join-scales.
         //   (x / s) / t  =  x / (s * t)
-        Rule::new("join-divisors", "Two divisors that depend on weights only are one.", "(div (div ?x ?s) ?t)", "(div ?x (mul ?s ?t))")
-            .rounding()
-            .when(are_weight_time_scales)
-            .example("?x f32[n,k]; ?s param f32[k]; ?t param f32[1]"),
+        Rule::new(
+            "join-divisors",
+            "Two divisors that depend on weights only are one.",
+            "(div (div ?x ?s) ?t)",
+            "(div ?x (mul ?s ?t))",
+        )
+        .rounding()
+        .when(are_weight_time_scales)
+        .example("?x f32[n,k]; ?s param f32[k]; ?t param f32[1]"),
     ]
 }
 
@@ -180,7 +190,8 @@ fn fold(op: &'static str) -> Rule {
     let (inputs, attrs) = ir::Op::signature(op).expect("foldable ops exist");
     let variables: Vec<String> = inputs.iter().chain(attrs).map(|name| format!("?{name}")).collect();
     let left = format!("({op} {})", variables.join(" "));
-    let rule = Rule::new(format!("fold-{op}"), format!("{op} of constants is a constant."), &left, "?value").when(is_constant);
+    let rule =
+        Rule::new(format!("fold-{op}"), format!("{op} of constants is a constant."), &left, "?value").when(is_constant);
     rule.example(match op {
         "add" | "sub" | "mul" | "div" | "minimum" | "maximum" | "less" => {
             "?lhs const f32[2] 1.5,-2.0; ?rhs const f32[1] 4.0"

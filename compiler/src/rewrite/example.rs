@@ -154,7 +154,10 @@ fn program(example: &Example, term: &RecExpr<ENode>) -> Result<Verified<Program>
     let graph: Graph = builder.finish(&[output]);
     let symbols = vec![SymbolDecl { symbol: Symbol::new(TOKENS), max: 64 }];
     // A symbol must be bound by an input, and some examples need none.
-    let uses_tokens = example.items.iter().any(|(_, item)| matches!(item, Item::Input(ty) if ty.shape.dims().contains(&Dim::sym(TOKENS))));
+    let uses_tokens = example
+        .items
+        .iter()
+        .any(|(_, item)| matches!(item, Item::Input(ty) if ty.shape.dims().contains(&Dim::sym(TOKENS))));
     let symbols = if uses_tokens { symbols } else { Vec::new() };
     let program = Program { name: "side".to_owned(), symbols, graphs: vec![graph] };
     verify(program).map_err(ExampleError::Invalid)

@@ -14,15 +14,25 @@ pub fn rules() -> Vec<Rule> {
     let mut rules = vec![
         // widen-in-matmul: a matmul widens f16 and bf16 weights as it reads them, exactly.
         //   matmul(x, cast(w, f32))  =  matmul(x, w)
-        Rule::new("widen-in-matmul", "A matmul reads narrow weights itself.", "(matmul ?x (cast ?w f32))", "(matmul ?x ?w)")
-            .when(is_float_weight)
-            .example("?x f32[n,k]; ?w param bf16[m,k]")
-            .example("?x f32[n,k]; ?w param f16[m,k]"),
+        Rule::new(
+            "widen-in-matmul",
+            "A matmul reads narrow weights itself.",
+            "(matmul ?x (cast ?w f32))",
+            "(matmul ?x ?w)",
+        )
+        .when(is_float_weight)
+        .example("?x f32[n,k]; ?w param bf16[m,k]")
+        .example("?x f32[n,k]; ?w param f16[m,k]"),
         // widen-in-gather: as for a matmul.
         //   gather(cast(w, f32), ids)  =  gather(w, ids)
-        Rule::new("widen-in-gather", "A gather reads narrow tables itself.", "(gather (cast ?w f32) ?ids)", "(gather ?w ?ids)")
-            .when(is_float_weight)
-            .example("?w param bf16[k,d]; ?ids i32[n]"),
+        Rule::new(
+            "widen-in-gather",
+            "A gather reads narrow tables itself.",
+            "(gather (cast ?w f32) ?ids)",
+            "(gather ?w ?ids)",
+        )
+        .when(is_float_weight)
+        .example("?w param bf16[k,d]; ?ids i32[n]"),
     ];
     for op in ["mul", "div"] {
         rules.extend(hoist(op));

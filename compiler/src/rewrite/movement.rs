@@ -44,15 +44,10 @@ fn permutes() -> Vec<Rule> {
             .example("?x f32[n,a,k]; ?axes <0,1,2>"),
         // permute-permute: permutations compose.
         //   permute(permute(x, a), b)  =  permute(x, c),  c[i] = a[b[i]]
-        Rule::new(
-            "permute-permute",
-            "Two permutations are one.",
-            "(permute (permute ?x ?a) ?b)",
-            "(permute ?x ?c)",
-        )
-        .when(compose_permutations)
-        .example("?x f32[n,a,k]; ?a <1,2,0>; ?b <2,0,1>")
-        .example("?x f32[n,a,k]; ?a <1,0,2>; ?b <0,2,1>"),
+        Rule::new("permute-permute", "Two permutations are one.", "(permute (permute ?x ?a) ?b)", "(permute ?x ?c)")
+            .when(compose_permutations)
+            .example("?x f32[n,a,k]; ?a <1,2,0>; ?b <2,0,1>")
+            .example("?x f32[n,a,k]; ?a <1,0,2>; ?b <0,2,1>"),
         // permute-as-reshape: if only axes of size 1 pass each other, the elements keep their order.
         //   permute(x, axes)  =  reshape(x, shape)
         Rule::new(
@@ -75,7 +70,8 @@ fn compose_permutations(m: &mut Match<'_>) -> Option<()> {
 
 fn moves_only_ones(m: &mut Match<'_>) -> Option<()> {
     let dims = m.ty("?x")?.shape.dims();
-    let kept: Vec<u32> = m.axes("?axes")?.iter().copied().filter(|axis| dims[*axis as usize] != Dim::Const(1)).collect();
+    let kept: Vec<u32> =
+        m.axes("?axes")?.iter().copied().filter(|axis| dims[*axis as usize] != Dim::Const(1)).collect();
     require(kept.is_sorted())?;
     let shape = m.root_ty()?.shape.clone();
     m.set_shape("?shape", shape);
@@ -149,11 +145,10 @@ fn within_second(m: &mut Match<'_>) -> Option<()> {
 
 fn broadcasts() -> Vec<Rule> {
     let into = |op: &str, name: &str| {
-        [("lhs", format!("({op} (broadcast ?x ?shape) ?y)"), format!("({op} ?x ?y)")), (
-            "rhs",
-            format!("({op} ?y (broadcast ?x ?shape))"),
-            format!("({op} ?y ?x)"),
-        )]
+        [
+            ("lhs", format!("({op} (broadcast ?x ?shape) ?y)"), format!("({op} ?x ?y)")),
+            ("rhs", format!("({op} ?y (broadcast ?x ?shape))"), format!("({op} ?y ?x)")),
+        ]
         .map(|(side, left, right)| {
             Rule::new(format!("{name}-{side}"), format!("{op} broadcasts its operands by itself."), &left, &right)
                 .example("?x f32[1,k]; ?shape [n,k]; ?y f32[n,k]")

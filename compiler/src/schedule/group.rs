@@ -51,7 +51,9 @@ pub struct Schedule<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScheduleError {
     /// Only the outermost dimension of a stored value may be a symbol.
-    #[error("`{value}` has the type {ty}: only the outermost dimension of a stored value may be a symbol; permute it so")]
+    #[error(
+        "`{value}` has the type {ty}: only the outermost dimension of a stored value may be a symbol; permute it so"
+    )]
     InnerSymbol {
         /// The value.
         value: String,
@@ -73,7 +75,8 @@ fn is_kernel(op: &Op) -> bool {
 
 /// Whether readers of this op's result need whole rows of it, so that it must be stored.
 fn ends_nest(graph: &Graph, value: ValueId) -> bool {
-    graph.ty(value).dtype.is_row_format() || matches!(graph.op(value), Some(Op::Rope(_) | Op::Concat(_) | Op::Argmax(_)))
+    graph.ty(value).dtype.is_row_format()
+        || matches!(graph.op(value), Some(Op::Rope(_) | Op::Concat(_) | Op::Argmax(_)))
 }
 
 /// The groups of a graph.
@@ -86,7 +89,13 @@ pub fn group(graph: &Graph) -> Result<Schedule<'_>, Vec<ScheduleError>> {
     let mut views = Views::new(graph);
     materialise(graph, &live, &mut views);
     let mut errors = Vec::new();
-    let mut ctx = Ctx { graph, views: &views, groups: Vec::new(), group_of: vec![None; graph.values.len()], edges: BTreeSet::new() };
+    let mut ctx = Ctx {
+        graph,
+        views: &views,
+        groups: Vec::new(),
+        group_of: vec![None; graph.values.len()],
+        edges: BTreeSet::new(),
+    };
     for (id, value) in graph.values.iter() {
         let Def::Op { op, .. } = &value.def else { continue };
         if !live[id.index()] || views.is_weight_time(id) || (views.is_view(id) && !matches!(op, Op::KvAppend(_))) {
@@ -207,8 +216,22 @@ impl Ctx<'_> {
                 && !ends_nest(self.graph, operand)
                 && self.graph.ty(operand).shape.outer() == rows
                 && !self.views.is_view(operand)
-                && !matches!(self.graph.op(id), Some(Op::Gather(_) | Op::Concat(_) | Op::Reshape(_) | Op::Permute(_) | Op::Slice(_) | Op::Broadcast(_)));
-            if is_direct { homes.insert(group) } else { through_memory.insert(group) };
+                && !matches!(
+                    self.graph.op(id),
+                    Some(
+                        Op::Gather(_)
+                            | Op::Concat(_)
+                            | Op::Reshape(_)
+                            | Op::Permute(_)
+                            | Op::Slice(_)
+                            | Op::Broadcast(_)
+                    )
+                );
+            if is_direct {
+                homes.insert(group)
+            } else {
+                through_memory.insert(group)
+            };
         }
         homes.into_iter().rev().find(|&home| {
             !through_memory.contains(&home)

@@ -94,9 +94,12 @@ impl<'a> Views<'a> {
     pub fn contiguous_offset(&self, value: ValueId) -> Option<i64> {
         let view = self.resolve(value);
         let shape = &self.graph.ty(value).shape;
-        let matches = shape.dims().iter().zip(&view.strides).zip(contiguous(shape)).all(|((dim, &stride), wanted)| {
-            stride == wanted || *dim == Dim::Const(1)
-        });
+        let matches = shape
+            .dims()
+            .iter()
+            .zip(&view.strides)
+            .zip(contiguous(shape))
+            .all(|((dim, &stride), wanted)| stride == wanted || *dim == Dim::Const(1));
         matches.then_some(view.offset)
     }
 }

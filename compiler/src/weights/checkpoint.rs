@@ -6,7 +6,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use ir::DType;
-use ir::packing::TernaryLayout;
+use ir::param::{ParamBinding, Stored, TensorInfo};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
@@ -47,32 +47,6 @@ pub enum CheckpointError {
     },
 }
 
-/// What a file's header says of one tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorHeader {
-    /// Its name.
-    pub name: String,
-    /// Its element type, as the format spells it.
-    pub dtype: String,
-    /// Its dimensions, of the bytes where it is packed.
-    pub shape: Vec<u64>,
-}
-
-/// The tensor that holds a parameter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Binding {
-    /// The parameter's key, with `{}` for the round.
-    pub key: String,
-    /// The tensor's name, with `{}` for the round.
-    pub tensor: String,
-    /// Type of its values.
-    pub dtype: DType,
-    /// Dimensions of its values.
-    pub dims: Vec<u64>,
-    /// The packing, of a ternary tensor.
-    pub layout: Option<TernaryLayout>,
-}
-
 /// The files of a checkpoint.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -101,13 +75,13 @@ impl Checkpoint {
     }
 
     /// The headers of all tensors, in order of their names.
-    pub fn headers(&self) -> Vec<TensorHeader> {
-        let header = |(name, (_, dtype, shape, _)): (&String, &(usize, Dtype, Vec<usize>, _))| TensorHeader {
+    pub fn headers(&self) -> Vec<TensorInfo> {
+        let header = |(name, (_, dtype, shape, _)): (&String, &(usize, Dtype, Vec<usize>, _))| TensorInfo {
             name: name.clone(),
             dtype: dtype.to_string(),
             shape: shape.iter().map(|&size| size as u64).collect(),
         };
-        let mut headers: Vec<TensorHeader> = self.tensors.iter().map(header).collect();
+        let mut headers: Vec<TensorInfo> = self.tensors.iter().map(header).collect();
         headers.sort_by(|left, right| left.name.cmp(&right.name));
         headers
     }
@@ -135,7 +109,7 @@ impl Checkpoint {
     }
 
     /// The weights of a model, by the tensors that hold its parameters.
-    pub fn bind(self, bindings: Vec<Binding>) -> BoundCheckpoint {
+    pub fn bind(self, bindings: Vec<ParamBinding>) -> BoundCheckpoint {
         BoundCheckpoint { checkpoint: self, bindings }
     }
 }
@@ -143,8 +117,8 @@ impl Checkpoint {
 /// The shards that an index names, each once.
 fn shards(directory: &Path, index: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let malformed = |message: String| CheckpointError::Index { path: index.to_owned(), message };
-    let text = std::fs::read_to_string(index)
-        .map_err(|source| CheckpointError::Io { path: index.to_owned(), source })?;
+    let text =
+        std::fs::read_to_string(index).map_err(|source| CheckpointError::Io { path: index.to_owned(), source })?;
     let json: serde_json::Value = serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
     let map = json.get("weight_map").and_then(|map| map.as_object());
     let map = map.ok_or_else(|| malformed("it has no `weight_map`".to_owned()))?;
@@ -164,19 +138,19 @@ fn shards(directory: &Path, index: &Path) -> Result<Vec<PathBuf>, CheckpointErro
 #[derive(Debug)]
 pub struct BoundCheckpoint {
     checkpoint: Checkpoint,
-    bindings: Vec<Binding>,
+    bindings: Vec<ParamBinding>,
 }
 
 impl BoundCheckpoint {
     /// The binding of a key, and the tensor's name with the same round put in.
-    fn find(&self, key: &str) -> Option<(&Binding, String)> {
+    fn find(&self, key: &str) -> Option<(&ParamBinding, String)> {
         self.bindings.iter().find_map(|binding| match binding.key.split_once("{}") {
             Some((before, after)) => {
                 let round = key.strip_prefix(before)?.strip_suffix(after)?;
                 round.parse::<u32>().ok()?;
-                Some((binding, binding.tensor.replace("{}", round)))
+                Some((binding, binding.source.replace("{}", round)))
             }
-            None => (binding.key == key).then(|| (binding, binding.tensor.clone())),
+            None => (binding.key == key).then(|| (binding, binding.source.clone())),
         })
     }
 }
@@ -196,17 +170,22 @@ impl WeightSource for BoundCheckpoint {
             Dtype::U8 => Some(DType::T2),
             _ => None,
         };
-        let elements: u64 = binding.dims.iter().product();
-        let expected_bytes = match (binding.layout, stored) {
-            (Some(layout), _) => layout.bytes(binding.dims[0], binding.dims[1]),
-            (None, Some(stored)) => elements * stored.bytes().unwrap_or(1),
+        let dims = binding.dims();
+        let wanted = binding.ty.dtype;
+        let layout = match binding.stored {
+            Stored::Ternary(layout) => Some(layout),
+            Stored::Float => None,
+        };
+        let expected_bytes = match (layout, stored) {
+            (Some(layout), _) => layout.bytes(dims[0], dims[1]),
+            (None, Some(stored)) => dims.iter().product::<u64>() * stored.bytes().unwrap_or(1),
             (None, None) => 0,
         };
-        let widens = binding.dtype == DType::F32 && matches!(stored, Some(DType::F16 | DType::BF16));
-        if bytes.len() as u64 != expected_bytes || !(widens || stored == Some(binding.dtype)) {
+        let widens = wanted == DType::F32 && matches!(stored, Some(DType::F16 | DType::BF16));
+        if bytes.len() as u64 != expected_bytes || !(widens || stored == Some(wanted)) {
             return Err(WeightError::Shape {
                 tensor: name,
-                expected: format!("{}{:?}, {expected_bytes} bytes", binding.dtype, binding.dims),
+                expected: format!("{}, {expected_bytes} bytes", binding.ty),
                 found: format!("{dtype}{shape:?}, {} bytes", bytes.len()),
             });
         }
@@ -214,7 +193,7 @@ impl WeightSource for BoundCheckpoint {
             Some(narrow) if widens => Cow::Owned(super::evaluate::widen(bytes, narrow)),
             _ => Cow::Borrowed(bytes),
         };
-        Ok(SourceTensor { dtype: binding.dtype, dims: binding.dims.clone(), layout: binding.layout, bytes })
+        Ok(SourceTensor { dtype: wanted, dims, layout, bytes })
     }
 
     fn check(&self, key: &str) -> Result<(), WeightError> {

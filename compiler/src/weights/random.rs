@@ -4,35 +4,9 @@ use std::borrow::Cow;
 
 use ir::DType;
 use ir::packing::TernaryLayout;
+use ir::param::{Init, ParamBinding};
 
 use super::{SourceTensor, WeightError, WeightSource};
-
-/// How a parameter of an untrained model is filled.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Init {
-    /// Ternary values, each of the three equally likely.
-    Ternary,
-    /// One number everywhere.
-    Constant(f64),
-    /// A normal distribution around zero.
-    Normal {
-        /// Its standard deviation.
-        std: f64,
-    },
-}
-
-/// One parameter to be filled.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RandomParam {
-    /// Its key, with `{}` for the round.
-    pub key: String,
-    /// Its type.
-    pub dtype: DType,
-    /// Its dimensions.
-    pub dims: Vec<u64>,
-    /// How it is filled.
-    pub init: Init,
-}
 
 /// A source whose every tensor follows from the seed and its key, in whatever order they are asked for.
 #[derive(Clone, Debug)]
@@ -40,7 +14,7 @@ pub struct RandomWeights {
     /// The seed.
     pub seed: u64,
     /// The parameters.
-    pub params: Vec<RandomParam>,
+    pub params: Vec<ParamBinding>,
 }
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
@@ -69,8 +43,8 @@ impl SplitMix {
 }
 
 impl RandomWeights {
-    fn find(&self, key: &str) -> Result<&RandomParam, WeightError> {
-        let matches = |param: &&RandomParam| match param.key.split_once("{}") {
+    fn find(&self, key: &str) -> Result<&ParamBinding, WeightError> {
+        let matches = |param: &&ParamBinding| match param.key.split_once("{}") {
             Some((before, after)) => key
                 .strip_prefix(before)
                 .and_then(|rest| rest.strip_suffix(after))
@@ -92,16 +66,20 @@ impl WeightSource for RandomWeights {
         let mut seed = [0; 8];
         seed.copy_from_slice(&hash.as_bytes()[..8]);
         let mut random = SplitMix(u64::from_le_bytes(seed));
-        let elements: u64 = param.dims.iter().product();
-        let (layout, bytes) = match (param.init, param.dtype) {
-            (Init::Ternary, _) | (_, DType::T2) => {
-                let layout = TernaryLayout::Tile16;
-                (Some(layout), random_tiles(&mut random, param.dims[0], param.dims[1]))
+        let (dims, dtype) = (param.dims(), param.ty.dtype);
+        let elements: u64 = dims.iter().product();
+        let mut layout = None;
+        let bytes = match param.init {
+            Init::Ternary => {
+                layout = Some(TernaryLayout::Tile16);
+                random_tiles(&mut random, dims[0], dims[1])
             }
-            (Init::Constant(value), dtype) => (None, repeat_bytes(value, dtype, elements)),
-            (Init::Normal { std }, dtype) => (None, normal_bytes(&mut random, std, dtype, elements)),
+            Init::Ones => repeat_bytes(1.0, dtype, elements),
+            Init::Zeros => repeat_bytes(0.0, dtype, elements),
+            Init::Constant(value) => repeat_bytes(f64::from(value), dtype, elements),
+            Init::Normal { std } => normal_bytes(&mut random, f64::from(std), dtype, elements),
         };
-        Ok(SourceTensor { dtype: param.dtype, dims: param.dims.clone(), layout, bytes: Cow::Owned(bytes) })
+        Ok(SourceTensor { dtype, dims, layout, bytes: Cow::Owned(bytes) })
     }
 }
 
@@ -116,7 +94,7 @@ fn random_tiles(random: &mut SplitMix, rows: u64, cols: u64) -> Vec<u8> {
         let number = random.next();
         for (position, byte) in chunk.iter_mut().enumerate() {
             // 16 random bits scaled to 0..81: the bias is below one in a thousand.
-            *byte = codes[((number >> (16 * position) & 0xFFFF) * 81 >> 16) as usize];
+            *byte = codes[((((number >> (16 * position)) & 0xFFFF) * 81) >> 16) as usize];
         }
     }
     // Padding must be code 1, which is the value 0.
@@ -126,7 +104,7 @@ fn random_tiles(random: &mut SplitMix, rows: u64, cols: u64) -> Vec<u8> {
         for col in first_col..cols.next_multiple_of(16) {
             let byte = ((row / 16) * tiles + col / 16) * 64 + 4 * (row % 16) + col % 4;
             let shift = 2 * (col % 16 / 4);
-            bytes[byte as usize] = bytes[byte as usize] & !(3 << shift) | 1 << shift;
+            bytes[byte as usize] = (bytes[byte as usize] & !(3 << shift)) | (1 << shift);
         }
     }
     bytes
@@ -164,6 +142,9 @@ fn normal_bytes(random: &mut SplitMix, std: f64, dtype: DType, elements: u64) ->
 
 #[cfg(test)]
 mod tests {
+    use ir::param::Stored;
+    use ir::{Shape, TensorType};
+
     use super::*;
 
     #[test]
@@ -178,10 +159,12 @@ mod tests {
 
     #[test]
     fn a_tensor_follows_from_seed_and_key_alone() {
-        let params = vec![RandomParam {
+        let params = vec![ParamBinding {
             key: "layers.{}.w".to_owned(),
-            dtype: DType::F32,
-            dims: vec![3, 5],
+            source: "layers.{}.w".to_owned(),
+            rounds: 2,
+            ty: TensorType::new(DType::F32, Shape::of(&[3, 5])),
+            stored: Stored::Float,
             init: Init::Normal { std: 0.02 },
         }];
         let weights = RandomWeights { seed: 1, params };

@@ -225,28 +225,37 @@ fn canonical(elem: Elem, bytes: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Runs the interpreter and, for every target of this machine, the generated code; all must agree. Returns what they computed.
-pub(crate) fn check(nest: &Verified, buffers: &[Vec<u8>], dims: &[i64], random: &mut Random) -> Vec<Vec<u8>> {
+/// What the interpreter computes.
+pub(crate) fn interpret(nest: &Verified, buffers: &[Vec<u8>], dims: &[i64]) -> Vec<Vec<u8>> {
     let mut expected = buffers.to_vec();
     let mut slices: Vec<_> = expected.iter_mut().map(Vec::as_mut_slice).collect();
     let units = nest.units(dims).unwrap();
     eval(nest, &mut slices, dims, 0..units).unwrap_or_else(|error| panic!("{error}\n{}", **nest));
+    expected
+}
+
+/// Panics at the first byte in which the buffers of generated code differ from those of the interpreter.
+pub(crate) fn assert_same(nest: &Verified, target: CodeTarget, expected: &[Vec<u8>], actual: &[Vec<u8>]) {
+    for (buffer, (expected, actual)) in nest.buffers.iter().zip(expected.iter().zip(actual)) {
+        let (expected, actual) = (canonical(buffer.elem, expected), canonical(buffer.elem, actual));
+        let Some(at) = expected.iter().zip(&actual).position(|(left, right)| left != right) else { continue };
+        let word = at & !3..((at & !3) + 4).min(expected.len());
+        panic!(
+            "{target}: byte {at} of `{}`: expected {:02x?}, found {:02x?}\n{}",
+            buffer.name,
+            &expected[word.clone()],
+            &actual[word],
+            **nest
+        );
+    }
+}
+
+/// Runs the interpreter and, for every target of this machine, the generated code; all must agree. Returns what they computed.
+pub(crate) fn check(nest: &Verified, buffers: &[Vec<u8>], dims: &[i64], random: &mut Random) -> Vec<Vec<u8>> {
+    let expected = interpret(nest, buffers, dims);
     for target in runnable() {
         let actual = run_code(nest, target, buffers, dims, random);
-        for (buffer, (expected, actual)) in nest.buffers.iter().zip(expected.iter().zip(&actual)) {
-            let (expected, actual) = (canonical(buffer.elem, expected), canonical(buffer.elem, actual));
-            if expected != actual {
-                let at = expected.iter().zip(&actual).position(|(left, right)| left != right).unwrap();
-                let word = at & !3;
-                panic!(
-                    "{target}: byte {at} of `{}`: expected {:02x?}, found {:02x?}\ndims {dims:?}\n{}",
-                    buffer.name,
-                    &expected[word..(word + 4).min(expected.len())],
-                    &actual[word..(word + 4).min(actual.len())],
-                    **nest
-                );
-            }
-        }
+        assert_same(nest, target, &expected, &actual);
     }
     expected
 }

@@ -15,20 +15,20 @@ use tempfile::TempDir;
 use tokenizer::Tokenizer;
 
 /// Tokens of the largest call.
-pub const MAX_TOKENS: u64 = 8;
+pub(crate) const MAX_TOKENS: u64 = 8;
 
 /// An artifact before it is written.
-pub struct Draft {
-    pub plan: Plan,
-    pub code: Vec<u8>,
+pub(crate) struct Draft {
+    pub(crate) plan: Plan,
+    pub(crate) code: Vec<u8>,
     /// Names and bytes, in order; each is padded to 64 bytes in the file.
-    pub tensors: Vec<(String, Vec<u8>)>,
-    pub tokenizer: Option<String>,
+    pub(crate) tensors: Vec<(String, Vec<u8>)>,
+    pub(crate) tokenizer: Option<String>,
 }
 
 impl Draft {
     /// A plan with the inputs and the output of a decoder, and no steps.
-    pub fn new(vocab: u64, context: u64, sequences: u64) -> Self {
+    pub(crate) fn new(vocab: u64, context: u64, sequences: u64) -> Self {
         let bound = |name: &str, max: u64| SymbolBound { name: name.to_owned(), max };
         let plan = Plan {
             version: VERSION,
@@ -63,7 +63,7 @@ impl Draft {
     /// The model whose most probable next id is the id plus 1, modulo the vocabulary: its logit is 1, all others are 0. It has a cache that
     /// remembers, for each token, the number of its place in its call.
     #[cfg(target_arch = "x86_64")]
-    pub fn counting(vocab: u64, context: u64, sequences: u64) -> Self {
+    pub(crate) fn counting(vocab: u64, context: u64, sequences: u64) -> Self {
         /// for i in begin..end { out[i * vocab + (ids[rows[i]] + 1) % vocab] = 1.0 }
         const COUNT: &[u8] = &[
             0x4c, 0x8b, 0x07, // mov r8, [rdi]            ; ids
@@ -119,7 +119,7 @@ impl Draft {
 
     /// The model of vocabulary 2 that gives as logits of row `i` what two layers' caches hold at position `i` of sequence 0, of the second
     /// layer: the numbers of the token's place in its call.
-    pub fn remembering(context: u64, sequences: u64) -> Self {
+    pub(crate) fn remembering(context: u64, sequences: u64) -> Self {
         let mut draft = Self::new(2, context, sequences);
         let append = draft.append_steps(2);
         let (cache, stride) = (draft.find("layers.{}.cache"), draft.buffer("layers.{}.cache").stride);
@@ -133,7 +133,7 @@ impl Draft {
     }
 
     /// The model whose logits are rows of `x . w^T`, of a table kernel, with `k` columns.
-    pub fn dense(x: &[f32], w: &[f32], k: u64) -> Self {
+    pub(crate) fn dense(x: &[f32], w: &[f32], k: u64) -> Self {
         let vocab = w.len() as u64 / k;
         let mut draft = Self::new(vocab, 64, 1);
         let (x, w) = (draft.weight("x", x), draft.weight("w", w));
@@ -241,17 +241,17 @@ impl Draft {
     }
 
     /// The buffer of this name.
-    pub fn buffer(&self, name: &str) -> &Buffer {
+    pub(crate) fn buffer(&self, name: &str) -> &Buffer {
         self.plan.buffer(self.find(name))
     }
 
     /// The steps of the last phase.
-    pub fn steps(&mut self) -> &mut Vec<Step> {
+    pub(crate) fn steps(&mut self) -> &mut Vec<Step> {
         &mut self.plan.phases.last_mut().expect("there are phases").steps
     }
 
     /// The weights file: header padded to 64 bytes, then the tensors.
-    pub fn weights_file(&self) -> Vec<u8> {
+    pub(crate) fn weights_file(&self) -> Vec<u8> {
         let mut header = serde_json::Map::new();
         let mut data: Vec<u8> = Vec::new();
         for (name, bytes) in &self.tensors {
@@ -269,7 +269,7 @@ impl Draft {
     }
 
     /// Writes the artifact.
-    pub fn write(&self, dir: &Path) {
+    pub(crate) fn write(&self, dir: &Path) {
         let mut files = vec![
             (manifest::CODE, self.code.clone()),
             (manifest::PLAN, self.plan.to_ron().into_bytes()),
@@ -292,21 +292,21 @@ impl Draft {
     }
 
     /// Writes the artifact into a directory of its own.
-    pub fn written(&self) -> TempDir {
+    pub(crate) fn written(&self) -> TempDir {
         let dir = tempfile::tempdir().unwrap();
         self.write(dir.path());
         dir
     }
 }
 
-pub fn arg(access: Access, buffer: BufferId) -> Arg {
+pub(crate) fn arg(access: Access, buffer: BufferId) -> Arg {
     Arg { access, buffer, offset: Expr::from(0) }
 }
 
-pub fn expr(text: &str) -> Expr {
+pub(crate) fn expr(text: &str) -> Expr {
     Expr::try_from(text.to_owned()).unwrap()
 }
 
-pub fn to_bytes(values: &[f32]) -> Vec<u8> {
+pub(crate) fn to_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use compiler::artifact::{self, ArtifactError};
 use compiler::report::human_bytes;
-use compiler::weights::WeightSource;
+use compiler::weights::{RandomWeights, WeightSource};
 use compiler::{Compiled, Options, Target};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -76,8 +76,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         eprintln!("note: the model has no use for {} tensors of the checkpoint: {}", surplus.len(), surplus.join(", "));
     }
     let weights: Option<Box<dyn WeightSource>> = match (args.random_weights, named) {
-        (Some(seed), _) => Some(Box::new(model::random_weights(seed, &built.params))),
-        (None, Named::Checkpoint { checkpoint, .. }) => Some(Box::new(model::checkpoint_weights(checkpoint, &built.params))),
+        (Some(seed), _) => Some(Box::new(RandomWeights { seed, params: built.params })),
+        (None, Named::Checkpoint { checkpoint, .. }) => Some(Box::new(checkpoint.bind(built.params))),
         (None, _) => None,
     };
     let bar = progress_bar(compiled.weights.bytes());
@@ -95,7 +95,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
         Err(error) => return Err(anyhow!(error)),
     };
-    let summary = Summary { compiled: &compiled, output: &args.output, artifact_bytes, has_weights: weights.is_some(), elapsed: start.elapsed() };
+    let summary = Summary {
+        compiled: &compiled,
+        output: &args.output,
+        artifact_bytes,
+        has_weights: weights.is_some(),
+        elapsed: start.elapsed(),
+    };
     say(&if args.json { summary.json() } else { summary.text() })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -129,7 +135,8 @@ struct Summary<'a> {
 impl Summary<'_> {
     fn json(&self) -> String {
         let report = &self.compiled.report;
-        let calls = |name: &str| report.phases.iter().find(|phase| phase.0 == name).map_or(0, |phase| phase.2.values().sum());
+        let calls =
+            |name: &str| report.phases.iter().find(|phase| phase.0 == name).map_or(0, |phase| phase.2.values().sum());
         let stages = report.times.iter().map(|(pass, time)| ((*pass).to_owned(), time.as_secs_f64().into()));
         let value = serde_json::json!({
             "model": report.model,

@@ -11,7 +11,9 @@ use crate::say;
 
 /// Compares two programs, or the plans of two artifacts, line by line. Exits with 1 if they differ.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  tritterc diff before.tri after.tri\n  tritterc diff artifact-a artifact-b\n  tritterc diff 7b 13b")]
+#[command(
+    after_help = "Examples:\n  tritterc diff before.tri after.tri\n  tritterc diff artifact-a artifact-b\n  tritterc diff 7b 13b"
+)]
 pub(crate) struct Args {
     /// Artifact directory, checkpoint directory, .ron spec, .tri program, or name of a shipped spec.
     left: String,

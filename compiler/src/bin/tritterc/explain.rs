@@ -74,7 +74,8 @@ fn why(args: &Args, program: &ir::Verified<Program>, name: &str, options: &rewri
     for step in &explanation.steps {
         let direction = if step.is_forward { "" } else { ", backwards" };
         let checked = if step.is_checked { "" } else { " (not checked)" };
-        text += &format!("\n{}{direction}{checked}: {}\n  {}\n  = {}\n", step.rule, step.sentence, step.before, step.after);
+        text +=
+            &format!("\n{}{direction}{checked}: {}\n  {}\n  = {}\n", step.rule, step.sentence, step.before, step.after);
     }
     text += &format!("\nresult\n  {}\n", explanation.result);
     say(&text)?;
@@ -83,7 +84,8 @@ fn why(args: &Args, program: &ir::Verified<Program>, name: &str, options: &rewri
 
 /// The value called `graph.name`; the name may hold points itself.
 fn find<'a>(program: &'a Program, name: &str) -> Result<(&'a str, ValueId)> {
-    let (graph, label) = name.split_once('.').ok_or_else(|| anyhow!("`{name}` is not like layer.ffn.up or layer.v12"))?;
+    let (graph, label) =
+        name.split_once('.').ok_or_else(|| anyhow!("`{name}` is not like layer.ffn.up or layer.v12"))?;
     let Some(graph) = program.graph(graph) else {
         let names: Vec<&str> = program.graphs.iter().map(|graph| graph.name.as_str()).collect();
         bail!("there is no graph `{graph}`; graphs are {}", names.join(", "));

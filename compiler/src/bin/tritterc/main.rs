@@ -21,9 +21,11 @@ use clap::{Parser, Subcommand};
 /// Compiles ternary language models ahead of time.
 #[derive(Parser)]
 #[command(name = "tritterc", version, about, propagate_version = true, arg_required_else_help = true)]
-#[command(after_help = "MODEL is a checkpoint directory (config.json and safetensors), a .ron spec, a .tri program, or the name of a\n\
+#[command(
+    after_help = "MODEL is a checkpoint directory (config.json and safetensors), a .ron spec, a .tri program, or the name of a\n\
 shipped spec (`tritterc print --list` names them). `tritterc help compile` shows examples.\n\n\
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.")]
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

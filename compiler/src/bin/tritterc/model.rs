@@ -3,13 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use compiler::weights::checkpoint::Binding;
-use compiler::weights::random::RandomParam;
-use compiler::weights::{Checkpoint, Init, RandomWeights, WeightSource};
+use compiler::weights::Checkpoint;
 use ir::{Program, Verified};
-use models::import::{SpecialIds, TensorInfo};
+use models::import::SpecialIds;
 use models::spec::{KvFormat, TokenizerKind};
-use models::{BuildOptions, Naming, ParamBinding, Spec, Stored};
+use models::{BuildOptions, Naming, ParamBinding, Spec};
 use tokenizer::Tokenizer;
 
 /// How to build a program from a spec.
@@ -88,7 +86,8 @@ pub(crate) fn find(model: &str) -> Result<Named> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         return match path.extension().and_then(|extension| extension.to_str()) {
             Some("ron") => {
-                let spec = models::spec::read(&text).map_err(|errors| anyhow!("{}: the spec has errors\n{errors}", path.display()))?;
+                let spec = models::spec::read(&text)
+                    .map_err(|errors| anyhow!("{}: the spec has errors\n{errors}", path.display()))?;
                 Ok(Named::Spec(Box::new(spec)))
             }
             Some("tri") => Ok(Named::Program { text, path: path.to_owned() }),
@@ -97,7 +96,8 @@ pub(crate) fn find(model: &str) -> Result<Named> {
     }
     match models::find_shipped(model) {
         Some(text) => {
-            let spec = models::spec::read(text).map_err(|errors| anyhow!("internal error: the shipped spec {model}:\n{errors}"))?;
+            let spec = models::spec::read(text)
+                .map_err(|errors| anyhow!("internal error: the shipped spec {model}:\n{errors}"))?;
             Ok(Named::Spec(Box::new(spec)))
         }
         None => {
@@ -113,12 +113,7 @@ fn open_checkpoint(directory: &Path) -> Result<Named> {
         format!("cannot read {}; a checkpoint is a directory with config.json and safetensors", config.display())
     })?;
     let checkpoint = Checkpoint::open(directory).map_err(|errors| anyhow!(lines(&errors)))?;
-    let infos = checkpoint.headers().into_iter().map(|header| TensorInfo {
-        name: header.name,
-        dtype: header.dtype,
-        shape: header.shape,
-    });
-    let imported = models::import::import(&config, &infos.collect::<Vec<_>>())
+    let imported = models::import::import(&config, &checkpoint.headers())
         .map_err(|errors| anyhow!("{} cannot be imported:\n{errors}", directory.display()))?;
     let mut spec = imported.spec;
     if spec.name.is_empty() {
@@ -146,7 +141,12 @@ pub(crate) fn build(named: &Named, args: &BuildArgs) -> Result<Built> {
         Named::Checkpoint { spec, naming, .. } => (spec, *naming),
         Named::Program { text, path } => {
             let program = parse(text, path)?;
-            return Ok(Built { program, params: Vec::new(), context: args.context.unwrap_or(0), sequences: args.sequences });
+            return Ok(Built {
+                program,
+                params: Vec::new(),
+                context: args.context.unwrap_or(0),
+                sequences: args.sequences,
+            });
         }
     };
     let context = args.context.unwrap_or(spec.context.min(DEFAULT_CONTEXT));
@@ -165,8 +165,8 @@ pub(crate) fn build(named: &Named, args: &BuildArgs) -> Result<Built> {
 
 /// A program from its text, with every error under its line.
 pub(crate) fn parse(text: &str, path: &Path) -> Result<Verified<Program>> {
-    let (program, map) = ir::text::parse_with_positions(text)
-        .map_err(|errors| anyhow!("{}:\n{}", path.display(), errors.show(text)))?;
+    let (program, map) =
+        ir::text::parse_with_positions(text).map_err(|errors| anyhow!("{}:\n{}", path.display(), errors.show(text)))?;
     let errors = ir::verify::check(&program);
     if !errors.is_empty() {
         let notes: Vec<_> = errors.iter().map(|error| (map.locate(&program, error), error.cause.to_string())).collect();
@@ -178,38 +178,6 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<Verified<Program>> {
 /// The program that MODEL means.
 pub(crate) fn program(model: &str, args: &BuildArgs) -> Result<Verified<Program>> {
     Ok(build(&find(model)?, args)?.program)
-}
-
-/// Random weights for a model's parameters.
-pub(crate) fn random_weights(seed: u64, params: &[ParamBinding]) -> RandomWeights {
-    let params = params.iter().map(|param| RandomParam {
-        key: param.key.clone(),
-        dtype: param.ty.dtype,
-        dims: param.dims(),
-        init: match param.init {
-            models::Init::Ternary => Init::Ternary,
-            models::Init::Ones => Init::Constant(1.0),
-            models::Init::Zeros => Init::Constant(0.0),
-            models::Init::Normal { std } => Init::Normal { std: f64::from(std) },
-            models::Init::Constant(value) => Init::Constant(f64::from(value)),
-        },
-    });
-    RandomWeights { seed, params: params.collect() }
-}
-
-/// The weights of a checkpoint, by the parameters of its model.
-pub(crate) fn checkpoint_weights(checkpoint: Checkpoint, params: &[ParamBinding]) -> impl WeightSource {
-    let bindings = params.iter().map(|param| Binding {
-        key: param.key.clone(),
-        tensor: param.source.clone(),
-        dtype: param.ty.dtype,
-        dims: param.dims(),
-        layout: match param.stored {
-            Stored::Ternary(layout) => Some(layout),
-            Stored::Float => None,
-        },
-    });
-    checkpoint.bind(bindings.collect())
 }
 
 /// The tokenizer file of the artifact, if the model has a tokenizer: the checkpoint's own, or the bytes of a spec that says so.

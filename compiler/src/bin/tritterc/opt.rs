@@ -11,7 +11,9 @@ use crate::say;
 
 /// Prints a model's program after the optimiser, or after some of its stages.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  tritterc opt tiny\n  tritterc opt program.tri --passes canonicalise,ternary --report")]
+#[command(
+    after_help = "Examples:\n  tritterc opt tiny\n  tritterc opt program.tri --passes canonicalise,ternary --report"
+)]
 pub(crate) struct Args {
     /// Checkpoint directory, .ron spec, .tri program, or name of a shipped spec.
     model: String,

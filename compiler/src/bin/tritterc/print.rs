@@ -9,7 +9,9 @@ use crate::say;
 
 /// Prints a model's program in the text form, or its spec.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  tritterc print tiny\n  tritterc print models/bitnet-code-nano --spec\n  tritterc print --list")]
+#[command(
+    after_help = "Examples:\n  tritterc print tiny\n  tritterc print models/bitnet-code-nano --spec\n  tritterc print --list"
+)]
 pub(crate) struct Args {
     /// Checkpoint directory, .ron spec, .tri program, or name of a shipped spec.
     #[arg(required_unless_present = "list")]

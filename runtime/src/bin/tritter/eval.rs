@@ -83,7 +83,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         (None, Some(path)) => {
             let text = String::from_utf8(ui::read(path)?).with_context(|| format!("{} is no text", path.display()))?;
-            ui::parse_ids(&text).with_context(|| path.display().to_string())?
+            ui::parse_ids(&text).map_err(anyhow::Error::msg).with_context(|| path.display().to_string())?.0
         }
         (None, None) => unreachable!("one kind of text is required"),
     };

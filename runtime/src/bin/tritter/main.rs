@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         Err(error) if ui::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             ui::message(&format!("error: {error:#}"));
-            ExitCode::FAILURE
+            if ui::is_usage(&error) { ExitCode::from(ui::USAGE) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -4,13 +4,13 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use runtime::generate::{Event, Finish, Generation, Request};
-use runtime::{Sampling, Session};
+use runtime::{Sampler, Sampling, Session};
 use serde_json::json;
 use tokenizer::Tokenizer;
 
-use crate::ui::{self, ModelArgs, Progress, Unit};
+use crate::ui::{self, Ids, ModelArgs, Progress, Unit};
 
 /// Continue a prompt.
 ///
@@ -33,7 +33,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 128)]
     max_new_tokens: usize,
     /// 0 takes the most probable token; higher is more random.
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f64,
     /// Draw from the K most probable tokens; 0 is all.
     #[arg(long, value_name = "K", default_value_t = 0)]
@@ -78,8 +78,8 @@ struct Input {
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
     /// The prompt's ids, separated by commas; nothing is put before them.
-    #[arg(long, value_name = "IDS")]
-    tokens: Option<String>,
+    #[arg(long, value_name = "IDS", value_parser = ui::parse_ids)]
+    tokens: Option<Ids>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -94,6 +94,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.temperature == 0.0 && (args.top_k != 0 || args.top_p != 1.0 || args.min_p != 0.0) {
         ui::message("note: --top-k, --top-p and --min-p do nothing at temperature 0");
     }
+    // Before the model is read, which can take a while.
+    Sampler::new(sampling)?;
     let mut session = args.model.open()?;
     let tokenizer = session.tokenizer()?;
     let prompt = prompt_ids(args, tokenizer.as_ref())?;
@@ -192,7 +194,7 @@ fn generate(
 
 fn prompt_ids(args: &Args, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
     if let Some(ids) = &args.input.tokens {
-        return ui::parse_ids(ids).context("--tokens");
+        return Ok(ids.0.clone());
     }
     let text = match (&args.input.prompt, &args.input.prompt_file) {
         (Some(text), _) => text.clone().into_bytes(),

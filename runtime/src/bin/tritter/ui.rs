@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use runtime::{Artifact, Options, RuntimeError, Session};
 
 /// The exit code after Ctrl-C, as shells have it: 128 and the number of the signal.
 pub(crate) const INTERRUPTED: u8 = 130;
+/// The exit code of wrong usage, as clap has it.
+pub(crate) const USAGE: u8 = 2;
 
 /// Work that is done sooner shows no progress.
 const SILENT: Duration = Duration::from_secs(1);
@@ -75,6 +77,11 @@ pub(crate) fn is_cancelled(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(RuntimeError::Cancelled))
 }
 
+/// Whether an error is that an option has a value that it cannot have.
+pub(crate) fn is_usage(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(RuntimeError::Sampling { .. }))
+}
+
 /// Whether an error is that nobody reads the output any more.
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
@@ -110,16 +117,17 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Ids separated by commas or white space.
-pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>> {
+/// Token ids.
+#[derive(Clone)]
+pub(crate) struct Ids(pub(crate) Vec<u32>);
+
+/// Ids separated by commas or white space; at least one.
+pub(crate) fn parse_ids(text: &str) -> Result<Ids, String> {
     let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty());
-    let ids: Result<Vec<u32>> =
-        words.map(|word| word.parse().with_context(|| format!("`{word}` is not a token id"))).collect();
+    let ids: Result<Vec<u32>, String> =
+        words.map(|word| word.parse().map_err(|_| format!("`{word}` is not a token id"))).collect();
     let ids = ids?;
-    if ids.is_empty() {
-        bail!("there are no token ids");
-    }
-    Ok(ids)
+    if ids.is_empty() { Err("there are no token ids".to_owned()) } else { Ok(Ids(ids)) }
 }
 
 /// The chunk to use: what was asked for, else the largest that the artifact was compiled for.
