@@ -473,8 +473,7 @@ pub enum Stage {
         /// What is written where, in this order.
         writes: Vec<Write>,
     },
-    /// Quantises the columns `0..k` into one record of a q8 or q4 buffer, bit for bit as [`RowFormat::encode`] does, except that the sign of
-    /// a q4 minimum of zero is unspecified if zeros of both signs are in the row.
+    /// Quantises the columns `0..k` into one record of a q8 or q4 buffer, bit for bit as [`RowFormat::encode`] does.
     StoreRow {
         /// Position in [`Nest::buffers`].
         buffer: usize,

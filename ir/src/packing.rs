@@ -75,21 +75,23 @@ impl TernaryLayout {
         }
     }
 
-    /// Byte index and digit position of the code of (`row`, `col`).
-    fn locate(self, rows: u64, cols: u64, row: u64, col: u64) -> (usize, u32) {
-        let tile = |width: u64| {
-            let tile = (row / 16) * cols.div_ceil(width) + col / width;
-            let byte = tile * 64 + 4 * (row % 16) + col % 4;
-            (byte as usize, (col % width / 4) as u32)
+    /// Where the codes of one row are.
+    fn line(self, rows: u64, cols: u64, row: u64) -> Line {
+        let tiled = |width: u64| (row / 16) * cols.div_ceil(width) * 64 + 4 * (row % 16);
+        let (start, digit) = match self {
+            TernaryLayout::RowMajor4 => (row * cols.div_ceil(4), 0),
+            TernaryLayout::Blocks4 => ((row % rows.div_ceil(4)) * cols, row / rows.div_ceil(4)),
+            TernaryLayout::Tile16 => (tiled(16), 0),
+            TernaryLayout::Tile16Base3 => (tiled(20), 0),
         };
+        Line { layout: self, start: start as usize, digit: digit as u32 }
+    }
+
+    /// What a digit of 1 at a position adds to a byte.
+    fn weight(self, position: u32) -> u8 {
         match self {
-            TernaryLayout::RowMajor4 => ((row * cols.div_ceil(4) + col / 4) as usize, (col % 4) as u32),
-            TernaryLayout::Blocks4 => {
-                let blocks = rows.div_ceil(4);
-                (((row % blocks) * cols + col) as usize, (row / blocks) as u32)
-            }
-            TernaryLayout::Tile16 => tile(16),
-            TernaryLayout::Tile16Base3 => tile(20),
+            TernaryLayout::Tile16Base3 => 3_u8.pow(4 - position),
+            _ => 1 << (2 * position),
         }
     }
 
@@ -110,30 +112,22 @@ impl TernaryLayout {
     /// If `values` has another length than `rows * cols`, or holds another value.
     pub fn encode(self, values: &[i8], rows: u64, cols: u64) -> Vec<u8> {
         assert_eq!(values.len() as u64, rows * cols, "one value for each row and column");
-        let bytes = self.bytes(rows, cols) as usize;
-        // Codes are summed up in base 4 or base 3 from all-padding bytes: each code replaces a 1.
-        let (base, digits) = match self {
-            TernaryLayout::Tile16Base3 => (3_u32, 5_u32),
-            _ => (4, 4),
-        };
-        let padding: u32 = (0..digits).map(|digit| base.pow(digit)).sum();
-        let mut sums = vec![padding as i32; bytes];
+        let digits = if self == TernaryLayout::Tile16Base3 { 5 } else { 4 };
+        // All bytes start as padding, which is code 1 everywhere; a value is what its code differs by.
+        let padding: u8 = (0..digits).map(|position| self.weight(position)).sum();
+        let mut bytes = vec![padding; self.bytes(rows, cols) as usize];
         for row in 0..rows {
-            for col in 0..cols {
-                let value = values[(row * cols + col) as usize];
+            let line = self.line(rows, cols, row);
+            for (col, &value) in values[(row * cols) as usize..((row + 1) * cols) as usize].iter().enumerate() {
                 assert!((-1..=1).contains(&value), "a ternary value is -1, 0 or 1");
-                let (byte, position) = self.locate(rows, cols, row, col);
-                let weight = match self {
-                    TernaryLayout::Tile16Base3 => 3_i32.pow(4 - position),
-                    _ => 1 << (2 * position),
-                };
-                sums[byte] += i32::from(value) * weight;
+                let (byte, position) = line.locate(col);
+                bytes[byte] = bytes[byte].wrapping_add((value as u8).wrapping_mul(self.weight(position)));
             }
         }
-        match self {
-            TernaryLayout::Tile16Base3 => sums.iter().map(|&sum| ((sum as u32 * 256).div_ceil(243)) as u8).collect(),
-            _ => sums.iter().map(|&sum| sum as u8).collect(),
+        if self == TernaryLayout::Tile16Base3 {
+            bytes.iter_mut().for_each(|byte| *byte = (u32::from(*byte) * 256).div_ceil(243) as u8);
         }
+        bytes
     }
 
     /// Reads the rows of `range` as values -1, 0, 1 into `out`, row by row.
@@ -156,13 +150,14 @@ impl TernaryLayout {
         assert_eq!(bytes.len() as u64, self.bytes(rows, cols), "the matrix has another size");
         assert_eq!(out.len() as u64, (range.end - range.start) * cols, "the output has another size");
         for (at, row) in range.enumerate() {
-            for col in 0..cols {
-                let (byte, position) = self.locate(rows, cols, row, col);
+            let line = self.line(rows, cols, row);
+            for (col, value) in out[at * cols as usize..(at + 1) * cols as usize].iter_mut().enumerate() {
+                let (byte, position) = line.locate(col);
                 let code = self.digit(bytes[byte], position);
-                if code > 2 {
-                    return Err(BadCode { row, col, byte: bytes[byte] });
+                if 2 < code {
+                    return Err(BadCode { row, col: col as u64, byte: bytes[byte] });
                 }
-                out[at * cols as usize + col as usize] = code as i8 - 1;
+                *value = code as i8 - 1;
             }
         }
         Ok(())
@@ -181,6 +176,28 @@ impl TernaryLayout {
         let mut values = vec![0; (rows * cols) as usize];
         self.decode_rows(bytes, rows, cols, 0..rows, &mut values)?;
         Ok(values)
+    }
+}
+
+/// One row of a packed matrix.
+#[derive(Clone, Copy)]
+struct Line {
+    layout: TernaryLayout,
+    /// The byte of the first column.
+    start: usize,
+    /// The position in its bytes, where that is the same for the whole row.
+    digit: u32,
+}
+
+impl Line {
+    /// Byte and digit position of the code in a column.
+    fn locate(self, col: usize) -> (usize, u32) {
+        match self.layout {
+            TernaryLayout::RowMajor4 => (self.start + col / 4, (col % 4) as u32),
+            TernaryLayout::Blocks4 => (self.start + col, self.digit),
+            TernaryLayout::Tile16 => (self.start + col / 16 * 64 + col % 4, (col % 16 / 4) as u32),
+            TernaryLayout::Tile16Base3 => (self.start + col / 20 * 64 + col % 4, (col % 20 / 4) as u32),
+        }
     }
 }
 
@@ -250,11 +267,12 @@ impl RowFormat {
         codes.fill(0);
         match self.dtype {
             DType::Q4 => {
-                let minimum = row.iter().copied().fold(f32::INFINITY, f32::min);
+                // The sum makes one zero of two, so that the record does not depend on the order of the row.
+                let minimum = row.iter().copied().fold(f32::INFINITY, f32::min) + 0.0;
                 let maximum = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let scale = (maximum - minimum) / 15.0;
                 for (at, &value) in row.iter().enumerate() {
-                    let code = if 0.0 < scale { ((value - minimum) / scale).round_ties_even() as u8 & 15 } else { 0 };
+                    let code = if 0.0 < scale { round_half_even((value - minimum) / scale) as u8 & 15 } else { 0 };
                     codes[at / 2] |= code << (4 * (at % 2));
                 }
                 numbers[..4].copy_from_slice(&scale.to_le_bytes());
@@ -265,7 +283,7 @@ impl RowFormat {
                 let scale = 127.0 / absmax;
                 let mut sum = 0_i32;
                 for (at, &value) in row.iter().enumerate() {
-                    let code = (value * scale).round_ties_even().clamp(-128.0, 127.0) as i8;
+                    let code = round_half_even(value * scale).clamp(-128.0, 127.0) as i8;
                     codes[at] = code as u8;
                     sum += i32::from(code);
                 }
@@ -296,6 +314,13 @@ impl RowFormat {
             };
         }
     }
+}
+
+/// The nearest whole number, ties to even, where `|x| < 2^22`: adding and taking away 1.5 * 2^23 leaves no room for a fraction. Unlike
+/// [`f32::round_ties_even`] this is no call of a library on any target.
+fn round_half_even(x: f32) -> f32 {
+    const SHIFT: f32 = 12_582_912.0;
+    (x + SHIFT) - SHIFT
 }
 
 #[cfg(test)]

@@ -133,6 +133,9 @@ impl Emitter<'_> {
         let minimum = self.reduce(ReduceOp::Min, Type::F32, len, |this, at| this.value(scope, at, body));
         let maximum = self.reduce(ReduceOp::Max, Type::F32, len, |this, at| this.value(scope, at, body));
         let mut lanes = self.lanes(Width::One);
+        // One zero of two, as the format says.
+        let plus_zero = lanes.f32(0.0);
+        let minimum = lanes.add(minimum, plus_zero);
         let range = lanes.sub(maximum, minimum);
         let steps = lanes.f32(15.0);
         let scale = lanes.div(range, steps);

@@ -1,13 +1,15 @@
 //! The CPU as a device: threads, memory and functions.
 //!
-//! All of a call's work is one job of the pool. Every thread walks the same list, does its contiguous part of each grid, and meets the others
-//! before the next launch. Two launches of one unit each in a row need no meeting, because the first thread does both.
+//! All of a call's work is one job of the pool, whose stages are the launches in order. Launches of one unit each in a row are one stage,
+//! because one thread can do them without asking the others.
 
 mod ceiling;
 mod code;
 mod pool;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ir::entity::Id;
@@ -15,7 +17,7 @@ use ir::plan::{self, Plan};
 use kernels::CpuKernel;
 
 use self::code::{Code, GeneratedKernel};
-use self::pool::{Barrier, Pool, part};
+use self::pool::{Pool, Stages};
 use super::{Device, Place, Work};
 use crate::artifact::WeightMap;
 use crate::error::{ArtifactProblem, RuntimeError};
@@ -51,6 +53,8 @@ enum Function {
 /// A list of launches with all pointers resolved.
 pub struct CpuProgram {
     launches: Vec<Launch>,
+    /// Launches that are done together: one of many units, or several of one unit each.
+    stages: Vec<Range<usize>>,
     args: Vec<*mut u8>,
     dims: Vec<i64>,
     /// Keeps what the pointers and functions point to.
@@ -70,8 +74,14 @@ struct Launch {
     args: usize,
     /// Where its sizes start in `CpuProgram::dims`.
     dims: usize,
-    /// Whether all threads meet after it.
-    meets: bool,
+}
+
+/// One run of a program.
+struct Run {
+    program: Arc<CpuProgram>,
+    start: Instant,
+    /// For each launch, when it was done, in nanoseconds after the start; empty if nobody wants to know.
+    ends: Vec<AtomicU64>,
 }
 
 impl CpuDevice {
@@ -151,8 +161,13 @@ impl Device for CpuDevice {
     }
 
     fn load(&self, works: &[Work]) -> Arc<CpuProgram> {
-        let mut program =
-            CpuProgram { launches: Vec::new(), args: Vec::new(), dims: Vec::new(), _memory: Arc::clone(&self.memory) };
+        let mut program = CpuProgram {
+            launches: Vec::with_capacity(works.len()),
+            stages: Vec::new(),
+            args: Vec::new(),
+            dims: Vec::new(),
+            _memory: Arc::clone(&self.memory),
+        };
         for work in works {
             let (args, dims) = (program.args.len(), program.dims.len());
             let (function, units) = match work {
@@ -173,35 +188,33 @@ impl Device for CpuDevice {
                     (Function::Copy, bytes.div_ceil(unit))
                 }
             };
-            program.launches.push(Launch { function, units, args, dims, meets: true });
+            program.launches.push(Launch { function, units, args, dims });
         }
-        for position in 1..program.launches.len() {
-            let alone = program.launches[position - 1].units == 1 && program.launches[position].units == 1;
-            program.launches[position - 1].meets = !alone;
+        let is_single = |position: usize| program.launches[position].units == 1;
+        for position in 0..program.launches.len() {
+            match program.stages.last_mut() {
+                Some(stage) if is_single(position) && is_single(stage.start) => stage.end = position + 1,
+                _ => program.stages.push(position..position + 1),
+            }
         }
         Arc::new(program)
     }
 
     fn run(&mut self, program: &Arc<CpuProgram>, times: Option<&mut Vec<Duration>>) -> Result<(), RuntimeError> {
-        let threads = self.pool.threads();
-        let program = Arc::clone(program);
-        let Some(times) = times else {
-            return self.pool.run(move |thread, barrier| program.walk(thread, threads, barrier, || ()));
-        };
-        let ends = Arc::new(Mutex::new(Vec::with_capacity(program.launches.len())));
-        let shared = Arc::clone(&ends);
-        let mut last = Instant::now();
-        self.pool.run(move |thread, barrier| {
-            let mut ends = (thread == 0).then(|| shared.lock().unwrap_or_else(PoisonError::into_inner));
-            program.walk(thread, threads, barrier, || {
-                if let Some(ends) = &mut ends {
-                    ends.push(Instant::now());
-                }
-            });
-        })?;
-        for &end in ends.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            times.push(end - last);
-            last = end;
+        let count = if times.is_some() { program.launches.len() } else { 0 };
+        let run = Arc::new(Run {
+            program: Arc::clone(program),
+            start: Instant::now(),
+            ends: (0..count).map(|_| AtomicU64::new(0)).collect(),
+        });
+        self.pool.run(Arc::clone(&run) as Arc<dyn Stages>)?;
+        if let Some(times) = times {
+            let mut last = 0;
+            for end in &run.ends {
+                let end = end.load(Ordering::Relaxed);
+                times.push(Duration::from_nanos(end.saturating_sub(last)));
+                last = end;
+            }
         }
         Ok(())
     }
@@ -220,26 +233,40 @@ impl Device for CpuDevice {
     }
 }
 
-impl CpuProgram {
-    /// Does the part of one thread of all launches. `done` is called after each.
-    fn walk(&self, thread: usize, threads: usize, barrier: &Barrier, mut done: impl FnMut()) {
-        for launch in &self.launches {
-            let (begin, end) = if launch.units == 1 {
-                // The first thread, so that single units in a row stay on one.
-                (0, i64::from(thread == 0))
-            } else {
-                part(launch.units, thread, threads)
-            };
-            if begin < end {
-                self.call(launch, begin, end);
+impl Stages for Run {
+    fn len(&self) -> usize {
+        self.program.stages.len()
+    }
+
+    fn units(&self, stage: usize) -> u64 {
+        self.program.launches[self.program.stages[stage].start].units
+    }
+
+    fn execute(&self, stage: usize, begin: u64, end: u64) {
+        let stage = self.program.stages[stage].clone();
+        for position in stage.clone() {
+            if stage.start < position {
+                self.note(position - 1);
             }
-            if launch.meets && !barrier.wait() {
-                return;
-            }
-            done();
+            self.program.call(&self.program.launches[position], begin as i64, end as i64);
         }
     }
 
+    fn done(&self, stage: usize) {
+        self.note(self.program.stages[stage].end - 1);
+    }
+}
+
+impl Run {
+    /// A launch is done.
+    fn note(&self, position: usize) {
+        if let Some(end) = self.ends.get(position) {
+            end.store(self.start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+impl CpuProgram {
     fn call(&self, launch: &Launch, begin: i64, end: i64) {
         let (args, dims) = (self.args[launch.args..].as_ptr(), self.dims[launch.dims..].as_ptr());
         match launch.function {

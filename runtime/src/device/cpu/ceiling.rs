@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use kernels::{Isa, Requires};
 
-use super::pool::{Pool, part};
+use super::pool::Pool;
 use crate::error::RuntimeError;
 
 /// Runs of each measurement.
@@ -19,8 +19,10 @@ const RUNS: usize = 7;
 const READ_BYTES: u64 = 256 << 20;
 /// The most that is allocated for the measurement.
 const MAX_READ_BYTES: u64 = 1 << 30;
-/// Rounds of the instruction loop: some milliseconds.
-const DOT_ROUNDS: u64 = 400_000;
+/// Rounds of the instruction loop: some tenths of a millisecond.
+const DOT_ROUNDS: u64 = 100_000;
+/// Loops a thread.
+const DOT_LOOPS: u64 = 16;
 /// Cache lines between a read and the prefetch ahead of it; 0 is without. Memory of different machines likes different distances.
 const PREFETCH_LINES: [usize; 3] = [0, 16, 32];
 
@@ -29,15 +31,13 @@ pub(super) fn read_rate(pool: &mut Pool) -> Result<f64, RuntimeError> {
     let bytes = (4 * last_level_cache_bytes()).clamp(READ_BYTES, MAX_READ_BYTES);
     // Not zeros: pages that were never written are all the same one, and in a cache.
     let buffer: Arc<Vec<u64>> = Arc::new((0..bytes / 8).collect());
-    let threads = pool.threads();
     let sink = Arc::new(AtomicU64::new(0));
     let mut best = 0.0_f64;
     for run in 0..RUNS {
         let (buffer, sink) = (Arc::clone(&buffer), Arc::clone(&sink));
         let lines_ahead = PREFETCH_LINES[run % PREFETCH_LINES.len()];
         let start = Instant::now();
-        pool.run(move |thread, _| {
-            let (begin, end) = part(buffer.len() as u64, thread, threads);
+        pool.run_grid(buffer.len() as u64, move |begin, end| {
             sink.fetch_add(sum(&buffer[begin as usize..end as usize], lines_ahead), Ordering::Relaxed);
         })?;
         best = best.max(bytes as f64 / start.elapsed().as_secs_f64());
@@ -96,8 +96,10 @@ pub(super) fn dot_rate(pool: &mut Pool) -> Result<f64, RuntimeError> {
         let macs = Arc::new(AtomicU64::new(0));
         let shared = Arc::clone(&macs);
         let start = Instant::now();
-        pool.run(move |_, _| {
-            shared.fetch_add(dot_loop(isa), Ordering::Relaxed);
+        pool.run_grid(DOT_LOOPS * pool.threads() as u64, move |begin, end| {
+            for _ in begin..end {
+                shared.fetch_add(dot_loop(isa), Ordering::Relaxed);
+            }
         })?;
         best = best.max(macs.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64());
     }

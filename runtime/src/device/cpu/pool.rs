@@ -1,32 +1,49 @@
-//! Threads that are made once and then share one job after the other: how they start, meet and stop.
+//! Threads that are made once and then share one job after the other: how they find work, wait and stop.
 //!
-//! A job is one closure that every thread runs, given its number; inside it the threads meet at a [`Barrier`] as often as they like. So a
-//! whole call of a plan, hundreds of launches, costs one start and one end, and between launches only the barrier, which is a few hundred
-//! nanoseconds while everybody spins. Whoever waits longer first yields and then sleeps, so that an idle session costs nothing and a busy
-//! machine is not blocked by spinning.
+//! A job is a list of stages, each a grid of units; a stage starts when all units before it are done. Every thread has a contiguous part of each
+//! grid, cut into a few pieces, and claims them one by one; when it has none left, it claims those of others. So a stage is over when its units
+//! are done, not when all threads have come by: a thread that the system has taken off its CPU, or that still sleeps, is not waited for unless
+//! it has a piece in hand, and finds later that everything is done. On a machine that is not busy every thread does its own part, the same part
+//! of the same weights each time.
 //!
-//! A thread that panics poisons the barrier: all others leave the job at their next meeting, and [`Pool::run`] reports the panic. The pool
-//! can be used again.
+//! Between two stages this costs a few hundred nanoseconds while everybody spins. Whoever waits longer first yields and then sleeps, so that an
+//! idle session costs nothing and a busy machine is not blocked by spinning.
+//!
+//! A panic ends the job: nothing more is claimed, and [`Pool::run`] reports it when no piece is in hand any more. The pool can be used again.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::error::RuntimeError;
 
-/// Polls before yielding: about as long as a small launch, some microseconds.
+/// Polls before yielding: some microseconds, as long as a small stage.
 const SPINS: u32 = 2_000;
 /// How long a worker waits awake for the next job. Decoding leaves the workers idle for the time of sampling and printing between calls,
 /// and waking them costs about 50 microseconds each.
 const BETWEEN_JOBS: Duration = Duration::from_micros(300);
 /// How long a thread waits awake for the others inside a job.
 const INSIDE_JOBS: Duration = Duration::from_millis(5);
+/// Pieces of a thread's part. More balance better, and each costs a claim; with 4 a thread that loses its CPU leaves three quarters to others.
+const PIECES: u64 = 4;
 
-/// Work that all threads share: called once on each with its number, from 0.
-type Job = dyn Fn(usize, &Barrier) + Send + Sync;
+/// A list of grids to be done one after the other.
+pub(crate) trait Stages: Send + Sync {
+    /// The number of stages.
+    fn len(&self) -> usize;
+
+    /// The units of a stage.
+    fn units(&self, stage: usize) -> u64;
+
+    /// Does the units `begin..end` of a stage. Those of earlier stages are done, and what they wrote can be read.
+    fn execute(&self, stage: usize, begin: u64, end: u64);
+
+    /// A stage is done: called by whoever did the last of its units.
+    fn done(&self, _stage: usize) {}
+}
 
 /// The threads.
 pub(crate) struct Pool {
@@ -35,16 +52,26 @@ pub(crate) struct Pool {
 }
 
 struct Shared {
-    barrier: Barrier,
+    threads: usize,
     /// The job of the current round; none between jobs.
-    job: Mutex<Option<Arc<Job>>>,
+    run: Mutex<Option<Arc<Run>>>,
     /// Advances when a job is there, and when the pool is dropped.
-    start: Signal,
-    /// Workers that have finished the current job.
-    finished: AtomicUsize,
-    /// Advances when all workers have finished.
-    end: Signal,
+    start: AtomicU64,
+    /// Workers between taking a job and leaving it.
+    active: AtomicUsize,
     stop: AtomicBool,
+    bell: Bell,
+}
+
+/// A job, and how far it is. A thread that comes late has its own hold on it, and finds nothing to claim.
+struct Run {
+    stages: Arc<dyn Stages>,
+    threads: usize,
+    /// For each owner and stage, in this order, how many pieces were claimed or tried to be.
+    claimed: Vec<AtomicU32>,
+    /// For each stage, the units that are done.
+    done: Vec<AtomicU64>,
+    is_poisoned: AtomicBool,
     /// What the first thread that panicked said.
     panic: Mutex<Option<String>>,
 }
@@ -54,13 +81,12 @@ impl Pool {
     pub(crate) fn new(threads: usize) -> Result<Self, RuntimeError> {
         let threads = threads.max(1);
         let shared = Arc::new(Shared {
-            barrier: Barrier::new(threads),
-            job: Mutex::new(None),
-            start: Signal::default(),
-            finished: AtomicUsize::new(0),
-            end: Signal::default(),
+            threads,
+            run: Mutex::new(None),
+            start: AtomicU64::new(0),
+            active: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
-            panic: Mutex::new(None),
+            bell: Bell::default(),
         });
         // Dropping the pool stops those that were started if one cannot be.
         let mut pool = Self { shared, workers: Vec::with_capacity(threads - 1) };
@@ -77,38 +103,66 @@ impl Pool {
 
     /// The number of threads.
     pub(crate) fn threads(&self) -> usize {
-        self.shared.barrier.threads
+        self.shared.threads
     }
 
-    /// Runs `job` once on every thread and returns when all have left it.
-    pub(crate) fn run(&mut self, job: impl Fn(usize, &Barrier) + Send + Sync + 'static) -> Result<(), RuntimeError> {
+    /// Does all stages and returns when they are done.
+    pub(crate) fn run(&mut self, stages: Arc<dyn Stages>) -> Result<(), RuntimeError> {
         let shared = &*self.shared;
-        let job: Arc<Job> = Arc::new(job);
-        let end = shared.end.value();
-        shared.finished.store(0, Ordering::Relaxed);
+        let run = Arc::new(Run::new(stages, shared.threads));
         if !self.workers.is_empty() {
-            *lock(&shared.job) = Some(Arc::clone(&job));
-            shared.start.advance();
+            *lock(&shared.run) = Some(Arc::clone(&run));
+            shared.start.fetch_add(1, Ordering::SeqCst);
+            shared.bell.ring();
         }
-        shared.execute(&*job, 0);
+        run.work(0, &shared.bell);
         if !self.workers.is_empty() {
-            shared.end.wait_beyond(end, INSIDE_JOBS);
-            *lock(&shared.job) = None;
+            *lock(&shared.run) = None;
         }
-        match lock(&shared.panic).take() {
-            None => Ok(()),
-            Some(message) => {
-                shared.barrier.clear();
-                Err(RuntimeError::Panicked { message })
-            }
+        if run.is_poisoned.load(Ordering::SeqCst) {
+            // Others may be in the middle of a piece. Whoever becomes active from now on sees the poison before it claims one.
+            shared.bell.wait_until(INSIDE_JOBS, || shared.active.load(Ordering::SeqCst) == 0);
+            let message = lock(&run.panic).take().unwrap_or_default();
+            return Err(RuntimeError::Panicked { message });
         }
+        Ok(())
+    }
+
+    /// Does one grid.
+    pub(crate) fn run_grid(
+        &mut self,
+        units: u64,
+        execute: impl Fn(u64, u64) + Send + Sync + 'static,
+    ) -> Result<(), RuntimeError> {
+        self.run(Arc::new(Grid { units, execute }))
+    }
+}
+
+/// A job of one stage.
+struct Grid<F> {
+    units: u64,
+    execute: F,
+}
+
+impl<F: Fn(u64, u64) + Send + Sync> Stages for Grid<F> {
+    fn len(&self) -> usize {
+        1
+    }
+
+    fn units(&self, _stage: usize) -> u64 {
+        self.units
+    }
+
+    fn execute(&self, _stage: usize, begin: u64, end: u64) {
+        (self.execute)(begin, end);
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
-        self.shared.start.advance();
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.start.fetch_add(1, Ordering::SeqCst);
+        self.shared.bell.ring();
         for worker in self.workers.drain(..) {
             // A worker catches the panics of its jobs, so there is none to report.
             let _ = worker.join();
@@ -121,27 +175,80 @@ impl Shared {
         // The pool's first job may have been published before this thread looked, hence not the present value.
         let mut seen = 0;
         loop {
-            seen = self.start.wait_beyond(seen, BETWEEN_JOBS);
-            if self.stop.load(Ordering::Acquire) {
+            self.bell.wait_until(BETWEEN_JOBS, || self.start.load(Ordering::SeqCst) != seen);
+            seen = self.start.load(Ordering::SeqCst);
+            if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            let job = lock(&self.job).clone();
-            if let Some(job) = job {
-                self.execute(&*job, thread);
-                // What the job owns must be gone when the pool says that the job is done.
-                drop(job);
-                if self.finished.fetch_add(1, Ordering::AcqRel) + 2 == self.barrier.threads {
-                    self.end.advance();
+            self.active.fetch_add(1, Ordering::SeqCst);
+            let run = lock(&self.run).clone();
+            if let Some(run) = run {
+                run.work(thread, &self.bell);
+            }
+            self.active.fetch_sub(1, Ordering::SeqCst);
+            self.bell.ring();
+        }
+    }
+}
+
+impl Run {
+    fn new(stages: Arc<dyn Stages>, threads: usize) -> Self {
+        let len = stages.len();
+        Self {
+            stages,
+            threads,
+            claimed: (0..len * threads).map(|_| AtomicU32::new(0)).collect(),
+            done: (0..len).map(|_| AtomicU64::new(0)).collect(),
+            is_poisoned: AtomicBool::new(false),
+            panic: Mutex::new(None),
+        }
+    }
+
+    /// Does what one thread finds to do, and returns when everything is done, or after a panic.
+    fn work(&self, thread: usize, bell: &Bell) {
+        // The data of a job is not used after a panic.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.all_stages(thread, bell))) {
+            lock(&self.panic).get_or_insert_with(|| panic_message(&*panic));
+            self.is_poisoned.store(true, Ordering::SeqCst);
+            bell.ring();
+        }
+    }
+
+    fn all_stages(&self, thread: usize, bell: &Bell) {
+        for stage in 0..self.stages.len() {
+            let units = self.stages.units(stage);
+            // Acquires what all units of the stage wrote, if they are done.
+            let is_over = || self.done[stage].load(Ordering::SeqCst) == units;
+            if !is_over() {
+                for owner in (thread..self.threads).chain(0..thread) {
+                    self.pieces_of(owner, stage, units, bell);
                 }
+                bell.wait_until(INSIDE_JOBS, || is_over() || self.is_poisoned.load(Ordering::SeqCst));
+            }
+            if self.is_poisoned.load(Ordering::SeqCst) {
+                return;
             }
         }
     }
 
-    fn execute(&self, job: &Job, thread: usize) {
-        // The job sees a barrier that sends everyone away after a panic, and its data is not used after one.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(thread, &self.barrier))) {
-            lock(&self.panic).get_or_insert_with(|| panic_message(&*panic));
-            self.barrier.poison();
+    /// Claims and does pieces of an owner's part of a stage until there are none left.
+    fn pieces_of(&self, owner: usize, stage: usize, units: u64, bell: &Bell) {
+        let (first, last) = part(units, owner as u64, self.threads as u64);
+        let pieces = PIECES.min(last - first);
+        let claimed = &self.claimed[owner * self.done.len() + stage];
+        // Reading first spares those who come late the writing.
+        while u64::from(claimed.load(Ordering::Relaxed)) < pieces && !self.is_poisoned.load(Ordering::SeqCst) {
+            let piece = u64::from(claimed.fetch_add(1, Ordering::Relaxed));
+            if pieces <= piece {
+                return;
+            }
+            let (begin, end) = part(last - first, piece, pieces);
+            self.stages.execute(stage, first + begin, first + end);
+            // Whoever adds the last sees what all others did before they added theirs.
+            if self.done[stage].fetch_add(end - begin, Ordering::SeqCst) + end - begin == units {
+                self.stages.done(stage);
+                bell.ring();
+            }
         }
     }
 }
@@ -156,121 +263,111 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where all threads of a job wait for each other.
-pub(crate) struct Barrier {
-    threads: usize,
-    arrived: AtomicUsize,
-    generation: Signal,
-    poisoned: AtomicBool,
-}
-
-impl Barrier {
-    fn new(threads: usize) -> Self {
-        Self { threads, arrived: AtomicUsize::new(0), generation: Signal::default(), poisoned: AtomicBool::new(false) }
-    }
-
-    /// Waits for all threads; what each wrote before is then seen by all. `false` if one of them panicked: leave the job.
-    #[must_use]
-    pub(crate) fn wait(&self) -> bool {
-        if self.threads == 1 {
-            return true;
-        }
-        let generation = self.generation.value();
-        if self.poisoned.load(Ordering::Acquire) {
-            return false;
-        }
-        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
-            self.arrived.store(0, Ordering::Relaxed);
-            self.generation.advance();
-        } else {
-            self.generation.wait_beyond(generation, INSIDE_JOBS);
-        }
-        !self.poisoned.load(Ordering::Acquire)
-    }
-
-    fn poison(&self) {
-        self.poisoned.store(true, Ordering::Release);
-        self.generation.advance();
-    }
-
-    /// Makes it usable again when nobody is in a job.
-    fn clear(&self) {
-        self.arrived.store(0, Ordering::Relaxed);
-        self.poisoned.store(false, Ordering::Release);
-    }
-}
-
-/// A counter that threads wait on: awake first, then asleep.
+/// What threads wait on: awake first, then asleep. What they wait for must be written and read sequentially consistent.
 #[derive(Default)]
-struct Signal {
-    value: AtomicU64,
+struct Bell {
     sleepers: AtomicUsize,
     lock: Mutex<()>,
-    bell: Condvar,
+    condition: Condvar,
 }
 
-impl Signal {
-    fn value(&self) -> u64 {
-        self.value.load(Ordering::Acquire)
-    }
-
-    fn advance(&self) {
-        // Sequentially consistent, as is the other side: either a sleeper sees the new value, or it is seen here.
-        self.value.fetch_add(1, Ordering::SeqCst);
+impl Bell {
+    /// Wakes all sleepers, who look again at what they wait for.
+    fn ring(&self) {
+        // Either this sees a sleeper, or the sleeper, who looks after it is counted, sees what was written before this.
         if self.sleepers.load(Ordering::SeqCst) != 0 {
             drop(lock(&self.lock));
-            self.bell.notify_all();
+            self.condition.notify_all();
         }
     }
 
-    /// Waits until the value is not `seen`, awake for about `patience`, and returns it.
-    fn wait_beyond(&self, seen: u64, patience: Duration) -> u64 {
+    /// Waits for `condition`, awake for about `patience`.
+    fn wait_until(&self, patience: Duration, condition: impl Fn() -> bool) {
         for _ in 0..SPINS {
-            let value = self.value();
-            if value != seen {
-                return value;
+            if condition() {
+                return;
             }
             std::hint::spin_loop();
         }
         let start = Instant::now();
         while start.elapsed() < patience {
-            let value = self.value();
-            if value != seen {
-                return value;
+            if condition() {
+                return;
             }
             std::thread::yield_now();
         }
         let mut guard = lock(&self.lock);
         self.sleepers.fetch_add(1, Ordering::SeqCst);
-        let value = loop {
-            let value = self.value.load(Ordering::SeqCst);
-            if value != seen {
-                break value;
-            }
-            guard = self.bell.wait(guard).unwrap_or_else(PoisonError::into_inner);
-        };
+        while !condition() {
+            guard = self.condition.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
-        value
     }
 }
 
-/// The units that a thread does of a grid: contiguous, sizes differ by at most one, in order of the threads.
-pub(crate) fn part(units: u64, thread: usize, threads: usize) -> (i64, i64) {
-    let (units, threads) = (u128::from(units), threads as u128);
-    let bound = |thread: usize| (units * thread as u128 / threads) as i64;
-    (bound(thread), bound(thread + 1))
+/// The part of a grid that is piece `index` of `count`: contiguous, in order, sizes differ by at most one.
+fn part(units: u64, index: u64, count: u64) -> (u64, u64) {
+    let bound = |index: u64| (u128::from(units) * u128::from(index) / u128::from(count)) as u64;
+    (bound(index), bound(index + 1))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Stages that count how often each unit is done, and check that all before are done.
+    struct Counting {
+        units: Vec<u64>,
+        counts: Vec<Vec<AtomicUsize>>,
+        ended: AtomicUsize,
+        /// What else to do for a unit.
+        extra: fn(usize, u64),
+    }
+
+    impl Counting {
+        fn new(units: &[u64], extra: fn(usize, u64)) -> Arc<Self> {
+            let counts = units.iter().map(|&units| (0..units).map(|_| AtomicUsize::new(0)).collect()).collect();
+            Arc::new(Self { units: units.to_vec(), counts, ended: AtomicUsize::new(0), extra })
+        }
+
+        fn assert_each_once(&self) {
+            let counts = self.counts.iter().flatten();
+            assert!(counts.into_iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            assert_eq!(self.ended.load(Ordering::Relaxed), self.units.iter().filter(|units| **units != 0).count());
+        }
+    }
+
+    impl Stages for Counting {
+        fn len(&self) -> usize {
+            self.units.len()
+        }
+
+        fn units(&self, stage: usize) -> u64 {
+            self.units[stage]
+        }
+
+        fn execute(&self, stage: usize, begin: u64, end: u64) {
+            if stage != 0 {
+                assert!(self.counts[stage - 1].iter().all(|count| count.load(Ordering::Relaxed) == 1), "stage {stage}");
+            }
+            for unit in begin..end {
+                (self.extra)(stage, unit);
+                self.counts[stage][unit as usize].fetch_add(1, Ordering::Relaxed);
+            }
+        }
+
+        fn done(&self, stage: usize) {
+            assert!(self.counts[stage].iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            self.ended.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     #[test]
     fn parts_cover_every_unit_once_in_order() {
         for units in [0, 1, 2, 7, 16, 1000, u64::from(u32::MAX)] {
-            for threads in [1, 2, 3, 7, 64] {
-                let parts: Vec<_> = (0..threads).map(|thread| part(units, thread, threads)).collect();
-                assert_eq!((parts[0].0, parts[threads - 1].1), (0, units as i64));
+            for count in [1, 2, 3, 7, 64] {
+                let parts: Vec<_> = (0..count).map(|index| part(units, index, count)).collect();
+                assert_eq!((parts[0].0, parts[count as usize - 1].1), (0, units));
                 assert!(parts.windows(2).all(|pair| pair[0].1 == pair[1].0));
                 let sizes: Vec<_> = parts.iter().map(|(begin, end)| end - begin).collect();
                 assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 1);
@@ -279,79 +376,62 @@ mod tests {
     }
 
     #[test]
-    fn every_unit_is_done_exactly_once_in_every_job() {
+    fn every_unit_is_done_exactly_once_and_after_the_stages_before() {
         for threads in [1, 2, 5, 16] {
             let mut pool = Pool::new(threads).unwrap();
-            let counts: Arc<Vec<AtomicUsize>> = Arc::new((0..1003).map(|_| AtomicUsize::new(0)).collect());
-            for round in 1..=50 {
-                let shared = Arc::clone(&counts);
-                pool.run(move |thread, barrier| {
-                    let (begin, end) = part(shared.len() as u64, thread, threads);
-                    for count in &shared[begin as usize..end as usize] {
-                        count.fetch_add(1, Ordering::Relaxed);
-                    }
-                    assert!(barrier.wait());
-                    // After the barrier the units of all other threads are done, too.
-                    assert!(shared.iter().all(|count| count.load(Ordering::Relaxed) == round));
-                    assert!(barrier.wait());
-                })
-                .unwrap();
+            for round in 0..50 {
+                let stages = Counting::new(&[1, 100, 3, 0, round, 1, 1, 17], |_, _| ());
+                pool.run(Arc::clone(&stages) as Arc<dyn Stages>).unwrap();
+                stages.assert_each_once();
             }
-            assert_eq!(Arc::strong_count(&counts), 1, "a job is gone when `run` returns");
         }
     }
 
     #[test]
-    fn threads_meet_at_every_barrier_even_after_long_waits() {
-        let threads = 4;
-        let mut pool = Pool::new(threads).unwrap();
-        let turn = Arc::new(AtomicUsize::new(0));
-        let shared = Arc::clone(&turn);
-        pool.run(move |thread, barrier| {
-            for round in 0..200 {
-                if round % threads == thread {
-                    if round % 50 == 0 {
-                        // Longer than anyone stays awake.
-                        std::thread::sleep(INSIDE_JOBS * 3);
-                    }
-                    assert_eq!(shared.fetch_add(1, Ordering::Relaxed), round);
+    fn threads_that_sleep_are_woken_or_not_needed() {
+        let mut pool = Pool::new(4).unwrap();
+        for _ in 0..3 {
+            // Longer than anyone stays awake inside a job.
+            let slow = |stage, unit| {
+                if stage % 2 == 0 && unit == 3 {
+                    std::thread::sleep(INSIDE_JOBS * 3);
                 }
-                assert!(barrier.wait());
-            }
+            };
+            let stages = Counting::new(&[8; 6], slow);
+            pool.run(Arc::clone(&stages) as Arc<dyn Stages>).unwrap();
+            stages.assert_each_once();
+            // And now between jobs.
+            std::thread::sleep(BETWEEN_JOBS * 50);
+        }
+    }
+
+    #[test]
+    fn all_threads_take_part() {
+        let mut pool = Pool::new(3).unwrap();
+        let seen = Arc::new(Mutex::new(std::collections::HashSet::new()));
+        let shared = Arc::clone(&seen);
+        pool.run_grid(30, move |_, _| {
+            lock(&shared).insert(std::thread::current().id());
+            std::thread::sleep(Duration::from_millis(5));
         })
         .unwrap();
-        assert_eq!(turn.load(Ordering::Relaxed), 200);
-        // The workers fall asleep between jobs and wake up again.
-        std::thread::sleep(BETWEEN_JOBS * 100);
-        pool.run(|_, barrier| assert!(barrier.wait())).unwrap();
+        assert_eq!(lock(&seen).len(), 3);
     }
 
     #[test]
     fn a_panic_is_reported_and_the_pool_lives_on() {
         for threads in [1, 2, 8] {
-            for culprit in [0, threads - 1] {
-                let mut pool = Pool::new(threads).unwrap();
-                for round in 0..3 {
-                    let error = pool
-                        .run(move |thread, barrier| {
-                            for step in 0..10 {
-                                assert!(thread != culprit || step != 4, "round {round}");
-                                if !barrier.wait() {
-                                    return;
-                                }
-                            }
-                        })
-                        .unwrap_err();
-                    assert_eq!(error.to_string(), format!("internal error: a kernel panicked: round {round}"));
-                    let count = Arc::new(AtomicUsize::new(0));
-                    let shared = Arc::clone(&count);
-                    pool.run(move |_, barrier| {
-                        shared.fetch_add(1, Ordering::Relaxed);
-                        assert!(barrier.wait());
-                    })
-                    .unwrap();
-                    assert_eq!(count.load(Ordering::Relaxed), threads);
-                }
+            let mut pool = Pool::new(threads).unwrap();
+            for _ in 0..20 {
+                let stages = Counting::new(&[40; 10], |stage, unit| assert!((stage, unit) != (4, 33), "stage {stage}"));
+                let error = pool.run(Arc::clone(&stages) as Arc<dyn Stages>).unwrap_err();
+                assert_eq!(error.to_string(), "internal error: a kernel panicked: stage 4");
+                // Nobody works on it any more: the stages after it were never begun.
+                let later = stages.counts[5..].iter().flatten();
+                assert!(later.into_iter().all(|count| count.load(Ordering::Relaxed) == 0));
+                let stages = Counting::new(&[40; 10], |_, _| ());
+                pool.run(Arc::clone(&stages) as Arc<dyn Stages>).unwrap();
+                stages.assert_each_once();
             }
         }
     }

@@ -1,0 +1,226 @@
+//! The whole path in one process: a model compiled, written as an artifact, opened and run.
+//!
+//! The compiler's library takes any program and any weights; what a checkpoint means is put together here as the binary does it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use compiler::weights::{Checkpoint, RandomWeights, WeightSource};
+use compiler::{Compiled, Options, Target, artifact, rewrite};
+use ir::param::ParamBinding;
+use ir::reference::Tensor;
+use ir::{DType, Program, Verified};
+use kernels::Requires;
+use models::spec::KvFormat;
+use models::{BuildOptions, Naming, Spec};
+use runtime::{Session, Token};
+use tempfile::TempDir;
+
+/// How to build and compile.
+#[derive(Clone, Debug)]
+pub struct Build {
+    /// Positions that the caches hold.
+    pub context: u32,
+    /// Sequences that the caches hold.
+    pub sequences: u32,
+    /// The most tokens, and rows of logits, of a call.
+    pub chunk: u32,
+    /// The format of the caches.
+    pub kv: KvFormat,
+    /// The CPU.
+    pub target: Target,
+    /// Whether the optimiser runs.
+    pub optimise: bool,
+}
+
+impl Build {
+    /// One sequence of up to `context` tokens, in one call if one likes, with exact caches, for this CPU.
+    pub fn new(context: usize) -> Self {
+        let context = context as u32;
+        Self { context, sequences: 1, chunk: context, kv: KvFormat::F32, target: Target::native(), optimise: true }
+    }
+
+    /// The same for another CPU.
+    pub fn on(&self, target: &Target) -> Self {
+        Self { target: target.clone(), ..self.clone() }
+    }
+}
+
+/// The targets that this CPU runs, the simplest first.
+pub fn targets() -> Vec<Target> {
+    let all = ["scalar", "x86_64:avx2", "x86_64:avx512vnni", "aarch64:neon"];
+    let targets = all.iter().map(|name| name.parse::<Target>().expect("the targets are known"));
+    targets.filter(|target| Requires { isa: target.isa() }.is_available()).collect()
+}
+
+/// A model: what it is, and where its weights are.
+pub struct Model {
+    /// What it is.
+    pub spec: Spec,
+    naming: Naming,
+    directory: Option<PathBuf>,
+}
+
+/// A model built for some use.
+pub struct Built {
+    /// The program as the model declares it.
+    pub program: Verified<Program>,
+    /// Its parameters.
+    pub params: Vec<ParamBinding>,
+}
+
+impl Model {
+    /// A checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with it.
+    pub fn checkpoint(directory: &Path) -> anyhow::Result<Self> {
+        let config = std::fs::read_to_string(directory.join("config.json"))
+            .with_context(|| format!("{} has no config.json", directory.display()))?;
+        let headers = open(directory)?.headers();
+        let imported = models::import::import(&config, &headers).map_err(|errors| anyhow!("{errors}"))?;
+        Ok(Self { spec: imported.spec, naming: imported.naming, directory: Some(directory.to_owned()) })
+    }
+
+    /// A shipped spec.
+    ///
+    /// # Errors
+    ///
+    /// If there is none of this name.
+    pub fn shipped(name: &str) -> anyhow::Result<Self> {
+        let text = models::find_shipped(name).with_context(|| format!("there is no spec `{name}`"))?;
+        Self::spec(models::spec::read(text).map_err(|errors| anyhow!("{errors}"))?)
+    }
+
+    /// A spec without weights.
+    ///
+    /// # Errors
+    ///
+    /// None today.
+    pub fn spec(spec: Spec) -> anyhow::Result<Self> {
+        Ok(Self { spec, naming: Naming::Own, directory: None })
+    }
+
+    /// The program.
+    ///
+    /// # Errors
+    ///
+    /// If the options do not fit the model.
+    pub fn build(&self, build: &Build) -> anyhow::Result<Built> {
+        let options = BuildOptions {
+            context: build.context,
+            sequences: build.sequences,
+            chunk: build.chunk,
+            logits: build.chunk,
+            kv: build.kv,
+            naming: self.naming,
+        };
+        let model = models::build(&self.spec, &options)?;
+        Ok(Built { program: model.program, params: model.params })
+    }
+
+    /// The weights: those of the checkpoint, or random ones if there is none.
+    ///
+    /// # Errors
+    ///
+    /// If the checkpoint cannot be opened.
+    pub fn weights(&self, params: &[ParamBinding]) -> anyhow::Result<Box<dyn WeightSource>> {
+        Ok(match &self.directory {
+            Some(directory) => Box::new(open(directory)?.bind(params.to_vec())),
+            None => Box::new(RandomWeights { seed: 1, params: params.to_vec() }),
+        })
+    }
+
+    /// The model as an artifact in a directory of its own.
+    ///
+    /// # Errors
+    ///
+    /// If any step fails.
+    pub fn artifact(&self, build: &Build) -> anyhow::Result<TempDir> {
+        let built = self.build(build)?;
+        let compiled = compile(built.program, build)?;
+        write(&compiled, &*self.weights(&built.params)?)
+    }
+
+    /// The model, ready to run on so many threads. The artifact's directory is gone then; what is mapped stays.
+    ///
+    /// # Errors
+    ///
+    /// If any step fails.
+    pub fn session(&self, build: &Build, threads: usize) -> anyhow::Result<Session> {
+        session(self.artifact(build)?.path(), threads)
+    }
+}
+
+fn open(directory: &Path) -> anyhow::Result<Checkpoint> {
+    Checkpoint::open(directory).map_err(|errors| {
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        anyhow!(errors.join("\n"))
+    })
+}
+
+/// Compiles a program, without dumps.
+///
+/// # Errors
+///
+/// As [`compiler::compile`].
+pub fn compile(program: Verified<Program>, build: &Build) -> anyhow::Result<Compiled> {
+    let rewrite = if build.optimise { rewrite::Options::all() } else { rewrite::Options::none() };
+    let options = Options {
+        rewrite,
+        context: build.context.into(),
+        sequences: build.sequences.into(),
+        dumps: false,
+    };
+    Ok(compiler::compile(program, &build.target, &options)?)
+}
+
+/// Writes an artifact to a directory of its own.
+///
+/// # Errors
+///
+/// As [`artifact::write`].
+pub fn write(compiled: &Compiled, weights: &dyn WeightSource) -> anyhow::Result<TempDir> {
+    let directory = tempfile::tempdir()?;
+    artifact::write(directory.path(), compiled, Some(weights), None, &|_| Ok(()))?;
+    Ok(directory)
+}
+
+/// Opens an artifact.
+///
+/// # Errors
+///
+/// As [`Session::open`].
+pub fn session(directory: &Path, threads: usize) -> anyhow::Result<Session> {
+    Ok(Session::open(directory, &runtime::Options { threads: Some(threads), max_slab_bytes: None })?)
+}
+
+/// The logits after every token of one sequence, which starts anew, in calls of `chunk` tokens.
+///
+/// # Errors
+///
+/// As [`Session::forward`].
+pub fn logits(session: &mut Session, sequence: usize, ids: &[u32], chunk: usize) -> anyhow::Result<Vec<f32>> {
+    session.reset(sequence)?;
+    let mut logits = Vec::new();
+    for ids in ids.chunks(chunk) {
+        let tokens: Vec<Token> = ids.iter().map(|&id| Token::next(sequence, id)).collect();
+        let rows: Vec<usize> = (0..tokens.len()).collect();
+        session.forward(&tokens, &rows)?.rows().for_each(|row| logits.extend(row));
+    }
+    Ok(logits)
+}
+
+/// The inputs of a decoder for the reference evaluator: tokens of one sequence that stand at `start..`, all logits wanted.
+pub fn reference_inputs(ids: &[u32], start: usize) -> Vec<Tensor> {
+    let n = ids.len();
+    let count = |from: usize| (from..from + n).map(|at| at as f64);
+    vec![
+        Tensor::of(DType::I32, &[n], ids.iter().map(|&id| f64::from(id))),
+        Tensor::of(DType::I32, &[n], vec![0.0; n]),
+        Tensor::of(DType::I32, &[n], count(start)),
+        Tensor::of(DType::I32, &[n, 2], vec![0.0; 2 * n]),
+        Tensor::of(DType::I32, &[n], count(0)),
+    ]
+}
