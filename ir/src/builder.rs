@@ -151,8 +151,8 @@ impl Graph {
     }
 }
 
-/// Whether the order of an op's two inputs does not matter, bit for bit.
+/// Whether the order of an op's two inputs does not matter, bit for bit. That of minimum and maximum does: it picks one zero of two.
 pub fn is_commutative(op: &Op) -> bool {
-    use elementwise::{Add, Maximum, Minimum, Mul};
-    matches!(op, Op::Add(Add {}) | Op::Mul(Mul {}) | Op::Minimum(Minimum {}) | Op::Maximum(Maximum {}))
+    use elementwise::{Add, Mul};
+    matches!(op, Op::Add(Add {}) | Op::Mul(Mul {}))
 }

@@ -93,8 +93,8 @@ impl Tensor {
     ///
     /// If this is a scalar.
     pub fn rows(&self) -> impl Iterator<Item = &[f64]> {
-        let width = *self.ty.dims.last().expect("a scalar has no rows");
-        let rows = self.data.len().checked_div(width).unwrap_or(0);
+        let (&width, outer) = self.ty.dims.split_last().expect("a scalar has no rows");
+        let rows: usize = outer.iter().product();
         (0..rows).map(move |row| &self.data[row * width..][..width])
     }
 }

@@ -6,6 +6,7 @@
 //! * [`compare`] tells how far two lists of numbers are apart, and where.
 //! * [`source`] reads Rust sources for the tidy test.
 //! * [`random`] makes well-typed random programs, and inputs for them, that shrink.
+//! * [`fixture`] finds and makes checkpoints; [`session`] compiles and runs them in one process.
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +15,8 @@ pub mod kinds;
 pub mod compare;
 pub mod random;
 pub mod source;
+pub mod fixture;
+pub mod session;
 
 use std::path::{Path, PathBuf};
 

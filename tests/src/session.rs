@@ -90,15 +90,7 @@ impl Model {
     /// If there is none of this name.
     pub fn shipped(name: &str) -> anyhow::Result<Self> {
         let text = models::find_shipped(name).with_context(|| format!("there is no spec `{name}`"))?;
-        Self::spec(models::spec::read(text).map_err(|errors| anyhow!("{errors}"))?)
-    }
-
-    /// A spec without weights.
-    ///
-    /// # Errors
-    ///
-    /// None today.
-    pub fn spec(spec: Spec) -> anyhow::Result<Self> {
+        let spec = models::spec::read(text).map_err(|errors| anyhow!("{errors}"))?;
         Ok(Self { spec, naming: Naming::Own, directory: None })
     }
 

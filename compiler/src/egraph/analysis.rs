@@ -58,7 +58,7 @@ pub enum Problem {
         /// The op.
         op: &'static str,
         /// What is wrong.
-        source: PartsError,
+        source: Box<PartsError>,
     },
     /// An op does not take these inputs.
     #[error("`{op}` of ({types}): {source}")]
@@ -68,7 +68,7 @@ pub enum Problem {
         /// The types of the inputs.
         types: String,
         /// What is wrong.
-        source: TypeError,
+        source: Box<TypeError>,
     },
     /// A child is a tensor where an attribute belongs, or the other way round.
     #[error("`{op}` has a tensor where an attribute belongs, or an attribute where a tensor belongs")]
@@ -125,12 +125,12 @@ pub fn infer(name: &'static str, inputs: &[&Fact], attrs: &[&Fact]) -> Result<(O
     let attrs: Option<Vec<Attr>> = attrs.iter().map(|fact| fact.attr().cloned()).collect();
     let types: Option<Vec<&TensorType>> = inputs.iter().map(|fact| fact.tensor().map(|fact| &fact.ty)).collect();
     let (Some(attrs), Some(types)) = (attrs, types) else { return Err(Problem::Child { op: name }) };
-    let op = Op::from_parts(name, &attrs).map_err(|source| Problem::Parts { op: name, source })?;
+    let op = Op::from_parts(name, &attrs).map_err(|source| Problem::Parts { op: name, source: Box::new(source) })?;
     match op.infer(&types) {
         Ok(ty) => Ok((op, ty)),
         Err(source) => {
             let types = types.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            Err(Problem::Type { op: name, types, source })
+            Err(Problem::Type { op: name, types, source: Box::new(source) })
         }
     }
 }

@@ -216,15 +216,12 @@ impl<'a> Emitter<'a> {
                     if !schedule.views.is_weight_time(value) || self.weights.contains(graph_index, value) {
                         continue;
                     }
-                    let mut dtype = graph.ty(value).dtype;
+                    let dtype = cpu::stored_dtype_of(graph, value);
                     let mut layout = None;
-                    match graph.op(group.values[0]) {
-                        Some(Op::TernaryMatmul(_)) if group.kind == Kind::Kernel && position == 1 => {
-                            let desc = cpu::choose(graph, group.values[0], &(1..=1), self.options.isa)?;
-                            layout = Some(cpu::layout_of(desc));
-                        }
-                        Some(Op::Matmul(_)) if group.kind == Kind::Kernel => dtype = cpu::stored_dtype(dtype),
-                        _ => {}
+                    let is_kernel = group.kind == Kind::Kernel;
+                    if is_kernel && position == 1 && matches!(graph.op(group.values[0]), Some(Op::TernaryMatmul(_))) {
+                        let desc = cpu::choose(graph, group.values[0], &(1..=1), self.options.isa)?;
+                        layout = Some(cpu::layout_of(desc));
                     }
                     self.weights.add(self.program, graph_index, value, StoredTensor { dtype, layout }, is_body, rounds);
                 }

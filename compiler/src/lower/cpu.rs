@@ -85,8 +85,18 @@ pub fn choose(
 }
 
 /// The type that weights of a dense product are stored in.
-pub fn stored_dtype(dtype: DType) -> DType {
+fn stored_dtype(dtype: DType) -> DType {
     if dtype == DType::F16 { DType::F32 } else { dtype }
+}
+
+/// The type that a weight-time value is stored in. All its readers share the one tensor, so what a dense product wants holds for the others:
+/// a tied embedding is gathered from, too.
+pub fn stored_dtype_of(graph: &Graph, value: ValueId) -> DType {
+    let dtype = graph.ty(value).dtype;
+    let is_product_of_it = |user: ValueId| {
+        matches!(graph.op(user), Some(Op::Matmul(_))) && graph.operands(user).get(1) == Some(&value)
+    };
+    if graph.values.ids().any(is_product_of_it) { stored_dtype(dtype) } else { dtype }
 }
 
 /// The packing that a kernel wants its ternary weights in.

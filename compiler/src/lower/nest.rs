@@ -10,6 +10,7 @@ use ir::graph::Def;
 use ir::op::Real;
 use ir::{DType, Dim, Op, Shape, TensorType, ValueId};
 
+use crate::lower::cpu;
 use crate::nest::{BinaryOp, Elem, ExprId, Extent, Index, NestBuilder, NestErrors, ReduceOp, UnaryOp, Verified, Write};
 use crate::schedule::view::{View, aligned, contiguous};
 use crate::schedule::{Group, Schedule};
@@ -126,7 +127,9 @@ impl Ctx<'_, '_> {
         }
         let ty = self.ty(base).clone();
         let k = ty.shape.last_const().unwrap_or(1);
-        let elem = match ty.dtype {
+        let is_stored = self.schedule.views.is_weight_time(base);
+        let dtype = if is_stored { cpu::stored_dtype_of(self.schedule.graph, base) } else { ty.dtype };
+        let elem = match dtype {
             DType::F32 => Elem::F32,
             DType::F16 => Elem::F16,
             DType::BF16 => Elem::BF16,

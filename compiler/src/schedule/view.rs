@@ -32,7 +32,11 @@ impl<'a> Views<'a> {
             weight_time[id.index()] = match &value.def {
                 Def::Param { .. } | Def::Const(_) => true,
                 Def::Input | Def::State { .. } | Def::Op { op: Op::Repeat(_), .. } => false,
-                Def::Op { inputs, .. } => inputs.iter().all(|input| weight_time[input.index()]),
+                // With a symbol in its shape a value has a size only when a call says so.
+                Def::Op { inputs, .. } => {
+                    let is_fixed = value.ty.shape.dims().iter().all(|dim| dim.as_const().is_some());
+                    is_fixed && inputs.iter().all(|input| weight_time[input.index()])
+                }
             };
         }
         Self { graph, weight_time, materialised: vec![false; graph.values.len()] }

@@ -243,25 +243,12 @@ impl Stages for Run {
     }
 
     fn execute(&self, stage: usize, begin: u64, end: u64) {
-        let stage = self.program.stages[stage].clone();
-        for position in stage.clone() {
-            if stage.start < position {
-                self.note(position - 1);
-            }
+        for position in self.program.stages[stage].clone() {
             self.program.call(&self.program.launches[position], begin as i64, end as i64);
-        }
-    }
-
-    fn done(&self, stage: usize) {
-        self.note(self.program.stages[stage].end - 1);
-    }
-}
-
-impl Run {
-    /// A launch is done.
-    fn note(&self, position: usize) {
-        if let Some(end) = self.ends.get(position) {
-            end.store(self.start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            if let Some(end) = self.ends.get(position) {
+                // Each of its pieces does this before it counts as done, so the last one's time stays.
+                end.fetch_max(self.start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            }
         }
     }
 }

@@ -13,8 +13,8 @@ use kernels::{Isa, Requires};
 use super::pool::Pool;
 use crate::error::RuntimeError;
 
-/// Runs of each measurement.
-const RUNS: usize = 7;
+/// Runs of the dot loop, and of each way of reading.
+const RUNS: usize = 4;
 /// Bytes of the buffer that is read, beside the caches: a multiple of any last-level cache that is not reported.
 const READ_BYTES: u64 = 256 << 20;
 /// The most that is allocated for the measurement.
@@ -23,8 +23,8 @@ const MAX_READ_BYTES: u64 = 1 << 30;
 const DOT_ROUNDS: u64 = 100_000;
 /// Loops a thread.
 const DOT_LOOPS: u64 = 16;
-/// Cache lines between a read and the prefetch ahead of it; 0 is without. Memory of different machines likes different distances.
-const PREFETCH_LINES: [usize; 3] = [0, 16, 32];
+/// The ways of reading that are tried: machines differ in what suits them best, and kernels do either.
+const WAYS: [fn(&[u64]) -> u64; 6] = [sum::<1, 0>, sum::<1, 16>, sum::<1, 32>, sum::<4, 0>, sum::<4, 8>, sum::<8, 0>];
 
 /// Bytes a second that all threads read from memory.
 pub(super) fn read_rate(pool: &mut Pool) -> Result<f64, RuntimeError> {
@@ -33,12 +33,11 @@ pub(super) fn read_rate(pool: &mut Pool) -> Result<f64, RuntimeError> {
     let buffer: Arc<Vec<u64>> = Arc::new((0..bytes / 8).collect());
     let sink = Arc::new(AtomicU64::new(0));
     let mut best = 0.0_f64;
-    for run in 0..RUNS {
+    for way in WAYS.into_iter().cycle().take(RUNS * WAYS.len()) {
         let (buffer, sink) = (Arc::clone(&buffer), Arc::clone(&sink));
-        let lines_ahead = PREFETCH_LINES[run % PREFETCH_LINES.len()];
         let start = Instant::now();
         pool.run_grid(buffer.len() as u64, move |begin, end| {
-            sink.fetch_add(sum(&buffer[begin as usize..end as usize], lines_ahead), Ordering::Relaxed);
+            sink.fetch_add(way(&buffer[begin as usize..end as usize]), Ordering::Relaxed);
         })?;
         best = best.max(bytes as f64 / start.elapsed().as_secs_f64());
     }
@@ -46,22 +45,53 @@ pub(super) fn read_rate(pool: &mut Pool) -> Result<f64, RuntimeError> {
     Ok(best)
 }
 
-/// The wrapping sum: eight independent ones, which become vectors and wait for nothing but memory.
-fn sum(values: &[u64], lines_ahead: usize) -> u64 {
-    let mut acc = [0_u64; 8];
+/// The wrapping sum, read from `STREAMS` places in turn, as a kernel does that takes several rows at once, with a prefetch of the line that is
+/// `AHEAD` lines ahead; 0 is without.
+fn sum<const STREAMS: usize, const AHEAD: usize>(values: &[u64]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if (Requires { isa: Isa::Avx2 }).is_available() {
+        // SAFETY: the CPU has the features.
+        return unsafe { sum_avx2::<STREAMS, AHEAD>(values) };
+    }
+    sum_lines::<STREAMS, AHEAD>(values)
+}
+
+/// As [`sum`], in wider vectors.
+///
+/// # Safety
+///
+/// The CPU has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn sum_avx2<const STREAMS: usize, const AHEAD: usize>(values: &[u64]) -> u64 {
+    sum_lines::<STREAMS, AHEAD>(values)
+}
+
+/// Eight independent sums a stream, which become vectors and wait for nothing but memory.
+#[inline(always)]
+fn sum_lines<const STREAMS: usize, const AHEAD: usize>(values: &[u64]) -> u64 {
     let (lines, rest) = values.as_chunks::<8>();
-    for line in lines {
-        if lines_ahead != 0 {
-            prefetch(line, lines_ahead);
-        }
-        for (acc, value) in acc.iter_mut().zip(line) {
-            *acc = acc.wrapping_add(*value);
+    let length = lines.len() / STREAMS;
+    let (whole, last_lines) = lines.split_at(length * STREAMS);
+    let streams: [&[[u64; 8]]; STREAMS] = std::array::from_fn(|stream| &whole[stream * length..][..length]);
+    let mut acc = [[0_u64; 8]; STREAMS];
+    for position in 0..length {
+        for (stream, acc) in streams.iter().zip(&mut acc) {
+            let line = &stream[position];
+            if AHEAD != 0 {
+                prefetch(line, AHEAD);
+            }
+            for (acc, value) in acc.iter_mut().zip(line) {
+                *acc = acc.wrapping_add(*value);
+            }
         }
     }
-    rest.iter().chain(&acc).fold(0, |sum, value| sum.wrapping_add(*value))
+    let sums = acc.as_flattened().iter().chain(last_lines.as_flattened()).chain(rest);
+    sums.fold(0, |sum, value| sum.wrapping_add(*value))
 }
 
 #[cfg(target_arch = "x86_64")]
+#[inline(always)]
 fn prefetch(line: &[u64; 8], lines_ahead: usize) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
@@ -71,6 +101,7 @@ fn prefetch(line: &[u64; 8], lines_ahead: usize) {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
 fn prefetch(_line: &[u64; 8], _lines_ahead: usize) {}
 
 /// Bytes of the largest cache that the system reports, or 0.
@@ -261,10 +292,12 @@ mod tests {
     }
 
     #[test]
-    fn sums_do_not_depend_on_prefetching() {
-        let values: Vec<u64> = (0..1003).collect();
-        for lines_ahead in PREFETCH_LINES {
-            assert_eq!(sum(&values, lines_ahead), 1002 * 1003 / 2);
+    fn all_ways_read_everything() {
+        for length in [0, 7, 64, 1003] {
+            let values: Vec<u64> = (0..length).collect();
+            for way in WAYS {
+                assert_eq!(way(&values), values.iter().sum::<u64>());
+            }
         }
     }
 }

@@ -60,7 +60,7 @@ impl Values {
             Values::Integers => random.below(9) as f64 - 4.0,
             Values::Reals => 2.0 * random.unit(),
             Values::Large => 1e6 * random.unit(),
-            Values::ZeroRows if row % 2 == 0 => 0.0,
+            Values::ZeroRows if row.is_multiple_of(2) => 0.0,
             Values::ZeroRows => random.unit(),
             Values::FiniteEdges => {
                 random.pick(&[0.0, -0.0, 1.0, -1.0, 127.0, -128.0, 0.5, 1.5, -2.5, 1e-40, 1e-5, 65504.0])

@@ -237,7 +237,10 @@ fn logits(program: &Verified<Program>, parameters: &HashMap<String, Tensor>) -> 
 fn variants() -> Vec<(String, Verified<Program>)> {
     let bitnet = models::find_shipped("tiny").unwrap();
     let tritter = models::find_shipped("test").unwrap();
-    let tritter = tritter.replace("vocab: 65536", "vocab: 267").replace("hidden: 256", "hidden: 24").replace("width: 512", "width: 20");
+    let tritter = tritter
+        .replace("vocab: 65536", "vocab: 267")
+        .replace("hidden: 256", "hidden: 24")
+        .replace("width: 512", "width: 20");
     let linears = [
         "weights: packed, scale: multiplies(bf16), activations: int8",
         "weights: packed, scale: multiplies(f32), activations: int8, scaled_biases: true",
@@ -284,7 +287,10 @@ fn every_form_of_a_layer_becomes_four_sweeps() {
         let (program, report) = optimise(&source, &target(), &Options::all()).unwrap();
         let ops = run_time_ops(program.graph("layer").unwrap());
         assert_eq!(ops["ternary_matmul"], 4, "{name}: {ops:?}");
-        assert!(["matmul", "mul", "div", "unpack", "dequantize"].iter().all(|op| !ops.contains_key(op)), "{name}: {ops:?}");
+        assert!(
+            ["matmul", "mul", "div", "unpack", "dequantize"].iter().all(|op| !ops.contains_key(op)),
+            "{name}: {ops:?}"
+        );
         assert!(report.graphs.iter().all(|graph| graph.extraction.proved), "{name}: {report}");
     }
 }
