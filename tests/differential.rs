@@ -25,8 +25,7 @@ use models::spec::KvFormat;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, RngSeed, TestRng, TestRunner};
 use runtime::{Session, Token};
-use tritter_tests::compare::{argmax_agreement, bounded, relative_l2};
-use tritter_tests::fixture::random_ids;
+use tritter_tests::compare::bounded;
 use tritter_tests::random::{self, CONTEXT, MAX_TOKENS, Numbers, Recipe, SEQUENCES, recipes};
 use tritter_tests::session::{self, Build, Model, reference_inputs, targets};
 
@@ -350,7 +349,9 @@ fn compare(recipe: &Recipe, lengths: (usize, usize), seed: u64) -> Result<Outcom
         for target in targets() {
             let build = build(&target, optimise);
             let what = || format!("{target}{}\n{}", if optimise { ", optimised" } else { "" }, ir::text::print(&program));
-            let compiled = match session::compile(program.clone(), &build) {
+            let compile = || session::compile(program.clone(), &build);
+            let compiled = std::panic::catch_unwind(compile).map_err(|_| format!("the compiler panics for {}", what()))?;
+            let compiled = match compiled {
                 Ok(compiled) => compiled,
                 Err(error) if is_refusal(&error) => return Ok(Outcome::Refused(format!("{error:#}"))),
                 Err(error) => return Err(format!("{error:#}\n{}", what())),
