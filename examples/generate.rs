@@ -11,7 +11,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow};
 use compiler::weights::Checkpoint;
 use compiler::{Options, Target, artifact, compile, rewrite};
-use models::{BuildOptions, import};
+use models::{BuildOptions, HeadFormat, import};
 use runtime::Session;
 use runtime::generate::{Event, Request};
 use tokenizer::Tokenizer;
@@ -62,6 +62,7 @@ fn compile_checkpoint(checkpoint: &Path, directory: &Path) -> Result<()> {
         chunk: 256,
         logits: 1,
         kv: imported.spec.kv,
+        head: HeadFormat::Stored,
         naming: imported.naming,
     };
     let model = models::build(&imported.spec, &options)?;

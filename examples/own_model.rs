@@ -10,7 +10,7 @@ use anyhow::Result;
 use compiler::weights::RandomWeights;
 use compiler::{Options, Target, artifact, compile, rewrite};
 use models::spec::KvFormat;
-use models::{BuildOptions, Naming};
+use models::{BuildOptions, HeadFormat, Naming};
 use runtime::{Session, session::Token};
 
 /// A sliding window, gated SiLU, LayerNorm: nothing that any Rust code here knows by name.
@@ -35,8 +35,15 @@ const SPEC: &str = r#"(
 
 fn main() -> Result<()> {
     let spec = models::spec::read(SPEC)?;
-    let options =
-        BuildOptions { context: 256, sequences: 1, chunk: 64, logits: 1, kv: KvFormat::Int4, naming: Naming::Own };
+    let options = BuildOptions {
+        context: 256,
+        sequences: 1,
+        chunk: 64,
+        logits: 1,
+        kv: KvFormat::Int4,
+        head: HeadFormat::Stored,
+        naming: Naming::Own,
+    };
     let model = models::build(&spec, &options)?;
     println!("{} parameters", model.parameter_count());
     let compile_options = Options { rewrite: rewrite::Options::all(), context: 256, sequences: 1, dumps: false };

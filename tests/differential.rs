@@ -254,7 +254,9 @@ fn calls(vocab: u64, first: usize, second: usize, seed: u64) -> Vec<CallTokens> 
         rows: (0..length).step_by(step).collect(),
         before,
     };
-    vec![call(first, 0, 1), call(second, first / sequences, 2)]
+    // Without tokens nothing runs.
+    let calls = [call(first, 0, 1), call(second, first / sequences, 2)];
+    calls.into_iter().filter(|call| !call.ids.is_empty()).collect()
 }
 
 /// The evaluator's logits of all calls, one after another. With a seed, factors are off 1 by up to `spread` either way.
@@ -293,11 +295,25 @@ fn movement(
     for seed in seeds {
         let moved = evaluate(program, parameters, calls, Some((spread, seed)));
         for ((most, moved), expected) in most.iter_mut().zip(moved).zip(expected) {
-            let distance = (moved - expected).abs();
+            let distance = if moved == *expected || moved.is_nan() && expected.is_nan() { 0.0 } else { (moved - expected).abs() };
             *most = most.max(if distance.is_nan() { f64::INFINITY } else { distance });
         }
     }
     most
+}
+
+/// Whether some real value of the entry, or one that a body carries, comes near the end of f32's range: from there on the evaluator computes
+/// what f32 has no numbers for.
+fn overflows(program: &Verified<Program>, parameters: &HashMap<String, Tensor>, calls: &[CallTokens]) -> bool {
+    let mut program = Program::clone(program);
+    let entry = program.graphs.last_mut().expect("there is an entry");
+    entry.outputs = entry.values.ids().filter(|id| entry.ty(*id).dtype == DType::F32).collect();
+    let program = ir::verify(program).expect("any value may be an output");
+    let mut evaluator = Evaluator::new(&program, parameters);
+    calls.iter().any(|call| {
+        let values = evaluator.run(&call.inputs()).expect("the inputs fit");
+        values.iter().flat_map(|tensor| &tensor.data).any(|value| 1e30 < value.abs())
+    })
 }
 
 fn run(session: &mut Session, calls: &[CallTokens]) -> Vec<f32> {
@@ -336,10 +352,9 @@ fn compare(recipe: &Recipe, lengths: (usize, usize), seed: u64) -> Result<Outcom
     let calls = calls(vocab, lengths.0, lengths.1, seed);
     let factored = with_factors(&program);
     let parameters = random::parameters(&factored, seed);
-    // The reference first: what it cannot compute is not compared.
+    // The reference first: what has no place in f32 is not compared.
     let expected = evaluate(&factored, &parameters, &calls, None);
-    let is_tame = |value: &f64| value.is_finite() && value.abs() < 1e30;
-    if !expected.iter().all(is_tame) {
+    if overflows(&program, &parameters, &calls) {
         return Ok(Outcome::Overflows);
     }
     // f32 rounds to 2^-24; elementary functions and sums of a few terms are off by some units of that.
@@ -374,11 +389,17 @@ fn compare(recipe: &Recipe, lengths: (usize, usize), seed: u64) -> Result<Outcom
                 // Perhaps it stands at an edge that so few evaluations did not cross.
                 let edges = movement(&factored, &parameters, &calls, &expected, (2.0_f64.powi(-14), 10..26));
                 let bound = |at: usize| bound(at).max(1.5 * edges[at]);
-                if actual.iter().any(|value| !value.is_finite()) && !actual.iter().zip(&edges).any(|(value, edge)| !value.is_finite() && *edge < 1e-3) {
+                let has_body = 1 < program.graphs.len();
+                if has_body && actual.iter().zip(&expected).any(|(actual, expected)| expected.is_finite() && !actual.is_finite()) {
+                    // The evaluator does not show what happens inside a body.
                     return Ok(Outcome::Overflows);
                 }
                 if bounded(&expected, &actual, bound).is_err() {
-                    return Err(format!("{mismatch}\n{}", what()));
+                    // Whose fault: the optimiser's if its program means something else, the back end's otherwise.
+                    let optimised = evaluate(&compiled.program, &parameters, &calls, None);
+                    let culprit = if bounded(&expected, &optimised, bound).is_err() { "optimiser" } else { "back end" };
+                    let optimised = ir::text::print(&compiled.program);
+                    return Err(format!("the {culprit}: {mismatch}\n{}\noptimised:\n{optimised}", what()));
                 }
             }
         }
@@ -399,7 +420,7 @@ fn is_refusal(error: &anyhow::Error) -> bool {
 
 fn config() -> ProptestConfig {
     let config = ProptestConfig::default();
-    ProptestConfig { failure_persistence: None, max_shrink_iters: 400, ..config }
+    ProptestConfig { failure_persistence: None, max_shrink_iters: 4000, ..config }
 }
 
 /// The same cases in every run; `PROPTEST_CASES` and `PROPTEST_RNG_SEED` ask for others.
@@ -407,7 +428,7 @@ fn config() -> ProptestConfig {
 fn random_programs_compute_what_they_mean() {
     let config = config();
     let cases = if config.cases == ProptestConfig::default().cases && std::env::var_os("PROPTEST_CASES").is_none() {
-        120
+        100
     } else {
         config.cases
     };

@@ -6,11 +6,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use compiler::Target;
 use ir::Op;
 use ir::graph::Def;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tritter_tests::filetest::Case;
-use tritter_tests::{files_below, kinds};
+use tritter_tests::{files_below, kinds, session};
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::from_args();
@@ -31,12 +32,25 @@ fn main() -> anyhow::Result<()> {
             }
         }
     }
+    for target in missing_targets()? {
+        let name = format!("compiled on {target}: this CPU does not have it");
+        let asked_for = || Err(Failed::from("this CPU does not have the target"));
+        trials.push(Trial::test(name, asked_for).with_ignored_flag(true));
+    }
     let cases = Arc::new(cases);
     for (name, check) in COVERAGE {
         let cases = cases.clone();
         trials.push(Trial::test(*name, move || check(&cases)));
     }
     libtest_mimic::run(&arguments, trials).exit()
+}
+
+/// The targets that tests of the kind `compiled` skip here: they are listed as ignored, so that nobody takes them for tested.
+fn missing_targets() -> anyhow::Result<Vec<Target>> {
+    let names = ["x86_64:avx2", "x86_64:avx512vnni", "aarch64:neon"];
+    let targets = names.iter().map(|name| Ok(name.parse::<Target>()?)).collect::<anyhow::Result<Vec<_>>>()?;
+    let available = session::targets();
+    Ok(targets.into_iter().filter(|target| !available.contains(target)).collect())
 }
 
 fn failed(error: anyhow::Error) -> Failed {

@@ -11,7 +11,7 @@ use ir::op::Concrete;
 use ir::reference::{Evaluator, Tensor, concrete, key_of_round};
 use ir::{DType, Graph, Program, Verified};
 use models::spec::KvFormat;
-use models::{BuildOptions, Naming};
+use models::{BuildOptions, HeadFormat, Naming};
 
 fn model(name: &str) -> Verified<Program> {
     build(models::find_shipped(name).expect("a shipped spec"))
@@ -21,7 +21,7 @@ fn build(spec: &str) -> Verified<Program> {
     let spec = models::spec::read(spec).unwrap();
     let context = spec.context.min(256);
     let options =
-        BuildOptions { context, sequences: 1, chunk: 128, logits: 16, kv: KvFormat::Int4, naming: Naming::Tritter };
+        BuildOptions { context, sequences: 1, chunk: 128, logits: 16, kv: KvFormat::Int4, head: HeadFormat::Stored, naming: Naming::Tritter };
     models::build(&spec, &options).unwrap().program
 }
 

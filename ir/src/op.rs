@@ -419,8 +419,8 @@ ops! {
     elementwise: Add Sub Mul Div Minimum Maximum Less Select Neg Abs Exp Log Sqrt Rsqrt Sin Cos Round Relu Relu2 Sigmoid Silu Cast Relu2Mul;
     reduce: Sum Mean Max Argmax Softmax;
     movement: Reshape Permute Slice Concat Broadcast;
-    matmul: Matmul;
-    ternary: Ternarise TernaryScale Unpack Quantize Dequantize TernaryMatmul;
+    matmul: Matmul QuantizedMatmul;
+    ternary: Ternarise TernaryScale Unpack Quantize QuantizeGroups Dequantize TernaryMatmul;
     norm: RmsNorm LayerNorm RmsNormQuantize AddRmsNorm AddLayerNorm;
     attention: Rope KvAppend Attention;
     gather: Gather;

@@ -9,6 +9,7 @@
 pub mod check;
 pub mod expr;
 pub mod manifest;
+pub mod tuning;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,9 +19,10 @@ use crate::entity::id;
 pub use check::{PlanError, PlanErrors, check};
 pub use expr::Expr;
 pub use manifest::{Manifest, Part};
+pub use tuning::{KernelRate, Tuning, TuningError, TuningErrors};
 
 /// The version of the artifact format that this build writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Every buffer starts at a multiple of this many bytes: a cache line, and the widest vector.
 pub const ALIGNMENT: u64 = 64;
@@ -50,6 +52,8 @@ pub struct Plan {
     pub model: String,
     /// The target that the kernels were chosen and generated for, such as `x86_64:avx512vnni`.
     pub target: String,
+    /// How fast the compiler took the machine to be. It predicts times, and changes nothing that is computed.
+    pub machine: Machine,
     /// Positions of one sequence that the caches hold.
     pub context: u64,
     /// Sequences that the caches hold.
@@ -72,6 +76,79 @@ pub struct Plan {
     pub kernels: Vec<Kernel>,
     /// In ascending order of tokens. A call takes the first that holds its tokens.
     pub phases: Vec<Phase>,
+}
+
+/// How fast a machine is taken to be, measured or guessed.
+///
+/// A step is predicted to take `step_ns + max(moves / read_bytes_per_us, (macs + ops) / rate)`, see [`Plan::predict_ns`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// Threads that the rates are of.
+    pub threads: u32,
+    /// Bytes that all threads together read from memory in a microsecond; at least 1.
+    pub read_bytes_per_us: u64,
+    /// Nanoseconds to start a step on all threads and to end it.
+    pub step_ns: u64,
+}
+
+/// How fast all threads together do the work of a call, in multiply-accumulates or elementwise operations a microsecond.
+///
+/// Products unpack each weight once and multiply it with every token, so `n` tokens take the time of the first, and for each further one the
+/// time of a token among many. As text: `360000/940000`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Rate {
+    /// With one token.
+    pub one: u64,
+    /// With many.
+    pub many: u64,
+}
+
+impl Rate {
+    /// The same for every number of tokens.
+    pub fn flat(rate: u64) -> Self {
+        Self { one: rate, many: rate }
+    }
+
+    /// Nanoseconds for `work` in a call of `tokens` tokens; none if a rate is 0.
+    ///
+    /// With `t = work / tokens` that is `t / one + (tokens - 1) * t / many`, rounded down.
+    pub fn nanoseconds(self, work: u64, tokens: u64) -> u64 {
+        if self.one == 0 || self.many == 0 {
+            return 0;
+        }
+        let tokens = u128::from(tokens.max(1));
+        let each = |rate: u64, tokens_of: u128| {
+            let denominator = u128::from(rate).saturating_mul(tokens);
+            (u128::from(work) * 1000).saturating_mul(tokens_of) / denominator
+        };
+        let total = each(self.one, 1).saturating_add(each(self.many, tokens - 1));
+        u64::try_from(total).unwrap_or(u64::MAX)
+    }
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.one, self.many)
+    }
+}
+
+impl From<Rate> for String {
+    fn from(rate: Rate) -> String {
+        rate.to_string()
+    }
+}
+
+impl TryFrom<String> for Rate {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let malformed = || format!("`{text}` is not a rate like 360000/940000");
+        let (one, many) = text.split_once('/').ok_or_else(malformed)?;
+        let number = |text: &str| text.parse().map_err(|_| malformed());
+        Ok(Self { one: number(one)?, many: number(many)? })
+    }
 }
 
 /// A symbol and the largest value that the plan has room for.
@@ -207,8 +284,12 @@ pub struct Call {
     pub dims: Vec<Expr>,
     /// Bytes of weights, caches and activations that the call reads and writes: what a bandwidth is computed from.
     pub moves: Expr,
-    /// Integer multiply-accumulates of the call: what a rate is computed from.
+    /// Multiply-accumulates of the call: what a rate is computed from.
     pub macs: Expr,
+    /// Elementwise operations of the call; 0 for kernels of the table.
+    pub ops: Expr,
+    /// How fast the compiler took `macs + ops` to be done.
+    pub rate: Rate,
     /// The values of the program that this computes.
     pub from: String,
 }
@@ -364,6 +445,24 @@ impl Plan {
     /// The kernel of this id.
     pub fn kernel(&self, id: KernelId) -> &Kernel {
         &self.kernels[crate::entity::Id::index(id)]
+    }
+
+    /// Nanoseconds that a step is taken to need, where `lookup` gives the values of the symbols; the steps of a repeat are not counted.
+    ///
+    /// A copy moves its bytes twice. What has no value, or is beyond 2^64, is the largest number.
+    pub fn predict_ns(&self, step: &Step, lookup: &dyn Fn(&str) -> Option<u64>) -> u64 {
+        let value = |expr: &Expr| expr.evaluate(lookup).unwrap_or(u64::MAX);
+        let (bytes, compute) = match step {
+            Step::Call(call) => {
+                let work = value(&call.macs).saturating_add(value(&call.ops));
+                (value(&call.moves), call.rate.nanoseconds(work, lookup("n").unwrap_or(1)))
+            }
+            Step::Copy { bytes, .. } => (value(bytes).saturating_mul(2), 0),
+            Step::Repeat { .. } => return 0,
+        };
+        let read = u128::from(bytes) * 1000 / u128::from(self.machine.read_bytes_per_us.max(1));
+        let read = u64::try_from(read).unwrap_or(u64::MAX);
+        self.machine.step_ns.saturating_add(read.max(compute))
     }
 
     /// The phase that calls of so many tokens take.

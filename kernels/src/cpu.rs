@@ -21,6 +21,8 @@ mod generic {
     pub(crate) mod args;
     pub(crate) mod attention;
     pub(crate) mod dense;
+    pub(crate) mod dense_q4;
+    pub(crate) mod dense_q8;
     pub(crate) mod exp;
     pub(crate) mod kv_append;
     pub(crate) mod ternary_f32;

@@ -34,7 +34,7 @@
 //! 3. each base pointer is valid for the bytes that the dims imply, for reads or writes as [`Access`] says, during the whole call, and no
 //!    written buffer overlaps another argument;
 //! 4. f32 and i32 buffers are aligned to 4 bytes and bf16 buffers to 2; packed weights and records need no alignment;
-//! 5. every dim is at least 0 and within the limits that the row's family states ([`MAX_HEAD_DIM`], [`MAX_K`]), and
+//! 5. every dim is at least 0 and within the limits that the row's family states ([`MAX_HEAD_DIM`], [`MAX_GROUPS`], [`MAX_K`]), and
 //!    `0 <= begin <= end <= Grid::units(..)`;
 //! 6. no other call writes the same units at the same time, and nobody writes the inputs.
 //!
@@ -57,6 +57,12 @@
 //! * **ternary matmul, f32 activations**: four accumulators start at +0; column `c` goes to accumulator `c % 4`,
 //!   `acc = fma(x_c, w_c, acc)`, `c` ascending, with `w_c` = -1, 0 or +1. Then `out = ((a0 + a1) + (a2 + a3)) * scale[r]`.
 //! * **dense matmul**: `out = dot(x, w_r)`; a bf16 weight is widened exactly.
+//! * **dense matmul, q8 weights and activations**: `out = ((acc as f32) * x_scale) * w_scale` with `acc = sum_k w * x` over the int8 codes in
+//!   i32, exact as long as `k < 2^17` (beyond that it may wrap around, alike on every ISA).
+//! * **dense matmul, q4 weights in groups, q8 activations**: 16 accumulators and one for the minima start at +0. For the groups of a row in
+//!   ascending order, with `d_l` the exact sum of `code * x` over the columns `c` of the group with `c % 64 / 4 == l` and `s_x` the exact sum of
+//!   its activations: `acc_l = fma(d_l, scale, acc_l)` and `low = fma(minimum, s_x, low)`. Then the tree of `dot` from `d` = 8 on adds the
+//!   accumulators, and `out = (acc_0 + low) * x_scale`.
 //! * **attention**, one query and one head: each of the two ranges of [`ir::mask::Mask::ranges`], clipped to the cache, is cut at the
 //!   multiples of 64; the pieces are taken in ascending order. State: `m = -inf`, `l = 0`, `acc_d = 0`. For each piece, with slot
 //!   `j = key % 64` and `s_j = dot(q, k_j) * scale`:
@@ -85,6 +91,9 @@ pub use table::{TABLE, find};
 
 /// The largest head dimension of the attention rows. The accumulators of a few heads lie on the stack, so there has to be a bound.
 pub const MAX_HEAD_DIM: usize = 256;
+
+/// The largest number of groups in a row of 4-bit weights: the sums of their activations lie on the stack.
+pub const MAX_GROUPS: usize = 512;
 
 /// The largest number of columns of the ternary rows with q8 activations.
 ///

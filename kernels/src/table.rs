@@ -4,6 +4,7 @@
 
 use std::ops::RangeInclusive;
 
+use ir::DType;
 use ir::DType::{BF16, F32, Q4, Q8, T2};
 use ir::packing::TernaryLayout::Tile16;
 
@@ -29,9 +30,17 @@ static TERNARY_MATMUL: Signature = Signature {
     grid: Grid::CeilDiv("m", 16),
 };
 
-/// `x`: f32 `[n, k]`; `w`: `[m, k]`; `out`: f32 `[n, m]`.
+/// `x`: f32 `[n, k]` and `w`: f32 or bf16 `[m, k]`, or q8 records of `k` on both sides; `out`: f32 `[n, m]`.
 static DENSE_MATMUL: Signature =
     Signature { args: &[read("x"), read("w"), write("out")], dims: &["n", "k", "m"], grid: Grid::CeilDiv("m", 4) };
+
+/// `x`: q8 records `[n]` of `k`; `w`: q4 records `[m, k / group]` of `group` columns each; `out`: f32 `[n, m]`. `group` is a multiple of 64, `k`
+/// one of `group`, and there are at most [`crate::MAX_GROUPS`] groups in a row.
+static GROUPED_MATMUL: Signature = Signature {
+    args: &[read("x"), read("w"), write("out")],
+    dims: &["n", "k", "m", "group"],
+    grid: Grid::CeilDiv("m", 4),
+};
 
 /// `q`: f32 `[n, heads, hd]`; `k`, `v`: caches `[seqs, ctx, kv_heads, hd]`; `seq`, `pos`: i32 `[n]`; `span`: i32 `[n, 2]`, first and
 /// reach; `out`: f32 `[n, heads, hd]`. `scale_bits` are the bits of the f32 that scores are multiplied by.
@@ -49,13 +58,14 @@ static KV_APPEND: Signature = Signature {
     grid: Grid::One("n"),
 };
 
-/// The signature that all rows of a family share.
-const fn signature(family: Family) -> &'static Signature {
-    match family {
-        Family::TernaryMatmul => &TERNARY_MATMUL,
-        Family::DenseMatmul => &DENSE_MATMUL,
-        Family::Attention => &ATTENTION,
-        Family::KvAppend => &KV_APPEND,
+/// The signature that the rows of a family share; 4-bit weights have groups, and so a dim of their own.
+const fn signature(family: Family, inputs: &[DType]) -> &'static Signature {
+    match (family, inputs) {
+        (Family::TernaryMatmul, _) => &TERNARY_MATMUL,
+        (Family::DenseMatmul, [_, Q4]) => &GROUPED_MATMUL,
+        (Family::DenseMatmul, _) => &DENSE_MATMUL,
+        (Family::Attention, _) => &ATTENTION,
+        (Family::KvAppend, _) => &KV_APPEND,
     }
 }
 
@@ -73,7 +83,7 @@ macro_rules! row {
             layout: $layout,
             tokens: $tokens,
             requires: Requires { isa: Isa::$isa },
-            signature: signature(Family::$family),
+            signature: signature(Family::$family, &$inputs),
             entry: entry!($module $name),
         }
     };
@@ -123,6 +133,14 @@ pub static TABLE: &[KernelDesc] = &[
     row!(avx2::dense_matmul_f32xbf16_f32__avx2__r4, Avx2, DenseMatmul, [F32, BF16] => F32, None, ANY),
     row!(avx512_vnni::dense_matmul_f32xbf16_f32__avx512vnni__r4, Avx512Vnni, DenseMatmul, [F32, BF16] => F32, None, ANY),
     row!(neon::dense_matmul_f32xbf16_f32__neon__r4, Neon, DenseMatmul, [F32, BF16] => F32, None, ANY),
+    row!(scalar::dense_matmul_q8xq8_f32__scalar__r4, Scalar, DenseMatmul, [Q8, Q8] => F32, None, ANY),
+    row!(avx2::dense_matmul_q8xq8_f32__avx2__r4, Avx2, DenseMatmul, [Q8, Q8] => F32, None, ANY),
+    row!(avx512_vnni::dense_matmul_q8xq8_f32__avx512vnni__r4, Avx512Vnni, DenseMatmul, [Q8, Q8] => F32, None, ANY),
+    row!(neon::dense_matmul_q8xq8_f32__neon__r4, Neon, DenseMatmul, [Q8, Q8] => F32, None, ANY),
+    row!(scalar::dense_matmul_q8xq4_f32__scalar__r4, Scalar, DenseMatmul, [Q8, Q4] => F32, None, ANY),
+    row!(avx2::dense_matmul_q8xq4_f32__avx2__r4, Avx2, DenseMatmul, [Q8, Q4] => F32, None, ANY),
+    row!(avx512_vnni::dense_matmul_q8xq4_f32__avx512vnni__r4, Avx512Vnni, DenseMatmul, [Q8, Q4] => F32, None, ANY),
+    row!(neon::dense_matmul_q8xq4_f32__neon__r4, Neon, DenseMatmul, [Q8, Q4] => F32, None, ANY),
     row!(scalar::attention_f32xf32_f32__scalar__t64, Scalar, Attention, [F32, F32, F32] => F32, None, ANY),
     row!(avx2::attention_f32xf32_f32__avx2__t64, Avx2, Attention, [F32, F32, F32] => F32, None, ANY),
     row!(avx512_vnni::attention_f32xf32_f32__avx512vnni__t64, Avx512Vnni, Attention, [F32, F32, F32] => F32, None, ANY),

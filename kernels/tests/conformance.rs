@@ -379,8 +379,122 @@ fn roundings(count: usize) -> f64 {
 }
 
 fn dense_cases(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
+    match desc.inputs[1] {
+        DType::Q8 => byte_cases(desc, check),
+        DType::Q4 => grouped_cases(desc, check),
+        _ => float_cases(desc, check),
+    }
+}
+
+/// One q8 record.
+fn q8_record(codes: &[i8], scale: f32) -> Vec<u8> {
+    let mut record: Vec<u8> = codes.iter().map(|&code| code as u8).collect();
+    record.resize(RowFormat::new(DType::Q8, codes.len()).unwrap().code_bytes(), 0);
+    record.extend(scale.to_le_bytes());
+    record.extend(codes.iter().map(|&code| i32::from(code)).sum::<i32>().to_le_bytes());
+    record
+}
+
+fn byte_cases(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
+    let mut seed = 3000;
+    for n in tokens(desc, &[0, 1, 2, 3, 4, 5, 7, 8, 13, 16, 19]) {
+        for k in [0, 1, 15, 16, 17, 63, 64, 65, 80, 127, 128, 131, 333] {
+            for m in [1, 3, 4, 5, 8, 13] {
+                for extreme in [false, true] {
+                    seed += 1;
+                    let mut random = Random::new(seed);
+                    // Products as large as they get, of either sign: what saturates shows here.
+                    let mut codes = |count: usize| -> Vec<i8> {
+                        let extremes = [-128, 127, -127, -128];
+                        let each = |_| if extreme { extremes[random.below(4)] } else { random.below(256) as u8 as i8 };
+                        (0..count).map(each).collect()
+                    };
+                    let (x, w) = (codes(n * k), codes(m * k));
+                    let scale = |row: usize| 0.5 / (row as f32 + 3.0);
+                    let records = |codes: &[i8], rows: usize| -> Vec<u8> {
+                        (0..rows).flat_map(|row| q8_record(&codes[row * k..][..k], scale(row))).collect()
+                    };
+                    let mut expected = Vec::new();
+                    for token in 0..n {
+                        for row in 0..m {
+                            let pairs = x[token * k..][..k].iter().zip(&w[row * k..][..k]);
+                            let acc: i32 = pairs.map(|(&x, &w)| i32::from(x) * i32::from(w)).sum();
+                            expected.push((f64::from(acc as f32 * scale(token) * scale(row)), 0.0));
+                        }
+                    }
+                    check(Case {
+                        label: if extreme { "extreme".to_owned() } else { "random".to_owned() },
+                        dims: vec![n as i64, k as i64, m as i64],
+                        inputs: vec![Buffer::bytes(records(&x, n)), Buffer::bytes(records(&w, m))],
+                        output: Buffer::unwritten(n * m),
+                        expected: Expected::Near(expected),
+                    });
+                }
+            }
+        }
+    }
+}
+
+fn grouped_cases(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
+    let mut seed = 5000;
+    for n in tokens(desc, &[0, 1, 2, 3, 5, 8, 13, 16, 17, 33]) {
+        for (group, groups) in
+            [(64, 0), (64, 1), (64, 3), (64, 40), (128, 1), (128, 5), (192, 2), (64, kernels::MAX_GROUPS)]
+        {
+            for m in [1, 4, 7, 8] {
+                seed += 1;
+                if groups == kernels::MAX_GROUPS && 4 < m {
+                    continue;
+                }
+                let mut random = Random::new(seed);
+                let k = group * groups;
+                let extreme = seed % 3 == 0;
+                let x: Vec<i8> =
+                    (0..n * k).map(|_| if extreme { -128 } else { random.below(256) as u8 as i8 }).collect();
+                let scale = |row: usize| 0.5 / (row as f32 + 3.0);
+                let format = RowFormat::new(DType::Q4, group).unwrap();
+                let (mut records, mut weights) = (Vec::new(), Vec::new());
+                for _ in 0..m * groups {
+                    let mut record = vec![0; format.stride()];
+                    let row: Vec<f32> = random.floats(group);
+                    format.encode(&row, &mut record);
+                    if extreme {
+                        record[..format.code_bytes()].fill(0xFF);
+                    }
+                    let numbers = floats(&record[format.code_bytes()..]);
+                    let code = |col: usize| f64::from((record[col / 2] >> (4 * (col % 2))) & 15);
+                    weights.extend((0..group).map(|col| (code(col) * f64::from(numbers[0]), f64::from(numbers[1]))));
+                    records.extend(record);
+                }
+                let mut expected = Vec::new();
+                for token in 0..n {
+                    for row in 0..m {
+                        let (mut sum, mut magnitude) = (0.0, 0.0);
+                        for (&x, &(scaled, minimum)) in x[token * k..][..k].iter().zip(&weights[row * k..][..k]) {
+                            sum += f64::from(x) * (scaled + minimum);
+                            magnitude += f64::from(x).abs() * (scaled.abs() + minimum.abs());
+                        }
+                        // One rounding a group, four levels of the tree, the minima and the scale.
+                        let bound = roundings(groups + 6) * magnitude * f64::from(scale(token));
+                        expected.push((sum * f64::from(scale(token)), bound));
+                    }
+                }
+                let x = (0..n).flat_map(|token| q8_record(&x[token * k..][..k], scale(token))).collect();
+                check(Case {
+                    label: if extreme { "extreme".to_owned() } else { "random".to_owned() },
+                    dims: vec![n as i64, k as i64, m as i64, group as i64],
+                    inputs: vec![Buffer::bytes(x), Buffer::bytes(records)],
+                    output: Buffer::unwritten(n * m),
+                    expected: Expected::Near(expected),
+                });
+            }
+        }
+    }
+}
+
+fn float_cases(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
     let mut seed = 1000;
-    for n in tokens(desc, &[0, 1, 2, 3, 5]) {
+    for n in tokens(desc, &[0, 1, 2, 3, 5, 8, 13]) {
         for k in [0, 1, 31, 32, 33, 63, 64, 65, 97, 257] {
             for m in [1, 2, 3, 4, 5, 7, 8, 13] {
                 for special in [false, true] {

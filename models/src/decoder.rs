@@ -20,6 +20,7 @@ use ir::op::elementwise::{Cast, Cos, Mul, Sin};
 use ir::op::gather::Gather;
 use ir::op::matmul::Matmul;
 use ir::op::movement::Reshape;
+use ir::op::ternary::{Dequantize, Quantize, QuantizeGroups};
 use ir::param::{Init, ParamBinding};
 use ir::verify::{Verified, verify};
 use ir::{BuildError, DType, Dim, Graph, Program, Shape, Symbol, TensorType, ValueId};
@@ -42,9 +43,27 @@ pub struct BuildOptions {
     pub logits: u32,
     /// The format of the key-value cache.
     pub kv: KvFormat,
+    /// The format of a dense head's weights.
+    pub head: HeadFormat,
     /// Whose names the checkpoint uses.
     pub naming: Naming,
 }
+
+/// How the weights of a dense head are stored. A ternary head stays what it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HeadFormat {
+    /// As the checkpoint has them.
+    #[default]
+    Stored,
+    /// int8 with a scale for each row, and int8 activations.
+    Int8,
+    /// 4 bits with a scale and a minimum for each [`HEAD_GROUP`] columns, and int8 activations.
+    Int4,
+}
+
+/// The columns of a 4-bit head that share a scale, if their number divides the width; else the largest power of two below that does. 64 columns
+/// take 32 bytes of codes and 8 of numbers: 5 bits a weight.
+pub const HEAD_GROUP: u64 = 64;
 
 /// A decoder in the IR, and where its parameters come from.
 #[derive(Clone, Debug, PartialEq)]
@@ -195,15 +214,43 @@ fn build_entry(
         last = norm(&mut scope, "norm", spec.norm, last, hidden)?;
     }
     let logits = match spec.head {
-        Head::Tied => scope.b.named("logits", Matmul {}, &[last, table])?,
+        Head::Tied => dense_head(&mut scope, options.head, last, table)?,
         Head::Untied(float) => {
             let init = Init::Normal { std: (1.0 / hidden as f32).sqrt() };
             let weight = scope.stored("head.weight", &[vocab, hidden], float, init);
-            scope.b.named("logits", Matmul {}, &[last, weight])?
+            dense_head(&mut scope, options.head, last, weight)?
         }
         Head::Ternary => ternary_linear(&mut scope, "head", &spec.linear, None, last, [vocab, hidden])?,
     };
     Ok((scope.b.finish(&[logits]), scope.params))
+}
+
+/// Logits of rows, with the weights in the format asked for.
+fn dense_head(scope: &mut Scope, format: HeadFormat, last: ValueId, weight: ValueId) -> Result<ValueId, BuildError> {
+    if format == HeadFormat::Stored {
+        return scope.b.named("logits", Matmul {}, &[last, weight]);
+    }
+    let shape = scope.b.ty(weight).shape.clone();
+    let codes = scope.b.named("head.activations", Quantize {}, &[last])?;
+    let x = scope.b.op(Dequantize {}, &[codes])?;
+    let wide = match scope.b.ty(weight).dtype {
+        DType::F32 => weight,
+        _ => scope.b.op(Cast { to: DType::F32 }, &[weight])?,
+    };
+    let w = match format {
+        HeadFormat::Int4 => {
+            let width = shape.last_const().unwrap_or(1);
+            let group = HEAD_GROUP.min(1 << width.trailing_zeros().min(6));
+            let codes = scope.b.named("head.codes", QuantizeGroups { group }, &[wide])?;
+            let values = scope.b.op(Dequantize {}, &[codes])?;
+            scope.b.op(Reshape { shape }, &[values])?
+        }
+        _ => {
+            let codes = scope.b.named("head.codes", Quantize {}, &[wide])?;
+            scope.b.op(Dequantize {}, &[codes])?
+        }
+    };
+    scope.b.named("logits", Matmul {}, &[x, w])
 }
 
 /// Cosines and sines `[n, d / 2]` of `pos * theta^(-2 i / d)`.

@@ -14,7 +14,7 @@ pub use hugging_face::hugging_face;
 pub use ir::param::TensorInfo;
 pub use tritter::tritter;
 
-use crate::decoder::{BuildOptions, build};
+use crate::decoder::{BuildOptions, HeadFormat, build};
 use crate::error::{ImportError, ImportErrors};
 use crate::spec::{Float, Spec};
 use crate::weights::Naming;
@@ -236,7 +236,8 @@ fn finish(
         return Err(ImportErrors(errors));
     }
     // Which parameters there are does not depend on these.
-    let options = BuildOptions { context: 1, sequences: 1, chunk: 1, logits: 1, kv: spec.kv, naming };
+    let options =
+        BuildOptions { context: 1, sequences: 1, chunk: 1, logits: 1, kv: spec.kv, head: HeadFormat::Stored, naming };
     let params = match build(&spec, &options) {
         Ok(model) => model.params,
         Err(error) => return Err(ImportErrors(vec![ImportError::Model(Box::new(error))])),

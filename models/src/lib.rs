@@ -14,7 +14,7 @@ pub mod weights;
 mod block;
 mod error;
 
-pub use decoder::{BuildOptions, Model, build};
+pub use decoder::{BuildOptions, HEAD_GROUP, HeadFormat, Model, build};
 pub use error::{ImportError, ImportErrors, ModelError, OptionError, SpecError, SpecErrors};
 pub use ir::param::{Init, ParamBinding, Stored, TensorInfo};
 pub use spec::Spec;

@@ -6,7 +6,7 @@ use common::{config, fixture, infos};
 use serde_json::{Value, json};
 use tritter_models::import::{self, TensorInfo};
 use tritter_models::spec::{Activation, Activations, Block, Float, Head, KvFormat, Norm, Scale, Weights};
-use tritter_models::{BuildOptions, ImportError, ImportErrors, Naming, ParamBinding, build};
+use tritter_models::{BuildOptions, HeadFormat, ImportError, ImportErrors, Naming, ParamBinding, build};
 
 /// A configuration as transformers writes it, of a model whose sizes are multiples of nothing.
 fn odd_config() -> Value {
@@ -308,8 +308,15 @@ fn every_fixture_uses_each_of_its_tensors() {
         assert_eq!(expected, tensors.len() as u64, "{name}");
         // The spec that was read out of the checkpoint is one that a file can hold.
         let spec = tritter_models::spec::read(&imported.spec.to_ron()).unwrap();
-        let options =
-            BuildOptions { context: 8, sequences: 1, chunk: 8, logits: 8, kv: KvFormat::F32, naming: imported.naming };
+        let options = BuildOptions {
+            context: 8,
+            sequences: 1,
+            chunk: 8,
+            logits: 8,
+            kv: KvFormat::F32,
+            head: HeadFormat::Stored,
+            naming: imported.naming,
+        };
         assert_eq!(build(&spec, &options).unwrap().params, imported.params);
         let elements = |params: &[ParamBinding]| params.iter().map(ParamBinding::elements).sum::<u64>();
         assert!(0 < elements(&imported.params));

@@ -6,7 +6,7 @@ use common::{config, fixture, infos, inputs, parameters, values};
 use ir::reference::Evaluator;
 use safetensors::SafeTensors;
 use tritter_models::spec::KvFormat;
-use tritter_models::{BuildOptions, build, import};
+use tritter_models::{BuildOptions, HeadFormat, build, import};
 
 /// Logits of every row of the fixture's `input_ids`, ours and the expected ones, row by row.
 struct Compared {
@@ -29,6 +29,7 @@ fn compare(name: &str, chunk: usize) -> Compared {
         chunk: chunk as u32,
         logits: chunk as u32,
         kv: KvFormat::F32,
+        head: HeadFormat::Stored,
         naming: imported.naming,
     };
     let model = build(&imported.spec, &options).unwrap();

@@ -5,11 +5,19 @@ use ir::{DType, Op};
 use proptest::prelude::*;
 use tritter_models::spec::{Block, KvFormat, Scale, Spec, SpecCause, Weights, read};
 use tritter_models::{
-    BuildOptions, Init, ModelError, Naming, OptionError, SpecError, Stored, build, find_shipped, shipped,
+    BuildOptions, HeadFormat, Init, ModelError, Naming, OptionError, SpecError, Stored, build, find_shipped, shipped,
 };
 
 fn options(spec: &Spec) -> BuildOptions {
-    BuildOptions { context: spec.context, sequences: 2, chunk: 64, logits: 64, kv: KvFormat::Int4, naming: Naming::Own }
+    BuildOptions {
+        context: spec.context,
+        sequences: 2,
+        chunk: 64,
+        logits: 64,
+        kv: KvFormat::Int4,
+        head: HeadFormat::Stored,
+        naming: Naming::Own,
+    }
 }
 
 fn read_shipped(name: &str) -> Spec {

@@ -1,12 +1,31 @@
 //! The kinds of filetests.
 //!
-//! To add one, say `rewrite`: write `kinds/rewrite.rs` with a type that implements [`Kind`], and put `pub mod rewrite;` and `&rewrite::Rewrite` below.
-//! Its tests lie in `filetests/rewrite/`. [`run::program`] gives it the verified program of a case, [`Case::strings`] its options, and
-//! [`run::sessions`] the numbers of the `; run:` lines, with which a kind that computes can do so and check the results.
+//! | kind | is about |
+//! |---|---|
+//! | [`text`] | the canonical text of a program |
+//! | [`verify`] | what the parser and the verifier refuse |
+//! | [`run`] | what a program computes, by the reference |
+//! | [`rewrite`] | what the optimiser makes of it |
+//! | [`schedule`] | which values become one kernel |
+//! | [`lower`] | rows of the kernel table, and nests |
+//! | [`emit`] | the code of a nest |
+//! | [`plan`] | steps and buffers |
+//! | [`compiled`] | what an artifact computes, on each target |
+//!
+//! To add one, say `autodiff`: write `kinds/autodiff.rs` with a type that implements [`Kind`], and put `pub mod autodiff;` and
+//! `&autodiff::Autodiff` below. Its tests lie in `filetests/autodiff/`. [`run::program`] gives it the verified program of a case,
+//! [`Case::strings`] its options, and [`run::sessions`] the numbers of the `; run:` lines, with which a kind that computes can do so and
+//! check the results.
 
 pub mod text;
 pub mod verify;
 pub mod run;
+pub mod rewrite;
+pub mod schedule;
+pub mod lower;
+pub mod emit;
+pub mod plan;
+pub mod compiled;
 
 use crate::filetest::Case;
 
@@ -27,4 +46,14 @@ pub trait Kind: Sync {
 }
 
 /// All kinds. A new one is a file beside `text.rs`, and a line here.
-pub const KINDS: &[&dyn Kind] = &[&text::Text, &verify::Verify, &run::Run];
+pub const KINDS: &[&dyn Kind] = &[
+    &text::Text,
+    &verify::Verify,
+    &run::Run,
+    &rewrite::Rewrite,
+    &schedule::Groups,
+    &lower::Lower,
+    &emit::Emit,
+    &plan::Short,
+    &compiled::Compiled,
+];

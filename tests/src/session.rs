@@ -12,7 +12,7 @@ use ir::reference::Tensor;
 use ir::{DType, Program, Verified};
 use kernels::Requires;
 use models::spec::KvFormat;
-use models::{BuildOptions, Naming, Spec};
+use models::{BuildOptions, HeadFormat, Naming, Spec};
 use runtime::{Session, Token};
 use tempfile::TempDir;
 
@@ -106,6 +106,7 @@ impl Model {
             chunk: build.chunk,
             logits: build.chunk,
             kv: build.kv,
+            head: HeadFormat::Stored,
             naming: self.naming,
         };
         let model = models::build(&self.spec, &options)?;

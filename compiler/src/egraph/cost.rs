@@ -91,8 +91,8 @@ enum Work {
 fn traffic(phase: Phase, op: &Op, inputs: &[&TensorType], out: &TensorType) -> (u64, Work) {
     let all_bytes = inputs.iter().map(|ty| bytes(phase, ty)).sum::<u64>() + bytes(phase, out);
     match op {
-        Op::Matmul(_) | Op::TernaryMatmul(_) => {
-            let macs = elements(phase, out) * inputs[1].shape.last().map_or(1, |dim| size(phase, dim));
+        Op::Matmul(_) | Op::TernaryMatmul(_) | Op::QuantizedMatmul(_) => {
+            let macs = elements(phase, out) * inputs[0].shape.last().map_or(1, |dim| size(phase, dim));
             let work = if inputs[0].dtype == DType::Q8 { Work::Int8Macs(macs) } else { Work::F32Macs(macs) };
             (all_bytes, work)
         }

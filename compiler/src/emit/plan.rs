@@ -182,10 +182,18 @@ impl<'a> Emitter<'a> {
         self.plan.symbols.iter().find(|bound| bound.name == symbol).map_or(0, |bound| bound.max)
     }
 
+    /// Whether a graph runs at all: a body that is repeated no times needs nothing.
+    fn runs(&self, graph: &Graph) -> bool {
+        self.program.rounds(&graph.name) != 0
+    }
+
     /// Generates the nests of all graphs; every phase calls the same.
     fn lower_nests(&mut self) -> Result<(), PlanEmitError> {
         let mut names = HashMap::new();
         for (graph_index, schedule) in self.schedules.iter().enumerate() {
+            if !self.runs(schedule.graph) {
+                continue;
+            }
             for (group_index, group) in schedule.groups.iter().enumerate() {
                 if group.kind != Kind::Nest {
                     continue;
@@ -205,12 +213,18 @@ impl<'a> Emitter<'a> {
         let schedules = self.schedules;
         for (graph_index, schedule) in schedules.iter().enumerate() {
             let graph = schedule.graph;
+            if !self.runs(graph) {
+                continue;
+            }
             let rounds = u32::try_from(self.program.rounds(&graph.name)).unwrap_or(u32::MAX);
             let is_body = graph_index + 1 != schedules.len();
             for (group_index, group) in schedule.groups.iter().enumerate() {
                 let read: Vec<ValueId> = match group.kind {
                     Kind::Nest => self.nests[&(graph_index, group_index)].1.buffers.clone(),
-                    Kind::Kernel | Kind::Repeat => graph.operands(group.values[0]).to_vec(),
+                    Kind::Kernel | Kind::Repeat => {
+                        let operands = graph.operands(group.values[0]).iter();
+                        operands.map(|&operand| schedule.views.resolve(operand).base).collect()
+                    }
                 };
                 for (position, value) in read.into_iter().enumerate() {
                     if !schedule.views.is_weight_time(value) || self.weights.contains(graph_index, value) {
@@ -224,6 +238,14 @@ impl<'a> Emitter<'a> {
                         layout = Some(cpu::layout_of(desc));
                     }
                     self.weights.add(self.program, graph_index, value, StoredTensor { dtype, layout }, is_body, rounds);
+                }
+            }
+            // What a body gives or a state becomes may be a weight as it is; it is copied from there.
+            for value in graph.outputs.iter().copied().chain(graph.updates.iter().map(|update| update.value)) {
+                let value = schedule.views.resolve(value).base;
+                if schedule.views.is_weight_time(value) && !self.weights.contains(graph_index, value) {
+                    let stored = StoredTensor { dtype: graph.ty(value).dtype, layout: None };
+                    self.weights.add(self.program, graph_index, value, stored, is_body, rounds);
                 }
             }
         }
@@ -266,6 +288,9 @@ impl<'a> Emitter<'a> {
         let max_tokens = self.max_of("n");
         let (program, schedules) = (self.program, self.schedules);
         for (graph_index, graph) in program.graphs.iter().enumerate() {
+            if !self.runs(graph) {
+                continue;
+            }
             let rounds = u32::try_from(program.rounds(&graph.name)).unwrap_or(u32::MAX);
             for (value, key) in graph.states() {
                 let bytes = self.bytes(graph, value, max_tokens)?;
@@ -565,6 +590,9 @@ impl<'a> PhaseCtx<'_, 'a> {
             }
         };
         places.insert(value, carried.clone());
+        if !self.emitter.runs(body) {
+            return Ok(());
+        }
         let mut body_places = self.emitter.fixed[body_index].clone();
         body_places.insert(body.inputs[0], carried.clone());
         for (&parameter, &argument) in body.inputs.iter().zip(inputs).skip(1) {
@@ -664,7 +692,7 @@ fn touched_bytes(graph: &Graph, group: &Group, value: ValueId) -> Expr {
 /// Multiply-accumulates of a product.
 fn macs(graph: &Graph, value: ValueId) -> Expr {
     match graph.op(value) {
-        Some(Op::TernaryMatmul(_) | Op::Matmul(_)) => {
+        Some(Op::TernaryMatmul(_) | Op::Matmul(_) | Op::QuantizedMatmul(_)) => {
             let weight = graph.ty(graph.operands(value)[1]);
             Expr::product(graph.ty(value).shape.outer()) * Expr::product(weight.shape.dims())
         }

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use ir::packing::TernaryLayout;
 use ir::plan::Expr;
-use ir::{DType, Graph, Op, ValueId};
+use ir::{DType, Graph, Op, Shape, TensorType, ValueId};
 use kernels::{Family, Isa, KernelDesc};
 
 /// Why no row of the table fits.
@@ -44,9 +44,14 @@ pub fn choose(
         Op::TernaryMatmul(_) => (Family::TernaryMatmul, vec![dtype(0), DType::T2], DType::F32),
         // Weights in half precision are widened when they are packed.
         Op::Matmul(_) => (Family::DenseMatmul, vec![DType::F32, stored_dtype(dtype(1))], DType::F32),
+        Op::QuantizedMatmul(_) => (Family::DenseMatmul, vec![dtype(0), dtype(1)], DType::F32),
         Op::Attention(_) => (Family::Attention, vec![DType::F32, dtype(1), dtype(2)], DType::F32),
         Op::KvAppend(_) => (Family::KvAppend, vec![DType::F32], dtype(0)),
         _ => (Family::DenseMatmul, Vec::new(), DType::F32),
+    };
+    let tokens = match op {
+        Op::TernaryMatmul(_) | Op::Matmul(_) => rows(graph.ty(operands[0]), tokens),
+        _ => tokens.clone(),
     };
     let fits = |desc: &&KernelDesc| {
         desc.family == family
@@ -84,6 +89,13 @@ pub fn choose(
     best.ok_or_else(|| refuse("no row has these types".to_owned()))
 }
 
+/// How many rows a value has in calls of a range of tokens: as many for each token as the other outer dimensions say.
+fn rows(ty: &TensorType, tokens: &RangeInclusive<u64>) -> RangeInclusive<u64> {
+    let (each, symbols) = Shape::product(ty.shape.outer());
+    let each = each.max(1);
+    if symbols.is_empty() { each..=each } else { tokens.start() * each..=tokens.end().saturating_mul(each) }
+}
+
 /// The type that weights of a dense product are stored in.
 fn stored_dtype(dtype: DType) -> DType {
     if dtype == DType::F16 { DType::F32 } else { dtype }
@@ -93,9 +105,8 @@ fn stored_dtype(dtype: DType) -> DType {
 /// a tied embedding is gathered from, too.
 pub fn stored_dtype_of(graph: &Graph, value: ValueId) -> DType {
     let dtype = graph.ty(value).dtype;
-    let is_product_of_it = |user: ValueId| {
-        matches!(graph.op(user), Some(Op::Matmul(_))) && graph.operands(user).get(1) == Some(&value)
-    };
+    let is_product_of_it =
+        |user: ValueId| matches!(graph.op(user), Some(Op::Matmul(_))) && graph.operands(user).get(1) == Some(&value);
     if graph.values.ids().any(is_product_of_it) { stored_dtype(dtype) } else { dtype }
 }
 
@@ -110,9 +121,14 @@ pub fn dim(graph: &Graph, value: ValueId, name: &str, x_stride: i64) -> Option<E
     let size = |position: usize, axis: usize| Expr::from(&graph.ty(operands[position]).shape.0[axis]);
     let constant = |value: u64| Some(Expr::from(value));
     match (graph.op(value)?, name) {
-        (Op::TernaryMatmul(_) | Op::Matmul(_), "n") => Some(Expr::product(graph.ty(operands[0]).shape.outer())),
+        (Op::TernaryMatmul(_) | Op::Matmul(_) | Op::QuantizedMatmul(_), "n") => {
+            Some(Expr::product(graph.ty(operands[0]).shape.outer()))
+        }
         (Op::TernaryMatmul(_) | Op::Matmul(_), "k") => Some(size(1, 1)),
-        (Op::TernaryMatmul(_) | Op::Matmul(_), "m") => Some(size(1, 0)),
+        // The weights may be cut into groups; the activations never are.
+        (Op::QuantizedMatmul(_), "k") => graph.ty(operands[0]).shape.last().map(Expr::from),
+        (Op::QuantizedMatmul(_), "group") => graph.ty(operands[1]).shape.last().map(Expr::from),
+        (Op::TernaryMatmul(_) | Op::Matmul(_) | Op::QuantizedMatmul(_), "m") => Some(size(1, 0)),
         (Op::Attention(_), "n") => Some(size(0, 0)),
         (Op::Attention(_), "heads") => Some(size(0, 1)),
         (Op::Attention(_), "hd") => Some(size(0, 2)),

@@ -271,6 +271,8 @@ impl Ctx<'_, '_> {
             Op::Rope(_)
             | Op::Concat(_)
             | Op::Matmul(_)
+            | Op::QuantizedMatmul(_)
+            | Op::QuantizeGroups(_)
             | Op::TernaryMatmul(_)
             | Op::Ternarise(_)
             | Op::TernaryScale(_)
@@ -312,8 +314,11 @@ impl Ctx<'_, '_> {
         let limit = self.ty(table).shape.0[0].clone();
         let limit = self.extent(&limit);
         let buffer = self.buffer(view.base, false)?;
-        let index = Index::at(view.offset + shift * view.strides[1]).gather(id, limit, view.strides[0]);
-        Ok(self.builder.load(buffer, index.column(view.strides[1])))
+        // One column is repeated beside wider values of the group.
+        let is_single = self.ty(table).shape.0[1] == Dim::Const(1);
+        let column = if is_single { 0 } else { view.strides[1] };
+        let index = Index::at(view.offset + shift * column).gather(id, limit, view.strides[0]);
+        Ok(self.builder.load(buffer, index.column(column)))
     }
 
     fn reduction(&mut self, op: ReduceOp, x: ValueId) -> Result<ExprId, NestLowerError> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use egg::Id;
-use ir::{Dim, Shape};
+use ir::{DType, Dim, Shape};
 
 use super::movement::row;
 use super::rule::{Match, Rule, require};
@@ -34,10 +34,47 @@ pub fn rules() -> Vec<Rule> {
         .when(is_float_weight)
         .example("?w param bf16[k,d]; ?ids i32[n]"),
     ];
+    rules.extend(quantised());
     for op in ["mul", "div"] {
         rules.extend(hoist(op));
     }
     rules
+}
+
+/// Both operands are read as codes, and scales are applied to sums.
+fn quantised() -> Vec<Rule> {
+    vec![
+        // matmul-quantized-rows: int8 codes on both sides are multiplied as integers, whose sum is exact.
+        //   matmul(dequantize(x), dequantize(w))  =  quantized_matmul(x, w)      x and w in q8
+        Rule::new(
+            "matmul-quantized-rows",
+            "A matmul of int8 activations with int8 weights adds up their codes.",
+            "(matmul (dequantize ?x) (dequantize ?w))",
+            "(quantized_matmul ?x ?w)",
+        )
+        .rounding()
+        .when(are_codes)
+        .example("?x q8[n,k]; ?w q8[m,k]"),
+        // matmul-quantized-groups: the same with 4-bit codes, whose scale and minimum belong to a group of columns.
+        //   matmul(dequantize(x), reshape(dequantize(w), [m, k]))  =  quantized_matmul(x, w)      x in q8, w in q4
+        Rule::new(
+            "matmul-quantized-groups",
+            "A matmul of int8 activations with groups of 4-bit weights adds up their codes.",
+            "(matmul (dequantize ?x) (reshape (dequantize ?w) ?shape))",
+            "(quantized_matmul ?x ?w)",
+        )
+        .rounding()
+        .when(are_grouped_codes)
+        .example("?x q8[n,4]; ?w q4[m,2,2]; ?shape [m,4]"),
+    ]
+}
+
+fn are_codes(m: &mut Match<'_>) -> Option<()> {
+    require(m.ty("?x")?.dtype == DType::Q8 && m.ty("?w")?.dtype == DType::Q8)
+}
+
+fn are_grouped_codes(m: &mut Match<'_>) -> Option<()> {
+    require(m.ty("?x")?.dtype == DType::Q8 && m.ty("?w")?.dtype == DType::Q4)
 }
 
 fn is_float_weight(m: &mut Match<'_>) -> Option<()> {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use ir::entity::Id;
 use ir::graph::{Def, Graph};
-use ir::{Dim, Op, Shape, ValueId};
+use ir::{DType, Dim, Op, Shape, ValueId};
 use petgraph::algo::{has_path_connecting, toposort};
 use petgraph::graph::{DiGraph, NodeIndex};
 
@@ -70,12 +70,14 @@ pub enum ScheduleError {
 
 /// Whether a row of the kernel table computes this op.
 fn is_kernel(op: &Op) -> bool {
-    matches!(op, Op::TernaryMatmul(_) | Op::Matmul(_) | Op::Attention(_) | Op::KvAppend(_))
+    matches!(op, Op::TernaryMatmul(_) | Op::Matmul(_) | Op::QuantizedMatmul(_) | Op::Attention(_) | Op::KvAppend(_))
 }
 
-/// Whether readers of this op's result need whole rows of it, so that it must be stored.
+/// Whether readers of this op's result need whole rows of it, or what is left of a number in a narrow type, so that it must be stored.
 fn ends_nest(graph: &Graph, value: ValueId) -> bool {
-    graph.ty(value).dtype.is_row_format()
+    let dtype = graph.ty(value).dtype;
+    dtype.is_row_format()
+        || matches!(dtype, DType::F16 | DType::BF16 | DType::I8)
         || matches!(graph.op(value), Some(Op::Rope(_) | Op::Concat(_) | Op::Argmax(_)))
 }
 

@@ -46,9 +46,43 @@ impl<'a> Evaluator<'a> {
             }
             return Ok(Ok(()));
         }
+        if let Some(result) = self.write_quantised(value, write)? {
+            return Ok(result);
+        }
         let tensor = self.dense(value)?;
         let columns = tensor.dims().last().copied().unwrap_or(1);
         Ok(write(&to_bytes(&tensor.data, stored.dtype, columns)))
+    }
+
+    /// A parameter in a row format, record by record: a head may be the largest tensor of a model.
+    fn write_quantised(
+        &self,
+        value: ValueId,
+        write: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> Result<Option<std::io::Result<()>>, WeightError> {
+        let Some(Op::Quantize(_) | Op::QuantizeGroups(_)) = self.graph.op(value) else { return Ok(None) };
+        let mut source = self.graph.operands(value)[0];
+        if let Some(Op::Cast(_)) = self.graph.op(source) {
+            source = self.graph.operands(source)[0];
+        }
+        let Some(key) = as_param(self.graph, source) else { return Ok(None) };
+        let tensor = self.param(key, source)?;
+        let ty = self.graph.ty(value);
+        let k = ty.shape.last_const().unwrap_or(1) as usize;
+        let format = RowFormat::new(ty.dtype, k).expect("the op gives a row format");
+        let row_bytes = k * tensor.dtype.bytes().unwrap_or(1) as usize;
+        // Some hundred records at a time.
+        for piece in tensor.bytes.chunks(row_bytes << 8) {
+            let values: Vec<f32> = to_f64(piece, tensor.dtype).into_iter().map(|value| value as f32).collect();
+            let mut records = vec![0; piece.len() / row_bytes * format.stride()];
+            for (row, record) in values.chunks(k).zip(records.chunks_mut(format.stride())) {
+                format.encode(row, record);
+            }
+            if let Err(error) = write(&records) {
+                return Ok(Some(Err(error)));
+            }
+        }
+        Ok(Some(Ok(())))
     }
 
     /// The tensor of a parameter, checked against the type that the graph declares.

@@ -29,6 +29,46 @@ impl OpDef for Matmul {
     }
 }
 
+op! {
+    /// `out[.., j] = sum_i x[.., i] * w[j, i]` of quantised rows, over their codes: `x` is q8 `[.., k]`, `w` is q8 `[m, k]`, or q4
+    /// `[m, k / g, g]` with a scale and a minimum for each group of `g`; the result is f32 `[.., m]`.
+    ///
+    /// Sums over codes are exact in i32. With q8 weights `out = sum * scale of x * scale of w`, left to right; with q4 weights the groups
+    /// are added in f32, in the order that the kernels' documentation gives.
+    QuantizedMatmul = "quantized_matmul" (x, w) {}
+}
+
+impl OpDef for QuantizedMatmul {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
+        let [x, w] = arity(inputs)?;
+        if x.dtype != DType::Q8 {
+            return Err(TypeError::DType { input: "x", expected: "q8", found: x.dtype });
+        }
+        match (w.dtype, w.shape.dims()) {
+            (DType::Q8, _) => contraction_type(x, w, DType::F32),
+            (DType::Q4, [m, groups, group]) => {
+                let k = groups.as_const().zip(group.as_const()).map(|(groups, group)| groups.saturating_mul(group));
+                if k.is_none() || x.shape.last_const() != k {
+                    return Err(TypeError::mismatch("the contracted dimensions of `x` and `w`", &x.shape, &w.shape));
+                }
+                Ok(TensorType::new(DType::F32, x.shape.outer().iter().cloned().chain([m.clone()]).collect()))
+            }
+            (DType::Q4, _) => {
+                Err(TypeError::Rank { input: "w", expected: "3 dimensions [m, k / g, g]", found: w.shape.clone() })
+            }
+            (found, _) => Err(TypeError::DType { input: "w", expected: "q8 or q4", found }),
+        }
+    }
+
+    fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
+        let (x, w) = (inputs[0], inputs[1]);
+        let k = x.dims().last().copied().unwrap_or(0);
+        let m = w.dims()[0];
+        let row = |j: usize| &w.data[j * k..(j + 1) * k];
+        Tensor::from_rows(out, x.rows().map(|x| (0..m).map(|j| dot(x, row(j))).collect()))
+    }
+}
+
 /// The type of a contraction of the innermost axes of `x` and of the matrix `w`.
 pub(crate) fn contraction_type(x: &TensorType, w: &TensorType, out: DType) -> Result<TensorType, TypeError> {
     let (m, k) = expect_matrix("w", w)?;

@@ -169,6 +169,33 @@ impl OpDef for Quantize {
     }
 }
 
+op! {
+    /// Each group of `group` neighbouring columns as 4-bit codes with a scale and a minimum: f32 `[.., k]` becomes q4 `[.., k / group, group]`.
+    QuantizeGroups = "quantize_groups" (x) {
+        /// Columns that share a scale; divides their number.
+        group: u64,
+    }
+}
+
+impl OpDef for QuantizeGroups {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
+        let [x] = arity(inputs)?;
+        expect_f32("x", x)?;
+        match x.shape.last_const().and_then(|k| k.checked_rem(self.group).map(|rest| (k, rest))) {
+            Some((k, 0)) => {
+                let groups = [Dim::Const(k / self.group), Dim::Const(self.group)];
+                Ok(TensorType::new(DType::Q4, x.shape.outer().iter().cloned().chain(groups).collect()))
+            }
+            _ => Err(TypeError::attribute("group", self.group, "it must divide a constant innermost dimension of `x`")),
+        }
+    }
+
+    fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
+        let groups = inputs[0].data.chunks((self.group as usize).max(1));
+        Tensor::from_rows(out, groups.map(|group| through_format(DType::Q4, group)))
+    }
+}
+
 /// What is read back of a row that was stored in a row format.
 pub(crate) fn through_format(dtype: DType, row: &[f64]) -> Vec<f64> {
     let Some(format) = RowFormat::new(dtype, row.len()) else { return row.to_vec() };

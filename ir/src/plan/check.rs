@@ -107,6 +107,17 @@ pub enum PlanError {
         /// The buffer.
         buffer: BufferId,
     },
+    /// The machine that is assumed reads nothing.
+    #[error("the plan assumes a machine that reads 0 bytes a microsecond")]
+    NoReadRate,
+    /// A call that computes, and never ends at the rate assumed.
+    #[error("{place}: it has work to do, and a rate of {rate} is assumed")]
+    NoRate {
+        /// Where.
+        place: String,
+        /// The rate.
+        rate: super::Rate,
+    },
     /// Phases are not in ascending order of tokens, or there are none, or the last holds fewer than the bound of `n`.
     #[error("phases must ascend in tokens and end at the bound of `n`")]
     Phases,
@@ -148,6 +159,9 @@ pub fn check(plan: &Plan) -> Result<(), PlanErrors> {
     let bound = plan.symbols.iter().find(|symbol| symbol.name == "n").map(|symbol| symbol.max);
     if tokens.last().copied() != bound || bound.is_none() || !tokens.is_sorted_by(|left, right| left < right) {
         errors.push(PlanError::Phases);
+    }
+    if plan.machine.read_bytes_per_us == 0 {
+        errors.push(PlanError::NoReadRate);
     }
     for io in plan.inputs.iter().chain(&plan.outputs) {
         if plan.buffers.len() <= io.buffer.index() {
@@ -220,8 +234,12 @@ impl Walk<'_> {
                     if self.plan.kernels.len() <= call.kernel.index() {
                         self.errors.push(PlanError::NoKernel { place: place.clone(), kernel: call.kernel });
                     }
-                    for expr in [&call.grid, &call.moves, &call.macs].into_iter().chain(&call.dims) {
+                    for expr in [&call.grid, &call.moves].into_iter().chain(&call.dims) {
                         self.value(&place, expr, rounds);
+                    }
+                    let work = [&call.macs, &call.ops].map(|expr| self.value(&place, expr, rounds));
+                    if work.into_iter().flatten().any(|work| work != 0) && (call.rate.one == 0 || call.rate.many == 0) {
+                        self.errors.push(PlanError::NoRate { place: place.clone(), rate: call.rate });
                     }
                     // All reads of a call happen before, or in the same unit as, its writes.
                     for arg in call.args.iter().filter(|arg| arg.access != Access::Write) {

@@ -83,3 +83,72 @@ pub(crate) trait TernaryDot {
     /// The same for one block and one token, for weights that come from memory once.
     unsafe fn dot_one(w: *const u8, x: *const u8, tiles: usize, sums: &mut [i32; 16]);
 }
+
+/// Integer dot products of int8 activations with rows of int8 or 4-bit codes.
+///
+/// # Safety
+///
+/// As for [`Lanes`].
+pub(crate) trait ByteDot {
+    /// What is added to each int8 weight before it is multiplied, because the instruction wants it unsigned: the caller takes it off again
+    /// with the sum of the activations.
+    const OFFSET: i32;
+
+    /// `sums[r][t] = sum_i (w(r, i) + OFFSET) * x(t, i)`, wrapping around: `ROWS` rows of `bytes` int8, `w_stride` apart from `w` on, with
+    /// `TOKENS` rows `x_stride` apart from `x` on. `bytes` is a multiple of 16. With `FETCH`, as many bytes from `ahead` on are prefetched
+    /// as weights are read, at the same pace.
+    unsafe fn dot_q8<const ROWS: usize, const TOKENS: usize, const FETCH: bool>(
+        w: *const u8,
+        w_stride: usize,
+        x: *const u8,
+        x_stride: usize,
+        bytes: usize,
+        ahead: *const u8,
+        sums: &mut [[i32; TOKENS]; ROWS],
+    );
+
+    /// One row of 4-bit weights with `TOKENS` tokens: for each of `groups` q4 records of `group` codes (a multiple of 64) from `w` on, with
+    /// `s` its scale and `m` its minimum,
+    ///
+    /// ```text
+    /// lanes[t][l] = fma(f32(sum of code(c) * x(t, c) over the columns c of the group with c % 64 / 4 == l), s, lanes[t][l])
+    /// minima[t]   = fma(m, x_sums[g][t], minima[t])        with FIRST, and then of all 16 tokens
+    /// ```
+    ///
+    /// Each activation row has `groups * group` codes; `x_sums` has a row for each group. With `FIRST`, the weights are expected to come
+    /// from memory, and as many bytes from `ahead` on are prefetched as are read.
+    unsafe fn dot_q4<const TOKENS: usize, const FIRST: bool>(
+        w: *const u8,
+        groups: usize,
+        group: usize,
+        x: *const u8,
+        x_stride: usize,
+        x_sums: *const [f32; 16],
+        ahead: *const u8,
+        lanes: &mut [[f32; 16]; TOKENS],
+        minima: &mut [f32; 16],
+    );
+}
+
+/// Brings the cache line at `from`, which may be any address, nearer.
+#[inline(always)]
+pub(crate) fn prefetch(from: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: SSE is part of the architecture, and a prefetch is a hint that never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        // SAFETY: the instruction is part of the architecture, and a prefetch is a hint that never faults.
+        unsafe {
+            std::arch::asm!("prfm pldl1keep, [{from}]", from = in(reg) from, options(nostack, preserves_flags, readonly));
+        }
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = from;
+}
+
+/// Bytes that a stream of weights is prefetched ahead. Measured: 1 to 2 KiB gain a fifth to a third over the hardware's own prefetching.
+pub(crate) const AHEAD: usize = 1536;

@@ -6,8 +6,8 @@ use half::bf16;
 
 use crate::cpu::entries;
 use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
-use crate::cpu::generic::{dense, kv_append, ternary_f32, ternary_q8};
-use crate::cpu::lanes::{LANES, Lanes, TernaryDot};
+use crate::cpu::generic::{dense, dense_q4, dense_q8, kv_append, ternary_f32, ternary_q8};
+use crate::cpu::lanes::{ByteDot, LANES, Lanes, TernaryDot};
 use crate::math;
 
 entries! {
@@ -17,6 +17,8 @@ entries! {
     ternary_matmul_f32xt2_f32__scalar__r16 = ternary_f32::matmul::<Scalar, 2, 1>;
     dense_matmul_f32xf32_f32__scalar__r4 = dense::matmul::<Scalar, f32, 1, 1>;
     dense_matmul_f32xbf16_f32__scalar__r4 = dense::matmul::<Scalar, bf16, 1, 1>;
+    dense_matmul_q8xq8_f32__scalar__r4 = dense_q8::matmul::<Scalar, 4>;
+    dense_matmul_q8xq4_f32__scalar__r4 = dense_q4::matmul::<Scalar, 4>;
     attention_f32xf32_f32__scalar__t64 = attention::<Scalar, F32Row, F32Row, 1>;
     attention_f32xq8q4_f32__scalar__t64 = attention::<Scalar, Q8Row, Q4Row, 1>;
     attention_f32xq4_f32__scalar__t64 = attention::<Scalar, Q4Row, Q4Row, 1>;
@@ -140,6 +142,72 @@ impl TernaryDot for Scalar {
                 for col in 0..16 {
                     let code = (codes[4 * row + col % 4] >> (2 * (col / 4))) & 3;
                     *sum += i32::from(code) * i32::from(x[col]);
+                }
+            }
+        }
+    }
+}
+
+impl ByteDot for Scalar {
+    const OFFSET: i32 = 0;
+
+    unsafe fn dot_q8<const ROWS: usize, const TOKENS: usize, const FETCH: bool>(
+        w: *const u8,
+        w_stride: usize,
+        x: *const u8,
+        x_stride: usize,
+        bytes: usize,
+        _ahead: *const u8,
+        sums: &mut [[i32; TOKENS]; ROWS],
+    ) {
+        for row in 0..ROWS {
+            for token in 0..TOKENS {
+                // SAFETY: the caller has these rows, these distances apart.
+                let (w, x) = unsafe {
+                    let w = std::slice::from_raw_parts(w.add(row * w_stride).cast::<i8>(), bytes);
+                    (w, std::slice::from_raw_parts(x.add(token * x_stride).cast::<i8>(), bytes))
+                };
+                let products = w.iter().zip(x).map(|(&w, &x)| i32::from(w) * i32::from(x));
+                sums[row][token] = products.fold(0, i32::wrapping_add);
+            }
+        }
+    }
+
+    unsafe fn dot_q4<const TOKENS: usize, const FIRST: bool>(
+        w: *const u8,
+        groups: usize,
+        group: usize,
+        x: *const u8,
+        x_stride: usize,
+        x_sums: *const [f32; 16],
+        _ahead: *const u8,
+        lanes: &mut [[f32; 16]; TOKENS],
+        minima: &mut [f32; 16],
+    ) {
+        for at in 0..groups {
+            // SAFETY: the caller has a record of `group` codes and two numbers there.
+            let (codes, numbers) = unsafe {
+                let record = w.add(at * (group / 2 + 8));
+                let codes = std::slice::from_raw_parts(record, group / 2);
+                (codes, record.add(group / 2).cast::<[f32; 2]>().read_unaligned())
+            };
+            for token in 0..TOKENS {
+                // SAFETY: the caller has codes for all columns of all groups.
+                let x = unsafe { std::slice::from_raw_parts(x.add(token * x_stride + at * group).cast::<i8>(), group) };
+                let mut sums = [0_i32; 16];
+                for (col, &x) in x.iter().enumerate() {
+                    let code = (codes[col / 2] >> (4 * (col % 2))) & 15;
+                    sums[col % 64 / 4] += i32::from(code) * i32::from(x);
+                }
+                for (lane, sum) in lanes[token].iter_mut().zip(sums) {
+                    *lane = (sum as f32).mul_add(numbers[0], *lane);
+                }
+            }
+            if FIRST {
+                // SAFETY: the caller has a row of sums for each group.
+                let sums = unsafe { *x_sums.add(at) };
+                for (minimum, sum) in minima.iter_mut().zip(sums) {
+                    *minimum = numbers[1].mul_add(sum, *minimum);
                 }
             }
         }

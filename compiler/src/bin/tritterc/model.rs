@@ -7,7 +7,7 @@ use compiler::weights::Checkpoint;
 use ir::{Program, Verified};
 use models::import::SpecialIds;
 use models::spec::{KvFormat, TokenizerKind};
-use models::{BuildOptions, Naming, ParamBinding, Spec};
+use models::{BuildOptions, HeadFormat, Naming, ParamBinding, Spec};
 use tokenizer::Tokenizer;
 
 /// How to build a program from a spec.
@@ -19,6 +19,9 @@ pub(crate) struct BuildArgs {
     /// Format of the key-value cache: exact, 4 bits, or keys in 8 and values in 4 bits.
     #[arg(long, value_enum, default_value = "f32")]
     pub kv: Kv,
+    /// Format of a dense head: as the checkpoint has it, int8, or 4 bits in groups.
+    #[arg(long, value_enum, default_value = "stored")]
+    pub head: Head,
     /// The most tokens in one call: longer prompts go through in chunks.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub chunk: u32,
@@ -36,6 +39,24 @@ pub(crate) enum Kv {
     F32,
     Int4,
     K8v4,
+}
+
+/// A format of the head's weights.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Head {
+    Stored,
+    Int8,
+    Int4,
+}
+
+impl From<Head> for HeadFormat {
+    fn from(head: Head) -> HeadFormat {
+        match head {
+            Head::Stored => HeadFormat::Stored,
+            Head::Int8 => HeadFormat::Int8,
+            Head::Int4 => HeadFormat::Int4,
+        }
+    }
 }
 
 impl From<Kv> for KvFormat {
@@ -157,6 +178,7 @@ pub(crate) fn build(named: &Named, args: &BuildArgs) -> Result<Built> {
         chunk,
         logits: args.logits.min(chunk),
         kv: args.kv.into(),
+        head: args.head.into(),
         naming,
     };
     let model = models::build(spec, &options).map_err(|error| anyhow!("`{}` cannot be built: {error}", spec.name))?;

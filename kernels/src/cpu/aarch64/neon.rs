@@ -7,8 +7,8 @@ use half::bf16;
 
 use crate::cpu::entries;
 use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
-use crate::cpu::generic::{dense, ternary_f32, ternary_q8};
-use crate::cpu::lanes::{LANES, Lanes, TernaryDot};
+use crate::cpu::generic::{dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
+use crate::cpu::lanes::{ByteDot, LANES, Lanes, TernaryDot, prefetch};
 
 // Sizes of the inner steps fit the 32 registers: 4 tokens of a tile are 16 accumulators, 2 rows with a token, 1 half with 2 tokens and
 // 2 heads are 16 too.
@@ -19,6 +19,8 @@ entries! {
     ternary_matmul_f32xt2_f32__neon__r16 = ternary_f32::matmul::<Neon, 1, 2>;
     dense_matmul_f32xf32_f32__neon__r4 = dense::matmul::<Neon, f32, 2, 1>;
     dense_matmul_f32xbf16_f32__neon__r4 = dense::matmul::<Neon, bf16, 2, 1>;
+    dense_matmul_q8xq8_f32__neon__r4 = dense_q8::matmul::<Neon, 4>;
+    dense_matmul_q8xq4_f32__neon__r4 = dense_q4::matmul::<Neon, 2>;
     attention_f32xf32_f32__neon__t64 = attention::<Neon, F32Row, F32Row, 2>;
     attention_f32xq8q4_f32__neon__t64 = attention::<Neon, Q8Row, Q4Row, 2>;
     attention_f32xq4_f32__neon__t64 = attention::<Neon, Q4Row, Q4Row, 2>;
@@ -271,5 +273,117 @@ impl TernaryDot for Neon {
         // SAFETY: as the caller promises.
         unsafe { Self::dot::<1, 1>(w, 0, x, 0, tiles, &mut one) };
         *sums = one[0][0];
+    }
+}
+
+impl ByteDot for Neon {
+    const OFFSET: i32 = 0;
+
+    #[inline]
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn dot_q8<const ROWS: usize, const TOKENS: usize, const FETCH: bool>(
+        w: *const u8,
+        w_stride: usize,
+        x: *const u8,
+        x_stride: usize,
+        bytes: usize,
+        ahead: *const u8,
+        sums: &mut [[i32; TOKENS]; ROWS],
+    ) {
+        let mut acc = [[vdupq_n_s32(0); TOKENS]; ROWS];
+        let mut at = 0;
+        while at < bytes {
+            if FETCH && at.is_multiple_of(64) {
+                for row in 0..ROWS {
+                    prefetch(ahead.wrapping_add(at * ROWS + row * 64));
+                }
+            }
+            let mut codes = [vdupq_n_s32(0); TOKENS];
+            for token in 0..TOKENS {
+                // SAFETY: the caller has `bytes` bytes in each row, a multiple of 16.
+                codes[token] = vreinterpretq_s32_u8(unsafe { vld1q_u8(x.add(token * x_stride + at)) });
+            }
+            for row in 0..ROWS {
+                // SAFETY: the same.
+                let weights = unsafe { vld1q_u8(w.add(row * w_stride + at)) };
+                for token in 0..TOKENS {
+                    acc[row][token] = dot_bytes(acc[row][token], weights, codes[token]);
+                }
+            }
+            at += 16;
+        }
+        for row in 0..ROWS {
+            for token in 0..TOKENS {
+                sums[row][token] = vaddvq_s32(acc[row][token]);
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn dot_q4<const TOKENS: usize, const FIRST: bool>(
+        w: *const u8,
+        groups: usize,
+        group: usize,
+        x: *const u8,
+        x_stride: usize,
+        x_sums: *const [f32; 16],
+        ahead: *const u8,
+        lanes: &mut [[f32; 16]; TOKENS],
+        minima: &mut [f32; 16],
+    ) {
+        let mut acc = [[vdupq_n_f32(0.0); 4]; TOKENS];
+        let mut minimum = [vdupq_n_f32(0.0); 4];
+        for at_group in 0..groups {
+            let record = at_group * (group / 2 + 8);
+            let mut dots = [[vdupq_n_s32(0); 4]; TOKENS];
+            let mut at = 0;
+            while at < group {
+                if FIRST {
+                    prefetch(ahead.wrapping_add(record + at / 2));
+                }
+                for half in 0..2 {
+                    // SAFETY: the caller has a record of `group` codes there, a multiple of 64.
+                    let bytes = unsafe { vld1q_u8(w.add(record + at / 2 + 16 * half)) };
+                    let (even, odd) = (vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8::<4>(bytes));
+                    for (quarter, codes) in [vzip1q_u8(even, odd), vzip2q_u8(even, odd)].into_iter().enumerate() {
+                        let quarter = 2 * half + quarter;
+                        for token in 0..TOKENS {
+                            // SAFETY: there are as many activations.
+                            let x = unsafe { vld1q_u8(x.add(token * x_stride + at_group * group + at + 16 * quarter)) };
+                            dots[token][quarter] = dot_bytes(dots[token][quarter], codes, vreinterpretq_s32_u8(x));
+                        }
+                    }
+                }
+                at += 64;
+            }
+            // SAFETY: two numbers follow the codes; the caller has a row of sums for each group.
+            unsafe {
+                let numbers = w.add(record + group / 2);
+                let scale = vdupq_n_f32(numbers.cast::<f32>().read_unaligned());
+                let least = vdupq_n_f32(numbers.add(4).cast::<f32>().read_unaligned());
+                for quarter in 0..4 {
+                    for token in 0..TOKENS {
+                        let dot = vcvtq_f32_s32(dots[token][quarter]);
+                        acc[token][quarter] = vfmaq_f32(acc[token][quarter], dot, scale);
+                    }
+                    if FIRST {
+                        let sums = vld1q_f32(x_sums.add(at_group).cast::<f32>().add(4 * quarter));
+                        minimum[quarter] = vfmaq_f32(minimum[quarter], least, sums);
+                    }
+                }
+            }
+        }
+        for quarter in 0..4 {
+            // SAFETY: there is room for 16 numbers in each.
+            unsafe {
+                for token in 0..TOKENS {
+                    vst1q_f32(lanes[token].as_mut_ptr().add(4 * quarter), acc[token][quarter]);
+                }
+                if FIRST {
+                    vst1q_f32(minima.as_mut_ptr().add(4 * quarter), minimum[quarter]);
+                }
+            }
+        }
     }
 }

@@ -6,8 +6,8 @@ use half::bf16;
 
 use crate::cpu::entries;
 use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
-use crate::cpu::generic::{dense, ternary_f32, ternary_q8};
-use crate::cpu::lanes::{Lanes, TernaryDot};
+use crate::cpu::generic::{dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
+use crate::cpu::lanes::{ByteDot, Lanes, TernaryDot, prefetch};
 
 // Sizes of the inner steps fit the 16 registers: 4 tokens of a tile are 8 accumulators, and so are 2 rows with a token and 2 heads; half a
 // tile with 3 tokens are 12.
@@ -18,6 +18,8 @@ entries! {
     ternary_matmul_f32xt2_f32__avx2__r16 = ternary_f32::matmul::<Avx2, 1, 3>;
     dense_matmul_f32xf32_f32__avx2__r4 = dense::matmul::<Avx2, f32, 2, 1>;
     dense_matmul_f32xbf16_f32__avx2__r4 = dense::matmul::<Avx2, bf16, 2, 1>;
+    dense_matmul_q8xq8_f32__avx2__r4 = dense_q8::matmul::<Avx2, 2>;
+    dense_matmul_q8xq4_f32__avx2__r4 = dense_q4::matmul::<Avx2, 2>;
     attention_f32xf32_f32__avx2__t64 = attention::<Avx2, F32Row, F32Row, 2>;
     attention_f32xq8q4_f32__avx2__t64 = attention::<Avx2, Q8Row, Q4Row, 2>;
     attention_f32xq4_f32__avx2__t64 = attention::<Avx2, Q4Row, Q4Row, 2>;
@@ -277,5 +279,125 @@ impl TernaryDot for Avx2 {
         // SAFETY: as the caller promises.
         unsafe { Self::dot::<1, 1>(w, 0, x, 0, tiles, &mut one) };
         *sums = one[0][0];
+    }
+}
+
+impl ByteDot for Avx2 {
+    const OFFSET: i32 = 0;
+
+    /// Both operands are widened to 16 bits: with int8 on both sides, `vpmaddubsw` would saturate.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn dot_q8<const ROWS: usize, const TOKENS: usize, const FETCH: bool>(
+        w: *const u8,
+        w_stride: usize,
+        x: *const u8,
+        x_stride: usize,
+        bytes: usize,
+        ahead: *const u8,
+        sums: &mut [[i32; TOKENS]; ROWS],
+    ) {
+        let zero = _mm256_setzero_si256();
+        let mut acc = [[zero; TOKENS]; ROWS];
+        let mut at = 0;
+        while at < bytes {
+            if FETCH && at.is_multiple_of(64) {
+                for row in 0..ROWS {
+                    prefetch(ahead.wrapping_add(at * ROWS + row * 64));
+                }
+            }
+            let mut wide = [zero; TOKENS];
+            for token in 0..TOKENS {
+                // SAFETY: the caller has `bytes` bytes in each row, a multiple of 16.
+                wide[token] = unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(x.add(token * x_stride + at).cast())) };
+            }
+            for row in 0..ROWS {
+                // SAFETY: the same.
+                let weights = unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(w.add(row * w_stride + at).cast())) };
+                for token in 0..TOKENS {
+                    acc[row][token] = _mm256_add_epi32(acc[row][token], _mm256_madd_epi16(weights, wide[token]));
+                }
+            }
+            at += 16;
+        }
+        for row in 0..ROWS {
+            for token in 0..TOKENS {
+                let mut parts = [0_i32; 8];
+                // SAFETY: there is room for 8 numbers.
+                unsafe { _mm256_storeu_si256(parts.as_mut_ptr().cast(), acc[row][token]) };
+                sums[row][token] = parts.into_iter().fold(0, i32::wrapping_add);
+            }
+        }
+    }
+
+    /// As with AVX-512, 32 columns at a time. Nothing saturates: a pair of products is at most `2 * 15 * 128` in magnitude.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn dot_q4<const TOKENS: usize, const FIRST: bool>(
+        w: *const u8,
+        groups: usize,
+        group: usize,
+        x: *const u8,
+        x_stride: usize,
+        x_sums: *const [f32; 16],
+        ahead: *const u8,
+        lanes: &mut [[f32; 16]; TOKENS],
+        minima: &mut [f32; 16],
+    ) {
+        let (mask, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+        let mut acc = [[_mm256_setzero_ps(); 2]; TOKENS];
+        let mut minimum = [_mm256_setzero_ps(); 2];
+        for at_group in 0..groups {
+            let record = at_group * (group / 2 + 8);
+            let mut dots = [[_mm256_setzero_si256(); 2]; TOKENS];
+            let mut at = 0;
+            while at < group {
+                if FIRST {
+                    prefetch(ahead.wrapping_add(record + at / 2));
+                }
+                for half in 0..2 {
+                    // SAFETY: the caller has a record of `group` codes there, a multiple of 64, and as many activations.
+                    unsafe {
+                        let codes = _mm_loadu_si128(w.add(record + at / 2 + 16 * half).cast());
+                        let codes = _mm256_cvtepu8_epi16(codes);
+                        let codes = _mm256_and_si256(_mm256_or_si256(codes, _mm256_slli_epi16::<4>(codes)), mask);
+                        for token in 0..TOKENS {
+                            let x = x.add(token * x_stride + at_group * group + at + 32 * half);
+                            let pairs = _mm256_maddubs_epi16(codes, _mm256_loadu_si256(x.cast()));
+                            let fours = _mm256_madd_epi16(pairs, ones);
+                            dots[token][half] = _mm256_add_epi32(dots[token][half], fours);
+                        }
+                    }
+                }
+                at += 64;
+            }
+            // SAFETY: two numbers follow the codes; the caller has a row of sums for each group.
+            unsafe {
+                let numbers = w.add(record + group / 2);
+                let scale = _mm256_set1_ps(numbers.cast::<f32>().read_unaligned());
+                let least = _mm256_set1_ps(numbers.add(4).cast::<f32>().read_unaligned());
+                for half in 0..2 {
+                    for token in 0..TOKENS {
+                        let dot = _mm256_cvtepi32_ps(dots[token][half]);
+                        acc[token][half] = _mm256_fmadd_ps(dot, scale, acc[token][half]);
+                    }
+                    if FIRST {
+                        let sums = _mm256_loadu_ps(x_sums.add(at_group).cast::<f32>().add(8 * half));
+                        minimum[half] = _mm256_fmadd_ps(least, sums, minimum[half]);
+                    }
+                }
+            }
+        }
+        for half in 0..2 {
+            // SAFETY: there is room for 16 numbers in each.
+            unsafe {
+                for token in 0..TOKENS {
+                    _mm256_storeu_ps(lanes[token].as_mut_ptr().add(8 * half), acc[token][half]);
+                }
+                if FIRST {
+                    _mm256_storeu_ps(minima.as_mut_ptr().add(8 * half), minimum[half]);
+                }
+            }
+        }
     }
 }

@@ -1,0 +1,81 @@
+//! `lower`: what computes each group: a row of the kernel table, or a loop nest.
+//!
+//! ```text
+//! ;! target = "x86_64:avx2"             whose rows may be chosen; plain `x86_64` if this is left out
+//! ```
+//!
+//! The program is taken as it is written: the optimiser does not run.
+
+use std::ops::RangeInclusive;
+
+use anyhow::anyhow;
+use compiler::Target;
+use compiler::lower::{cpu, nest};
+use compiler::schedule::group::group;
+use compiler::schedule::{Kind as GroupKind, Schedule};
+use ir::graph::Program;
+use ir::verify::Verified;
+
+use super::{Kind, run, schedule};
+use crate::filetest::Case;
+
+/// Expects the kernels in the order in which they run.
+pub struct Lower;
+
+impl Kind for Lower {
+    fn name(&self) -> &'static str {
+        "lower"
+    }
+
+    fn options(&self) -> &'static [&'static str] {
+        &["target"]
+    }
+
+    fn run(&self, case: &Case) -> anyhow::Result<Option<String>> {
+        let program = run::program(case)?;
+        let target: Target = case.string("target")?.unwrap_or("x86_64").parse()?;
+        let mut out = String::new();
+        for schedule in schedules(&program)? {
+            for (index, group) in schedule.groups.iter().enumerate() {
+                let graph = schedule.graph;
+                let outputs = schedule::labels(graph, &group.outputs);
+                match group.kind {
+                    GroupKind::Kernel => {
+                        let row = |tokens: RangeInclusive<u64>| match cpu::choose(graph, group.values[0], &tokens, target.isa()) {
+                            Ok(desc) => desc.name.to_owned(),
+                            Err(error) => format!("refused: {error}"),
+                        };
+                        let (one, many) = (row(1..=1), row(2..=16));
+                        let rows = if one == many { one } else { format!("{one} for one token, {many} for more") };
+                        out.push_str(&format!("kernel {outputs}: {rows}\n"));
+                    }
+                    GroupKind::Nest => match nest::lower(&schedule, group, &nest_name(&schedule, index)) {
+                        Ok(lowered) => out.push_str(&lowered.nest.to_string()),
+                        Err(error) => out.push_str(&format!("nest {outputs}: refused: {error}\n")),
+                    },
+                    GroupKind::Repeat => out.push_str(&format!("repeat {outputs}\n")),
+                }
+                out.push('\n');
+            }
+        }
+        Ok(Some(out))
+    }
+}
+
+/// The schedules of all graphs.
+///
+/// # Errors
+///
+/// If there is one without: all reasons.
+pub(super) fn schedules(program: &Verified<Program>) -> anyhow::Result<Vec<Schedule<'_>>> {
+    let schedules = program.graphs.iter().map(|graph| {
+        group(graph).map_err(|errors| anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
+    });
+    schedules.collect()
+}
+
+/// What a nest is called: its graph and its outputs.
+pub(super) fn nest_name(schedule: &Schedule<'_>, group: usize) -> String {
+    let labels = schedule::labels(schedule.graph, &schedule.groups[group].outputs).replace(' ', "_");
+    format!("{}_{labels}", schedule.graph.name)
+}

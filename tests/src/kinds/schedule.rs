@@ -1,0 +1,77 @@
+//! `schedule`: which values of a program become one kernel, in which order, and which are no work at all.
+//!
+//! The program is taken as it is written: the optimiser does not run.
+
+use compiler::schedule::group::group;
+use compiler::schedule::{Kind as GroupKind, Schedule};
+use ir::graph::Def;
+use ir::{Graph, Op, ValueId};
+
+use super::{Kind, run};
+use crate::filetest::Case;
+
+/// Expects the groups of each graph, or why there are none.
+pub struct Groups;
+
+impl Kind for Groups {
+    fn name(&self) -> &'static str {
+        "schedule"
+    }
+
+    fn options(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    fn run(&self, case: &Case) -> anyhow::Result<Option<String>> {
+        let program = run::program(case)?;
+        let mut out = String::new();
+        for graph in &program.graphs {
+            out.push_str(&format!("graph @{}\n", graph.name));
+            match group(graph) {
+                Ok(schedule) => lines(&schedule).iter().for_each(|line| out.push_str(&format!("  {line}\n"))),
+                Err(errors) => errors.iter().for_each(|error| out.push_str(&format!("  refused: {error}\n"))),
+            }
+        }
+        Ok(Some(out))
+    }
+}
+
+/// The groups in order, then the values that are none: those known at weight time that a kernel reads, and views.
+fn lines(schedule: &Schedule<'_>) -> Vec<String> {
+    let graph = schedule.graph;
+    let mut lines = Vec::new();
+    for group in &schedule.groups {
+        let kind = match group.kind {
+            GroupKind::Kernel => "kernel",
+            GroupKind::Nest => "nest",
+            GroupKind::Repeat => "repeat",
+        };
+        let values = group.values.iter().map(|&value| format!("{} = {}", graph.label(value), op_name(graph, value)));
+        let values: Vec<String> = values.collect();
+        lines.push(format!("{kind:<7} {} -> {}", values.join(", "), labels(graph, &group.outputs)));
+    }
+    let live = graph.live();
+    let computed = graph.values.iter().filter(|(id, value)| {
+        live[ir::entity::Id::index(*id)] && matches!(value.def, Def::Op { .. })
+    });
+    for (id, _) in computed {
+        if schedule.views.is_weight_time(id) {
+            lines.push(format!("packed  {} = {}", graph.label(id), op_name(graph, id)));
+        } else if schedule.views.is_view(id) {
+            let view = schedule.views.resolve(id);
+            let strides: Vec<String> = view.strides.iter().map(ToString::to_string).collect();
+            let (base, offset) = (graph.label(view.base), view.offset);
+            lines.push(format!("view    {} = {base} at {offset}, strides {}", graph.label(id), strides.join(" ")));
+        }
+    }
+    lines
+}
+
+fn op_name(graph: &Graph, value: ValueId) -> &'static str {
+    graph.op(value).map_or("value", Op::name)
+}
+
+/// The names of values, in order.
+pub(super) fn labels(graph: &Graph, values: &[ValueId]) -> String {
+    values.iter().map(|&value| graph.label(value)).collect::<Vec<_>>().join(" ")
+}
