@@ -6,10 +6,8 @@
 //! sum that cancels, or a value that is about to round to another integer, is given the room that it needs, and no other is. Between targets
 //! there is no room: all bits are the same.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
-use compiler::weights::{RandomWeights, SourceTensor, WeightError, WeightSource};
 use compiler::{CompileError, Target};
 use ir::entity::Id;
 use ir::graph::{Def, Graph, SymbolDecl};
@@ -18,43 +16,17 @@ use ir::op::elementwise::{Abs, Cast, Mul};
 use ir::op::gather::Gather;
 use ir::op::movement::{Broadcast, Concat, Permute, Reshape};
 use ir::op::ternary::{Dequantize, Unpack};
-use ir::packing::TernaryLayout;
 use ir::reference::{Evaluator, Tensor};
 use ir::{Builder, DType, Dim, Op, Program, Shape, Symbol, TensorType, ValueId, Verified};
 use models::spec::KvFormat;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, RngSeed, TestRng, TestRunner};
 use runtime::{Session, Token};
-use tritter_tests::compare::bounded;
+use tritter_tests::compare::{argmax_agreement, bounded, relative_l2};
+use tritter_tests::fixture::random_ids;
+use tritter_tests::given::Given;
 use tritter_tests::random::{self, CONTEXT, MAX_TOKENS, Numbers, Recipe, SEQUENCES, recipes};
 use tritter_tests::session::{self, Build, Model, reference_inputs, targets};
-
-/// Weights that the test has as numbers.
-struct Given<'a>(&'a HashMap<String, Tensor>);
-
-impl WeightSource for Given<'_> {
-    fn tensor(&self, key: &str) -> Result<SourceTensor<'_>, WeightError> {
-        let tensor = self.0.get(key).ok_or_else(|| WeightError::Unbound { key: key.to_owned() })?;
-        let dims: Vec<u64> = tensor.dims().iter().map(|&dim| dim as u64).collect();
-        let values = tensor.data.iter();
-        let layout = TernaryLayout::RowMajor4;
-        let bytes = match tensor.ty.dtype {
-            DType::F32 => values.flat_map(|&value| (value as f32).to_le_bytes()).collect(),
-            DType::F16 => values.flat_map(|&value| half::f16::from_f64(value).to_le_bytes()).collect(),
-            DType::BF16 => values.flat_map(|&value| half::bf16::from_f64(value).to_le_bytes()).collect(),
-            DType::I32 => values.flat_map(|&value| (value as i32).to_le_bytes()).collect(),
-            DType::I8 => values.map(|&value| value as i8 as u8).collect(),
-            DType::T2 => layout.encode(&values.map(|&value| value as i8).collect::<Vec<_>>(), dims[0], dims[1]),
-            DType::Q8 | DType::Q4 => unreachable!("parameters are plain numbers"),
-        };
-        let layout = (tensor.ty.dtype == DType::T2).then_some(layout);
-        Ok(SourceTensor { dtype: tensor.ty.dtype, dims, layout, bytes: Cow::Owned(bytes) })
-    }
-
-    fn check(&self, key: &str) -> Result<(), WeightError> {
-        self.tensor(key).map(|_| ())
-    }
-}
 
 /// Tokens of this call.
 fn n() -> Dim {
@@ -459,4 +431,59 @@ fn random_programs_compute_what_they_mean() {
     }
     result.unwrap_or_else(|error| panic!("{error}"));
     assert!(cases <= 3 * agree, "too few programs are compared");
+}
+
+/// Whole layers with grouped heads, in every format of the caches.
+#[test]
+fn layers_compute_what_they_mean() {
+    let model = Model::shipped("tiny").unwrap();
+    for kv in [KvFormat::F32, KvFormat::Int4, KvFormat::K8v4] {
+        let (length, chunk) = (21, 20);
+        let build = Build { kv, chunk, ..Build::new(40) };
+        let built = model.build(&build).unwrap();
+        let parameters = given_parameters(&built.program);
+        let ids = random_ids(model.spec.vocab.into(), length, 3);
+        let mut evaluator = Evaluator::new(&built.program, &parameters);
+        let mut expected = Vec::new();
+        for (call, ids) in ids.chunks(chunk as usize).enumerate() {
+            let inputs = reference_inputs(ids, call * chunk as usize);
+            expected.extend(evaluator.run(&inputs).unwrap().remove(0).data);
+        }
+        for optimise in [false, true] {
+            let mut first: Option<Vec<f32>> = None;
+            for target in targets() {
+                let build = Build { optimise, ..build.on(&target) };
+                let compiled = session::compile(built.program.clone(), &build).unwrap();
+                let directory = session::write(&compiled, &Given(&parameters)).unwrap();
+                let mut session = session::session(directory.path(), 2).unwrap();
+                let logits = session::logits(&mut session, 0, &ids, chunk as usize).unwrap();
+                let what = format!("{} for {target}, optimised: {optimise}", kv.name());
+                assert_eq!(first.get_or_insert_with(|| logits.clone()), &logits, "{what}");
+                let actual: Vec<f64> = logits.iter().map(|&logit| logit.into()).collect();
+                // As for whole models: an activation that rounds to the other code moves a row by about a percent.
+                let error = relative_l2(&expected, &actual);
+                assert!(error <= 0.02, "{what}: relative error {error}");
+                let agreement = argmax_agreement(&expected, &actual, session.vocab());
+                assert!(0.98 <= agreement || ids.len() as f64 * (1.0 - agreement) < 1.5, "{what}: {agreement}");
+            }
+        }
+    }
+}
+
+/// Parameters of a model without a checkpoint: norms about 1, the rest about 0, scales such that activations keep their size.
+fn given_parameters(program: &Verified<Program>) -> HashMap<String, Tensor> {
+    let mut parameters = random::parameters(program, 11);
+    for (key, tensor) in &mut parameters {
+        let is_norm = key.contains("norm");
+        let is_scale = key.ends_with("scale");
+        for value in &mut tensor.data {
+            *value = match tensor.ty.dtype {
+                DType::T2 => *value,
+                _ if is_norm => 1.0 + *value / 8.0,
+                _ if is_scale => 0.25,
+                _ => *value / 4.0,
+            };
+        }
+    }
+    parameters
 }

@@ -142,19 +142,26 @@ fn results_do_not_hang_on_the_guesses_of_the_cost_model() {
         let source = model(name);
         let base = target();
         let (expected, _) = optimise(&source, &base, &Options::all()).unwrap();
-        let rates: [fn(&mut Machine) -> &mut f64; 6] = [
-            |machine| &mut machine.read_gb_per_s,
-            |machine| &mut machine.int8_gmac_per_s,
-            |machine| &mut machine.f32_gmac_per_s,
-            |machine| &mut machine.f32_gflop_per_s,
-            |machine| &mut machine.launch_us,
-            |machine| &mut machine.barrier_us,
+        let products = |machine: &mut Machine, factor: f64, is_ternary: bool| {
+            for rate in &mut machine.products {
+                if (rate.weights == DType::T2) == is_ternary {
+                    rate.one *= factor;
+                    rate.many *= factor;
+                }
+            }
+        };
+        let rates: [&dyn Fn(&mut Machine, f64); 5] = [
+            &|machine, factor| machine.read_gb_per_s *= factor,
+            &|machine, factor| products(machine, factor, true),
+            &|machine, factor| products(machine, factor, false),
+            &|machine, factor| machine.f32_gflop_per_s *= factor,
+            &|machine, factor| machine.step_us *= factor,
         ];
         for rate in 0..rates.len() {
             for factor in [0.5, 1.5] {
-                let mut machine = base.machine;
-                *rates[rate](&mut machine) *= factor;
-                *rates[(rate + 1) % rates.len()](&mut machine) *= 2.0 - factor;
+                let mut machine = base.machine.clone();
+                rates[rate](&mut machine, factor);
+                rates[(rate + 1) % rates.len()](&mut machine, 2.0 - factor);
                 let (found, _) = optimise(&source, &base.clone().with_machine(machine), &Options::all()).unwrap();
                 assert_eq!(ir::text::print(&found), ir::text::print(&expected), "{name}: rate {rate} times {factor}");
             }

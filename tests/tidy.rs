@@ -2,9 +2,13 @@
 //!
 //! Each test lists all that it finds wrong. `cargo test -p tritter-tests --test tidy -- --nocapture` prints the lines of code of each crate.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use compiler::rewrite;
+use kernels::{Family, KernelName};
+use tritter_tests::filetest::Case;
+use tritter_tests::kinds::{self, KINDS};
 use tritter_tests::source::{code_of, find_word};
 use tritter_tests::{files_below, workspace};
 
@@ -56,10 +60,10 @@ const UNSAFE_IN: &[&str] = &[
     "runtime/src/artifact.rs",
     "compiler/src/weights.rs",
     "compiler/src/weights/",
-    // Tests that call machine code.
+    // Tests and benchmarks that call machine code.
     "kernels/tests/conformance.rs",
+    "kernels/benches/kernels.rs",
     "compiler/tests/nest_support/mod.rs",
-    "tests/kernels.rs",
 ];
 
 /// Where types may be serialised: the plan and the model spec are formats, all else is not.
@@ -79,9 +83,9 @@ impl Source {
         places.iter().any(|place| self.path == *place || place.ends_with('/') && self.path.starts_with(place))
     }
 
-    /// Whether it belongs to the tests: a crate's `tests/` folder, or the tests package.
+    /// Whether it belongs to the tests: a crate's folders `tests/` and `benches/`, or the tests package.
     fn is_test(&self) -> bool {
-        self.path.starts_with("tests/") || self.path.contains("/tests/")
+        self.path.starts_with("tests/") || self.path.contains("/tests/") || self.path.contains("/benches/")
     }
 
     fn is_binary(&self) -> bool {
@@ -395,6 +399,155 @@ fn trees_are_read_as_they_are_drawn() {
     assert_eq!(paths, ["ir/", "ir/src/op.rs", "ir/src/shape.rs", "ir/src/text.rs", "Cargo.toml"]);
     assert!(paths.iter().all(|path| exists(path)));
     assert!(exists("ir/src/*.rs") && !exists("ir/src/*.cu"));
+}
+
+/// In prose, too: what stands between backticks and reads like the path of a file or a folder.
+#[test]
+fn the_readme_names_paths_that_exist() {
+    let path = workspace().join("README.md");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut found = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        for quoted in line.split('`').skip(1).step_by(2) {
+            let is_path = quoted.contains('/') && [".rs", ".ron", ".toml", "/"].iter().any(|end| quoted.ends_with(end));
+            let is_pattern = quoted.contains(['<', ' ', '*']) || quoted.starts_with("bin/");
+            if is_path && !is_pattern && !exists(quoted) {
+                found.push(format!("README.md:{}: there is no `{quoted}`", index + 1));
+            }
+        }
+    }
+    nothing_in(found);
+}
+
+/// All filetests that can be read; those that cannot are errors of the test program that runs them.
+fn filetests() -> Vec<Case> {
+    let root = workspace().join("tests/filetests");
+    let paths = files_below(&root, "tri").expect("the folder can be read");
+    paths.iter().filter_map(|path| Case::read(&root, path).ok()).collect()
+}
+
+/// A rule `fold-add` has a file `rewrite/<family>/fold-add.tri` that says it must fire.
+#[test]
+fn every_rule_has_a_sentence_and_a_filetest() {
+    let cases = filetests();
+    let tested = |rule: &str| {
+        cases.iter().any(|case| {
+            let is_its_file = case.name.starts_with("rewrite/") && case.name.ends_with(&format!("/{rule}"));
+            is_its_file && kinds::rewrite::expected_rules(case).is_ok_and(|rules| rules.contains(&rule))
+        })
+    };
+    let mut found = Vec::new();
+    for rule in rewrite::rules() {
+        if !rule.sentence.ends_with('.') || rule.sentence.split_whitespace().count() < 3 {
+            found.push(format!("rule `{}`: `{}` is no sentence", rule.name, rule.sentence));
+        }
+        if !tested(&rule.name) {
+            found.push(format!(
+                "rule `{0}`: there is no tests/filetests/rewrite/<family>/{0}.tri with `expect = [\"{0}\"]`",
+                rule.name
+            ));
+        }
+    }
+    nothing_in(found);
+}
+
+/// The folder of a filetest of this kind is that of a family of rules, and a file called like a rule tests that rule.
+#[test]
+fn filetests_of_rules_lie_in_their_family() {
+    let families: BTreeSet<String> = files_below(&workspace().join("compiler/src/rewrite"), "rs")
+        .expect("the folder can be read")
+        .iter()
+        .filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned()))
+        .collect();
+    let mut found = Vec::new();
+    for case in filetests() {
+        let Some(name) = case.name.strip_prefix("rewrite/") else { continue };
+        let folder = name.split('/').next().unwrap_or_default();
+        if !families.contains(folder) {
+            found.push(format!("{}: there is no family `{folder}`", case.name));
+        }
+        let stem = name.rsplit('/').next().unwrap_or_default();
+        let is_hyphenated = stem.contains('-');
+        if is_hyphenated && !rewrite::rules().iter().any(|rule| rule.name == stem) {
+            found.push(format!("{}: there is no rule `{stem}` any more", case.name));
+        }
+    }
+    nothing_in(found);
+}
+
+#[test]
+fn every_stage_of_the_optimiser_is_tested_alone() {
+    let cases = filetests();
+    let is_tested =
+        |stage: &str| cases.iter().any(|case| case.strings("stage").is_ok_and(|stages| stages == [stage]));
+    let untested = rewrite::STAGES.iter().filter(|stage| !is_tested(stage.name));
+    nothing_in(untested.map(|stage| format!("stage `{}` has no filetest of its own", stage.name)).collect());
+}
+
+/// The kinds of filetests that show what a pass of `pipeline.rs` does.
+const PASSES: &[(&str, &[&str])] =
+    &[("optimise", &["rewrite"]), ("plan", &["schedule", "lower", "plan"]), ("code", &["emit"]), ("check", &["plan"])];
+
+#[test]
+fn every_pass_has_filetests() {
+    let path = workspace().join("compiler/src/pipeline.rs");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let passes: Vec<&str> =
+        text.split(".time(\"").skip(1).map(|rest| rest.split('"').next().unwrap_or_default()).collect();
+    assert!(!passes.is_empty(), "pipeline.rs times no passes");
+    let cases = filetests();
+    let mut found = Vec::new();
+    for pass in passes {
+        match PASSES.iter().find(|(name, _)| *name == pass) {
+            None => found.push(format!("pass `{pass}`: tidy.rs does not say which filetests are its own")),
+            Some((_, kinds)) => {
+                let missing = kinds.iter().filter(|kind| !cases.iter().any(|case| case.has_kind(kind)));
+                found.extend(missing.map(|kind| format!("pass `{pass}`: no filetest is of the kind `{kind}`")));
+            }
+        }
+    }
+    nothing_in(found);
+}
+
+#[test]
+fn every_kind_has_filetests() {
+    let cases = filetests();
+    let has_tests = |kind: &str| cases.iter().any(|case| case.name.starts_with(&format!("{kind}/")));
+    let without = KINDS.iter().filter(|kind| !has_tests(kind.name()));
+    nothing_in(without.map(|kind| format!("kind `{}` has no files", kind.name())).collect());
+}
+
+/// A name says what a row says, and the conformance test knows the row's family.
+#[test]
+fn every_kernel_row_has_a_name_that_parses() {
+    let mut found = Vec::new();
+    let mut names = BTreeSet::new();
+    for row in kernels::TABLE {
+        if !names.insert(row.name) {
+            found.push(format!("{}: two rows have this name", row.name));
+        }
+        match row.name.parse::<KernelName>() {
+            Err(error) => found.push(error.to_string()),
+            Ok(name) => {
+                let agrees = name.to_string() == row.name && name.isa == row.requires.isa && name.output == row.output;
+                if !agrees {
+                    found.push(format!("{}: the name says something else than the row", row.name));
+                }
+            }
+        }
+        if !kernels::find(row.name).is_some_and(|other| std::ptr::eq(other, row)) {
+            found.push(format!("{}: it is not found by its name", row.name));
+        }
+    }
+    let conformance = workspace().join("kernels/tests/conformance.rs");
+    let text = std::fs::read_to_string(&conformance).unwrap_or_else(|error| panic!("{}: {error}", conformance.display()));
+    let families: BTreeSet<Family> = kernels::TABLE.iter().map(|row| row.family).collect();
+    for family in families {
+        if !text.contains(&format!("Family::{family:?}")) {
+            found.push(format!("kernels/tests/conformance.rs does not test Family::{family:?}"));
+        }
+    }
+    nothing_in(found);
 }
 
 /// A golden file is one that some test names, by its name or by that of its case; a snapshot one whose test still has it.

@@ -26,7 +26,9 @@ pub enum ArtifactError {
     #[error("the weights cannot be packed:\n{0}")]
     Weights(WriteWeightsError),
     /// Something that is no artifact stands where the artifact is to be.
-    #[error("{path} exists and is no artifact; remove it, or choose another directory with -o")]
+    #[error(
+        "{path} exists and is no artifact, or holds other files too; remove it, or choose another directory with -o"
+    )]
     Occupied {
         /// The directory.
         path: PathBuf,
@@ -105,10 +107,15 @@ pub fn write(
     Ok(parts.iter().map(|part| part.bytes).sum::<u64>() + text.len() as u64)
 }
 
-/// An artifact may be replaced, and so may an empty directory.
+/// An artifact may be replaced, and so may an empty directory; one that holds a file of somebody else's may not, for it would be lost.
 fn is_replaceable(directory: &Path) -> bool {
+    const OWN: [&str; 6] =
+        [manifest::MANIFEST, manifest::PLAN, manifest::CODE, manifest::WEIGHTS, manifest::TOKENIZER, manifest::REPORT];
+    let is_own =
+        |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|entry| OWN.iter().any(|own| entry.file_name() == *own));
     let is_empty = || fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none());
-    directory.join(manifest::MANIFEST).is_file() || is_empty()
+    let is_artifact = directory.join(manifest::MANIFEST).is_file();
+    is_empty() || (is_artifact && fs::read_dir(directory).is_ok_and(|mut entries| entries.all(is_own)))
 }
 
 fn move_into_place(temporary: tempfile::TempDir, directory: &Path) -> io::Result<()> {

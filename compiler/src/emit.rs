@@ -13,6 +13,7 @@
 //! The caller promises that each base pointer is valid for all that the nest touches, and that `0 <= begin <= end <=` the nest's units.
 
 pub mod plan;
+pub mod work;
 pub mod clif;
 pub mod code;
 mod lanes;

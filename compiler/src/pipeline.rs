@@ -62,6 +62,7 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
     let plan_options = PlanOptions {
         target: target.to_string(),
         isa: target.isa(),
+        machine: target.machine.clone(),
         context: options.context,
         sequences: options.sequences,
     };
@@ -90,7 +91,7 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
     stages.time("check", || ir::plan::check(&plan))?;
     stages.dump("plan.ron", || plan.to_ron());
 
-    let report = Report::new(&plan, &weights, rewriting, std::mem::take(&mut stages.times));
+    let report = Report::new(&plan, &target.machine, &weights, rewriting, std::mem::take(&mut stages.times));
     stages.dump("report.txt", || report.to_string());
     Ok(Compiled { program, plan, code, weights, report, dumps: stages.dumps })
 }

@@ -8,6 +8,7 @@ use ir::entity::Id;
 use ir::plan::{Plan, Role, Step};
 
 use crate::rewrite;
+use crate::target::Machine;
 use crate::weights::WeightPlan;
 
 /// One stage in readable form.
@@ -26,6 +27,8 @@ pub struct Report {
     pub model: String,
     /// The target.
     pub target: String,
+    /// How fast the machine was taken to be.
+    pub machine: Machine,
     /// What the optimiser did.
     pub rewriting: rewrite::Report,
     /// Bytes by what they are for.
@@ -62,6 +65,7 @@ impl Report {
     /// The report on a plan.
     pub fn new(
         plan: &Plan,
+        machine: &Machine,
         weights: &WeightPlan,
         rewriting: rewrite::Report,
         times: Vec<(&'static str, Duration)>,
@@ -82,7 +86,15 @@ impl Report {
             (phase.name.clone(), phase.max_tokens, calls)
         });
         let phases = phases.collect();
-        Self { model: plan.model.clone(), target: plan.target.clone(), rewriting, memory, phases, times }
+        Self {
+            model: plan.model.clone(),
+            target: plan.target.clone(),
+            machine: machine.clone(),
+            rewriting,
+            memory,
+            phases,
+            times,
+        }
     }
 }
 
@@ -112,6 +124,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "model    {}", self.model)?;
         writeln!(f, "target   {}", self.target)?;
+        writeln!(f, "machine  {}", self.machine)?;
         writeln!(f)?;
         let Memory { weights, states, io, scratch, .. } = self.memory;
         writeln!(f, "memory   {} in all", human_bytes(self.memory.peak()))?;

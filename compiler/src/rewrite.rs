@@ -209,7 +209,7 @@ pub fn optimise(
     options: &Options,
 ) -> Result<(Verified<Program>, Report), RewriteError> {
     check_stages(options)?;
-    let model = CostModel::new(target.machine);
+    let model = CostModel::new(target.machine.clone());
     let mut graphs = Vec::new();
     let mut reports = Vec::new();
     for graph in &program.graphs {

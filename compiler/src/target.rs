@@ -4,10 +4,14 @@
 //! nothing downstream knows the word: the plan names a concrete target. The [`Machine`] is what the cost model weighs bytes against
 //! operations with. It steers choices between equal programs, never what they compute.
 
+pub mod machine;
+
 use std::fmt;
 use std::str::FromStr;
 
 use kernels::{Arch, Isa};
+
+pub use machine::{Machine, ProductRate, TuningMismatch};
 
 /// A CPU to compile for.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,6 +63,16 @@ impl Target {
         Self { machine, ..self }
     }
 
+    /// The same target on the machine of a tuning file.
+    ///
+    /// # Errors
+    ///
+    /// If the file was measured for another target or with other kernels; every disagreement is named.
+    pub fn with_tuning(self, tuning: &ir::plan::Tuning) -> Result<Self, TuningMismatch> {
+        let machine = Machine::from_tuning(&self, tuning)?;
+        Ok(self.with_machine(machine))
+    }
+
     /// The best that the running CPU has.
     pub fn native() -> Self {
         let isa = Isa::best_available();
@@ -107,47 +121,6 @@ impl FromStr for Target {
         };
         let arch = [Arch::X86_64, Arch::Aarch64].into_iter().find(|known| known.name() == arch);
         Target::new(arch.ok_or_else(unknown)?, isa)
-    }
-}
-
-/// What the cost model knows of a machine. Every number is a rate that can be measured and put in its place.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Machine {
-    /// Gigabytes a second that all threads together read from memory.
-    pub read_gb_per_s: f64,
-    /// 10^9 multiplications of int8 by ternary, added up, a second and thread.
-    pub int8_gmac_per_s: f64,
-    /// 10^9 multiplications of f32 by weights of any type, added up, a second and thread.
-    pub f32_gmac_per_s: f64,
-    /// 10^9 plain elementwise operations on f32 a second and thread.
-    pub f32_gflop_per_s: f64,
-    /// Microseconds to start one step.
-    pub launch_us: f64,
-    /// Microseconds until all threads have met after a step.
-    pub barrier_us: f64,
-    /// Threads that work.
-    pub threads: u32,
-}
-
-impl Machine {
-    /// What is assumed before anything is measured: all numbers here are **guesses**, for a desktop of four cores with two channels of
-    /// memory. Nothing but the choice between equal programs hangs on them.
-    pub fn guess(isa: Isa) -> Self {
-        let (int8_gmac_per_s, f32_gmac_per_s, f32_gflop_per_s) = match isa {
-            Isa::Scalar => (4.0, 1.0, 1.0),
-            Isa::Avx2 => (60.0, 15.0, 12.0),
-            Isa::Avx512Vnni => (200.0, 30.0, 20.0),
-            Isa::Neon => (60.0, 12.0, 8.0),
-        };
-        Self {
-            read_gb_per_s: 20.0,
-            int8_gmac_per_s,
-            f32_gmac_per_s,
-            f32_gflop_per_s,
-            launch_us: 0.5,
-            barrier_us: 1.5,
-            threads: 4,
-        }
     }
 }
 

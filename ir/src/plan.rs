@@ -455,7 +455,10 @@ impl Plan {
         let (bytes, compute) = match step {
             Step::Call(call) => {
                 let work = value(&call.macs).saturating_add(value(&call.ops));
-                (value(&call.moves), call.rate.nanoseconds(work, lookup("n").unwrap_or(1)))
+                // A head computes as many rows as are wanted, whatever the tokens.
+                let has = |symbol: &str| call.macs.symbols().any(|other| other == symbol);
+                let tokens = lookup(if has("m") && !has("n") { "m" } else { "n" });
+                (value(&call.moves), call.rate.nanoseconds(work, tokens.unwrap_or(1)))
             }
             Step::Copy { bytes, .. } => (value(bytes).saturating_mul(2), 0),
             Step::Repeat { .. } => return 0,

@@ -14,7 +14,8 @@
 //! <op>_<operands>_<out>__<isa>__<tile>
 //!
 //! op        snake case; says the family, and for ternary matmuls whether one token (gemv) or any number (gemm)
-//! operands  dtypes joined by `x`: activations first, then weights, or K and V; `q8q4` is K in q8 and V in q4, a single one is both
+//! operands  dtypes joined by `x`: activations first, then weights, or K and V; `q8q4` is K in q8 and V in q4, a single one is both;
+//!           `t2` are ternary weights of 2 bits (tile16), `t2b3` of 1.6 bits (five in a byte, in base 3: tile16_base3)
 //! out       dtype of what is written
 //! isa       scalar, avx2, avx512vnni, neon
 //! tile      letters and numbers of what one inner step covers: r = rows of the weights, t = tokens or keys

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use ir::DType;
+use ir::packing::TernaryLayout;
 
 use crate::desc::Isa;
 use crate::error::KernelError;
@@ -15,6 +16,8 @@ pub struct KernelName {
     pub op: String,
     /// The dtypes of each operand; a pair (K and V) has two.
     pub operands: Vec<Vec<DType>>,
+    /// How ternary operands are packed: `t2` is [`TernaryLayout::Tile16`], `t2b3` [`TernaryLayout::Tile16Base3`].
+    pub layout: Option<TernaryLayout>,
     /// The dtype of what is written.
     pub output: DType,
     /// The CPU features.
@@ -50,23 +53,40 @@ impl FromStr for KernelName {
         if !op.split('_').all(is_word) {
             return Err(bad(format!("the op `{op}` is not in snake case")));
         }
-        let operands: Option<Vec<_>> = operands.split('x').map(parse_dtypes).collect();
+        let mut layout = None;
+        let mut parse = |text: &str| match text {
+            BASE_3 => {
+                layout = Some(TernaryLayout::Tile16Base3);
+                Some(vec![DType::T2])
+            }
+            _ => parse_dtypes(text),
+        };
+        let operands: Option<Vec<_>> = operands.split('x').map(&mut parse).collect();
         let operands = operands.ok_or_else(|| bad("an operand is no dtype".to_owned()))?;
+        if layout.is_none() && operands.concat().contains(&DType::T2) {
+            layout = Some(TernaryLayout::Tile16);
+        }
         let output = output.parse().map_err(|()| bad(format!("the output `{output}` is no dtype")))?;
         let isa = isa.parse().map_err(|()| bad(format!("`{isa}` is no ISA")))?;
         let tile = parse_tile(tile).ok_or_else(|| bad(format!("`{tile}` is no tile, such as r16 or r4t8")))?;
-        Ok(Self { op: op.to_owned(), operands, output, isa, tile })
+        Ok(Self { op: op.to_owned(), operands, layout, output, isa, tile })
     }
 }
 
 impl fmt::Display for KernelName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let operands: Vec<String> =
-            self.operands.iter().map(|dtypes| dtypes.iter().map(|dtype| dtype.name()).collect()).collect();
+        let word = |dtype: &DType| match (dtype, self.layout) {
+            (DType::T2, Some(TernaryLayout::Tile16Base3)) => BASE_3,
+            (dtype, _) => dtype.name(),
+        };
+        let operands: Vec<String> = self.operands.iter().map(|dtypes| dtypes.iter().map(word).collect()).collect();
         write!(f, "{}_{}_{}__{}__", self.op, operands.join("x"), self.output, self.isa)?;
         self.tile.iter().try_for_each(|(letter, count)| write!(f, "{letter}{count}"))
     }
 }
+
+/// The operand of ternary weights with five codes a byte.
+const BASE_3: &str = "t2b3";
 
 /// One or more dtypes without anything between them. No dtype's name starts with that of another.
 fn parse_dtypes(text: &str) -> Option<Vec<DType>> {
@@ -110,6 +130,15 @@ mod tests {
     }
 
     #[test]
+    fn packings_have_names_of_their_own() {
+        for (text, layout) in [("t2", TernaryLayout::Tile16), ("t2b3", TernaryLayout::Tile16Base3)] {
+            let name: KernelName = format!("ternary_gemv_q8x{text}_f32__neon__r16").parse().unwrap();
+            assert_eq!((name.layout, name.dtypes().as_slice()), (Some(layout), &[DType::Q8, DType::T2][..]));
+            assert_eq!(name.to_string(), format!("ternary_gemv_q8x{text}_f32__neon__r16"));
+        }
+    }
+
+    #[test]
     fn what_breaks_the_grammar_is_refused() {
         for name in [
             "",
@@ -120,6 +149,8 @@ mod tests {
             "Gemv_q8xt2_f32__avx2__r16",
             "gemv_q9xt2_f32__avx2__r16",
             "gemv_q8x_f32__avx2__r16",
+            "gemv_q8xt2b4_f32__avx2__r16",
+            "gemv_q8xq8b3_f32__avx2__r16",
             "gemv_q8xt2_f33__avx2__r16",
             "gemv_q8xt2_f32__sse9__r16",
             "gemv_q8xt2_f32__avx2__16",

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use ir::DType;
 use ir::DType::{BF16, F32, Q4, Q8, T2};
-use ir::packing::TernaryLayout::Tile16;
+use ir::packing::TernaryLayout::{Tile16, Tile16Base3};
 
 use crate::desc::{Access, Arg, CpuKernel, Family, Grid, Isa, KernelDesc, Requires, Signature};
 
@@ -23,7 +23,7 @@ const fn write(name: &'static str) -> Arg {
     Arg { name, access: Access::Write }
 }
 
-/// `x`: q8 records `[n]` of `k` or f32 `[n, k]`; `w`: `Tile16` `[m, k]`; `scale`: f32 `[m]`; `out`: f32 `[n, m]`.
+/// `x`: q8 records `[n]` of `k` or f32 `[n, k]`; `w`: `[m, k]` in the layout of the row; `scale`: f32 `[m]`; `out`: f32 `[n, m]`.
 static TERNARY_MATMUL: Signature = Signature {
     args: &[read("x"), read("w"), read("scale"), write("out")],
     dims: &["n", "k", "m"],
@@ -121,6 +121,14 @@ pub static TABLE: &[KernelDesc] = &[
     row!(avx2::ternary_gemm_q8xt2_f32__avx2__r16, Avx2, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), ANY),
     row!(avx512_vnni::ternary_gemm_q8xt2_f32__avx512vnni__r16, Avx512Vnni, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), ANY),
     row!(neon::ternary_gemm_q8xt2_f32__neon__r16, Neon, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), ANY),
+    row!(scalar::ternary_gemv_q8xt2b3_f32__scalar__r16, Scalar, TernaryMatmul, [Q8, T2] => F32, Some(Tile16Base3), 1..=1),
+    row!(avx2::ternary_gemv_q8xt2b3_f32__avx2__r16, Avx2, TernaryMatmul, [Q8, T2] => F32, Some(Tile16Base3), 1..=1),
+    row!(avx512_vnni::ternary_gemv_q8xt2b3_f32__avx512vnni__r16, Avx512Vnni, TernaryMatmul, [Q8, T2] => F32, Some(Tile16Base3), 1..=1),
+    row!(neon::ternary_gemv_q8xt2b3_f32__neon__r16, Neon, TernaryMatmul, [Q8, T2] => F32, Some(Tile16Base3), 1..=1),
+    row!(scalar::ternary_gemm_q8xt2b3_f32__scalar__r16, Scalar, TernaryMatmul, [Q8, T2] => F32, Some(Tile16Base3), ANY),
+    row!(avx2::ternary_gemm_q8xt2b3_f32__avx2__r16, Avx2, TernaryMatmul, [Q8, T2] => F32, Some(Tile16Base3), ANY),
+    row!(avx512_vnni::ternary_gemm_q8xt2b3_f32__avx512vnni__r16, Avx512Vnni, TernaryMatmul, [Q8, T2] => F32, Some(Tile16Base3), ANY),
+    row!(neon::ternary_gemm_q8xt2b3_f32__neon__r16, Neon, TernaryMatmul, [Q8, T2] => F32, Some(Tile16Base3), ANY),
     row!(scalar::ternary_matmul_f32xt2_f32__scalar__r16, Scalar, TernaryMatmul, [F32, T2] => F32, Some(Tile16), ANY),
     row!(avx2::ternary_matmul_f32xt2_f32__avx2__r16, Avx2, TernaryMatmul, [F32, T2] => F32, Some(Tile16), ANY),
     row!(avx512_vnni::ternary_matmul_f32xt2_f32__avx512vnni__r16, Avx512Vnni, TernaryMatmul, [F32, T2] => F32, Some(Tile16), ANY),
@@ -181,7 +189,7 @@ mod tests {
                 dtypes.push(dtypes[1]);
             }
             assert_eq!(dtypes, desc.inputs, "{}", desc.name);
-            assert_eq!(desc.layout.is_some(), desc.inputs.contains(&T2), "{}", desc.name);
+            assert_eq!(name.layout, desc.layout, "{}", desc.name);
             let op = match desc.family {
                 Family::TernaryMatmul if *desc.tokens.end() == 1 => "ternary_gemv",
                 Family::TernaryMatmul if desc.inputs[0] == Q8 => "ternary_gemm",

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use ir::plan::manifest::{self, Manifest, Part};
 use ir::plan::{Plan, ReadError};
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 
 use crate::error::{ArtifactProblem, RuntimeError};
 
@@ -158,6 +158,23 @@ fn map(file: &File) -> std::io::Result<Mmap> {
     unsafe { Mmap::map(file) }
 }
 
+/// Bytes that the system can still give, if it says so.
+fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+/// Where the weights of a running model are read from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightPages {
+    /// The file, mapped: several processes share it, and opening copies nothing.
+    #[default]
+    Mapped,
+    /// A copy in memory of its own, on huge pages where the system has them.
+    Copied,
+}
+
 /// The weights' data, read-only.
 #[derive(Debug)]
 pub struct WeightMap {
@@ -175,6 +192,30 @@ impl WeightMap {
     /// The bytes of all tensors: offsets in the plan count from its start, which is aligned to [`ir::plan::ALIGNMENT`].
     pub fn data(&self) -> &[u8] {
         self.map.as_ref().map_or(&[], |map| &map[self.data_start..])
+    }
+
+    /// The same weights in memory of their own, on huge pages where the system has them: a token reads every page of the weights, and one
+    /// translation of an address then serves 2 MiB instead of 4 KiB. The file is let go.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Memory`] if the system has no room for them beside what is in use.
+    pub fn copied(self) -> Result<Self, RuntimeError> {
+        let Some(map) = &self.map else { return Ok(self) };
+        let data = &map[self.data_start..];
+        let bytes = data.len() as u64;
+        let error = |source| RuntimeError::Memory { bytes, purpose: "a copy of the weights", source };
+        // Systems promise more than they have, so what is there is asked for first.
+        if available_bytes().is_some_and(|available| available < bytes) {
+            return Err(error(std::io::ErrorKind::OutOfMemory.into()));
+        }
+        let mut copy = MmapMut::map_anon(data.len().max(1)).map_err(error)?;
+        // A hint that a system may not know.
+        #[cfg(target_os = "linux")]
+        let _ = copy.advise(memmap2::Advice::HugePage);
+        copy[..data.len()].copy_from_slice(data);
+        let copy = copy.make_read_only().map_err(error)?;
+        Ok(Self { map: Some(copy), data_start: 0, path: self.path })
     }
 
     /// The file.

@@ -1,21 +1,32 @@
 //! How fast a model runs here, and how fast it could: rates of prefill and decoding beside the ceilings of the machine in the same run.
 //!
 //! Decoding reads all weights for every token, so its ceiling is the rate at which memory can be read. Prefill does much work on each byte, so
-//! its ceiling is the rate of the dot instruction. Rates are of medians, ceilings are the best of several runs before and after. The steps are
-//! timed in runs of their own, because reading the clock so often costs time.
+//! its ceiling is the rate of the dot instruction. How that is made trustworthy:
+//!
+//! * A first pass over the prompt and everything generated is not counted: it brings weights and caches into memory.
+//! * Rates are medians of several repeats, with the slowest and the fastest beside them. A ceiling is the best of what was measured before and
+//!   after them, because it is what the machine can do; both are reported, so that one sees if the machine changed in between.
+//! * Decoding is *marginal*: the time of generating so many tokens less that of generating a few, in one go, so what happens once does not count.
+//! * A batch and a single sequence take turns, step by step at the same position, so both see the same machine.
+//! * The steps are timed in runs of their own, because reading the clock so often costs time. Beside each stands what the compiler predicted.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use crate::device::cpu::last_level_cache_bytes;
 use crate::error::RuntimeError;
 use crate::sample::Random;
 use crate::session::{Session, Token};
 use crate::trace::{Row, Trace};
 
-/// Prefills that are timed.
-const PREFILLS: usize = 3;
+/// Prefills that are timed, and generations.
+const REPEATS: usize = 3;
 /// The most tokens whose steps are timed.
 const TRACED_TOKENS: usize = 32;
+/// The most steps of a batch that are timed.
+const BATCH_STEPS: usize = 24;
+/// How many times the last-level cache a token has to read before decoding is one of memory.
+const CACHES: u64 = 2;
 
 /// What to measure.
 #[derive(Clone, Copy, Debug)]
@@ -26,27 +37,100 @@ pub struct Workload {
     pub generate: usize,
     /// Tokens of a call of the prefill.
     pub chunk: usize,
+    /// Sequences that decode together; with 1 nothing is measured for it.
+    pub batch: usize,
+}
+
+/// What several repeats gave.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spread {
+    /// The middle one.
+    pub median: f64,
+    /// The smallest.
+    pub min: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+impl Spread {
+    fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        match (values.first(), values.last()) {
+            (Some(&min), Some(&max)) => Self { median: values[values.len() / 2], min, max },
+            _ => Self::default(),
+        }
+    }
+}
+
+/// A rate that the machine reached with nothing else to do, before and after the model ran, in units of 10^9 a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Ceiling {
+    /// Before.
+    pub before: f64,
+    /// After.
+    pub after: f64,
+}
+
+impl Ceiling {
+    /// What the machine can do.
+    pub fn best(self) -> f64 {
+        self.before.max(self.after)
+    }
+}
+
+/// Several sequences in one call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BatchRate {
+    /// How many.
+    pub sequences: usize,
+    /// Tokens a second of all together.
+    pub tokens_per_s: f64,
+    /// Seconds of a step.
+    pub step_seconds: Spread,
+    /// Seconds of a step of one sequence, in turn with those.
+    pub single_seconds: Spread,
+    /// How much longer the step of all takes than that of one, in medians.
+    pub ratio: f64,
+    /// Seconds of a step as the compiler predicts it.
+    pub predicted_seconds: f64,
 }
 
 /// What was measured. Rates are a second.
 #[derive(Clone, Debug)]
 pub struct Measurement {
     /// Tokens of the prompt.
-    pub prefill_tokens_per_s: f64,
+    pub prefill_tokens_per_s: Spread,
     /// Multiply-accumulates of the prefill, in units of 10^9.
     pub prefill_gmac_per_s: f64,
-    /// Tokens generated; 0 if none were.
-    pub decode_tokens_per_s: f64,
-    /// Bytes that a token of decoding moves, by the compiler's account, in the middle of what was generated.
+    /// Tokens generated, marginal between the lengths of `decode_between`; 0 if none were.
+    pub decode_tokens_per_s: Spread,
+    /// Tokens in the cache where the timed part of a generation starts and ends.
+    pub decode_between: (usize, usize),
+    /// Bytes that a token of decoding moves, by the compiler's account, in the middle of what was timed.
     pub decode_bytes_per_token: u64,
     /// Those bytes times the rate, in units of 10^9.
     pub decode_gb_per_s: f64,
-    /// The ceiling of decoding: bytes read from memory, in units of 10^9.
-    pub read_gb_per_s: f64,
-    /// The ceiling of prefill: int8 multiply-accumulates on registers, in units of 10^9.
-    pub dot_gmac_per_s: f64,
-    /// The steps of prefill, then those of decoding.
+    /// The ceiling of decoding: bytes read from memory.
+    pub read: Ceiling,
+    /// The ceiling of prefill: int8 multiply-accumulates on registers.
+    pub dot: Ceiling,
+    /// Tokens of the prompt, as the compiler predicts it for the machine that it assumed.
+    pub predicted_prefill_tokens_per_s: f64,
+    /// Tokens generated, as the compiler predicts it.
+    pub predicted_decode_tokens_per_s: f64,
+    /// Bytes of the last-level cache, or 0 if that is not known.
+    pub cache_bytes: u64,
+    /// Several sequences in one call, if that was asked for.
+    pub batch: Option<BatchRate>,
+    /// The steps of prefill, then those of decoding, then those of a batch.
     pub steps: Vec<StepRate>,
+}
+
+impl Measurement {
+    /// Whether a token reads so much more than the caches hold that decoding is one from memory; also if the caches are not known.
+    pub fn exceeds_caches(&self) -> bool {
+        CACHES * self.cache_bytes <= self.decode_bytes_per_token
+    }
 }
 
 /// One step of the plan, in the mean of the traced calls.
@@ -64,6 +148,8 @@ pub struct StepRate {
     pub bytes: u64,
     /// Seconds a call.
     pub seconds: f64,
+    /// Seconds a call as the compiler predicts them.
+    pub predicted_seconds: f64,
     /// Bytes a second, in units of 10^9.
     pub gb_per_s: f64,
     /// Multiply-accumulates a second, in units of 10^9.
@@ -72,91 +158,184 @@ pub struct StepRate {
     pub share: f64,
 }
 
-/// Measures on sequence 0, which is reset. `progress` is told how many of how many parts are done, and may stop it.
+/// Measures on the first sequences, which are reset. `progress` is told how many of how many tokens are done, and may stop it.
 ///
 /// # Errors
 ///
-/// As [`Session::prefill`], for a prompt and generation that do not fit, too.
+/// As [`Session::prefill`], for a prompt and generation that do not fit, too; [`RuntimeError::Sequence`] for a batch of more sequences than the
+/// artifact has; [`RuntimeError::TooManyTokens`] and [`RuntimeError::Rows`] for one that a call does not take.
 pub fn measure(
     session: &mut Session,
     workload: &Workload,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Measurement, RuntimeError> {
-    let Workload { prompt, generate, chunk } = *workload;
-    let context = session.plan().context;
-    if context < (prompt + generate) as u64 {
-        return Err(RuntimeError::ContextFull { sequence: 0, position: (prompt + generate) as u64 - 1, context });
-    }
+    let Workload { prompt, generate, chunk, batch } = *workload;
+    check(session, workload)?;
     let mut random = Random::new(0);
     let vocab = session.vocab() as u64;
     let ids: Vec<u32> = (0..prompt + generate).map(|_| (random.bits() % vocab) as u32).collect();
-    let traced = generate.min(TRACED_TOKENS);
-    let total = (prompt * (PREFILLS + 2) + generate + traced) as u64;
+    let (skipped, traced) = (generate / 4, generate.min(TRACED_TOKENS));
+    let batch_steps = if 1 < batch { generate.min(BATCH_STEPS) } else { 0 };
+    let batch_tokens = if 0 < batch_steps { batch * prompt + 2 * batch_steps * (batch + 1) } else { 0 };
+    let total = (prompt + generate) + REPEATS * (prompt + generate) + prompt + traced + batch_tokens;
     let mut done = 0;
     let mut advance = |tokens: usize| {
         done += tokens as u64;
-        if progress(done, total).is_break() { Err(RuntimeError::Cancelled) } else { Ok(()) }
+        if progress(done, total as u64).is_break() { Err(RuntimeError::Cancelled) } else { Ok(()) }
     };
 
-    // The first prefill brings weights and caches into memory, and is not counted.
-    prefill(session, &ids[..prompt], chunk)?;
-    advance(prompt)?;
-    let mut read_rate = session.device().read_rate()?;
-    let mut dot_rate = session.device().dot_rate()?;
-    let mut prefills = Vec::new();
-    for _ in 0..PREFILLS {
-        prefills.push(prefill(session, &ids[..prompt], chunk)?);
+    // The first pass brings weights, and caches as far as they will be used, into memory.
+    prefill(session, 0, &ids, chunk)?;
+    advance(ids.len())?;
+    let mut read = Ceiling { before: session.device().read_rate()? / 1e9, after: 0.0 };
+    let mut dot = Ceiling { before: session.device().dot_rate()? / 1e9, after: 0.0 };
+    let (mut prefills, mut decodes) = (Vec::new(), Vec::new());
+    for _ in 0..REPEATS {
+        let time = prefill(session, 0, &ids[..prompt], chunk)?;
+        prefills.push(prompt as f64 / time.as_secs_f64());
         advance(prompt)?;
+        let mut time = Duration::ZERO;
+        for (index, &id) in ids[prompt..].iter().enumerate() {
+            let start = Instant::now();
+            session.forward(&[Token::next(0, id)], &[0])?;
+            time += if index < skipped { Duration::ZERO } else { start.elapsed() };
+            advance(1)?;
+        }
+        if 0 < generate {
+            decodes.push((generate - skipped) as f64 / time.as_secs_f64());
+        }
     }
-    let mut tokens = Vec::new();
-    for &id in &ids[prompt..] {
-        tokens.push(decode(session, id)?);
-        advance(1)?;
-    }
-    read_rate = read_rate.max(session.device().read_rate()?);
-    dot_rate = dot_rate.max(session.device().dot_rate()?);
+    let batch = match batch_steps {
+        0 => None,
+        steps => Some(measure_batch(session, workload, &ids, steps, &mut advance)?),
+    };
+    read.after = session.device().read_rate()? / 1e9;
+    dot.after = session.device().dot_rate()? / 1e9;
 
     session.start_trace();
-    prefill(session, &ids[..prompt], chunk)?;
+    prefill(session, 0, &ids[..prompt], chunk)?;
     let mut steps = step_rates(&session.take_trace().unwrap_or_default());
     advance(prompt)?;
     session.start_trace();
     for &id in &ids[prompt..prompt + traced] {
-        decode(session, id)?;
+        session.forward(&[Token::next(0, id)], &[0])?;
         advance(1)?;
     }
     steps.extend(step_rates(&session.take_trace().unwrap_or_default()));
-
-    let mut prefill_macs = 0;
-    for (start, n, m) in calls(prompt, chunk) {
-        prefill_macs += session.cost(start, n, m)?.macs;
+    if 0 < batch_steps {
+        session.start_trace();
+        batch_pass(session, workload, &ids, batch_steps, &mut advance)?;
+        steps.extend(step_rates(&session.take_trace().unwrap_or_default()));
     }
-    let prefill_s = median(&mut prefills).as_secs_f64();
-    let decode_tokens_per_s = if tokens.is_empty() { 0.0 } else { 1.0 / median(&mut tokens).as_secs_f64() };
-    // In the middle of what was generated, where caches have their mean length.
-    let decode_bytes_per_token = session.cost(prompt + generate / 2, 1, 1)?.bytes;
+
+    let (mut prefill_macs, mut prefill_ns) = (0, 0);
+    for (start, n, m) in calls(prompt, chunk) {
+        let cost = session.cost(start, n, m)?;
+        prefill_macs += cost.macs;
+        prefill_ns += cost.nanoseconds;
+    }
+    let prefill = Spread::of(prefills);
+    let decode = Spread::of(decodes);
+    // In the middle of what was timed, where caches have their mean length.
+    let token = session.cost(prompt + (skipped + generate) / 2, 1, 1)?;
+    let per_second = |ns: u64| if ns == 0 { 0.0 } else { 1e9 / ns as f64 };
     Ok(Measurement {
-        prefill_tokens_per_s: prompt as f64 / prefill_s,
-        prefill_gmac_per_s: prefill_macs as f64 / prefill_s / 1e9,
-        decode_tokens_per_s,
-        decode_bytes_per_token,
-        decode_gb_per_s: decode_bytes_per_token as f64 * decode_tokens_per_s / 1e9,
-        read_gb_per_s: read_rate / 1e9,
-        dot_gmac_per_s: dot_rate / 1e9,
+        prefill_tokens_per_s: prefill,
+        prefill_gmac_per_s: prefill_macs as f64 * prefill.median / prompt as f64 / 1e9,
+        decode_tokens_per_s: decode,
+        decode_between: (prompt + skipped, prompt + generate),
+        decode_bytes_per_token: token.bytes,
+        decode_gb_per_s: token.bytes as f64 * decode.median / 1e9,
+        read,
+        dot,
+        predicted_prefill_tokens_per_s: prompt as f64 * per_second(prefill_ns),
+        predicted_decode_tokens_per_s: per_second(token.nanoseconds),
+        cache_bytes: last_level_cache_bytes(),
+        batch,
         steps,
     })
 }
 
-fn prefill(session: &mut Session, ids: &[u32], chunk: usize) -> Result<Duration, RuntimeError> {
-    session.reset(0)?;
-    let start = Instant::now();
-    session.prefill(0, ids, chunk, &mut |_, _| ControlFlow::Continue(()))?;
-    Ok(start.elapsed())
+/// Refuses what does not fit before anything is measured.
+fn check(session: &Session, workload: &Workload) -> Result<(), RuntimeError> {
+    let Workload { prompt, generate, batch, .. } = *workload;
+    let context = session.plan().context;
+    if context < (prompt + generate) as u64 {
+        return Err(RuntimeError::ContextFull { sequence: 0, position: (prompt + generate) as u64 - 1, context });
+    }
+    let (sequences, max_tokens, max_rows) = (session.sequences(), session.max_tokens(), session.max_rows());
+    if sequences < batch {
+        return Err(RuntimeError::Sequence { sequence: batch - 1, sequences: sequences as u64 });
+    }
+    if max_tokens < batch {
+        return Err(RuntimeError::TooManyTokens { tokens: batch, max: max_tokens as u64 });
+    }
+    if max_rows < batch {
+        return Err(RuntimeError::Rows { row: batch - 1, tokens: batch, max: max_rows as u64 });
+    }
+    Ok(())
 }
 
-fn decode(session: &mut Session, id: u32) -> Result<Duration, RuntimeError> {
+/// Steps of all sequences and of the first one alone, in turn at the same positions.
+fn measure_batch(
+    session: &mut Session,
+    workload: &Workload,
+    ids: &[u32],
+    steps: usize,
+    advance: &mut dyn FnMut(usize) -> Result<(), RuntimeError>,
+) -> Result<BatchRate, RuntimeError> {
+    let Workload { prompt, chunk, batch, .. } = *workload;
+    for sequence in 0..batch {
+        prefill(session, sequence, &ids[..prompt], chunk)?;
+        advance(prompt)?;
+    }
+    // Once to bring the caches of the new positions into memory, once for the clock.
+    batch_pass(session, workload, ids, steps, advance)?;
+    let (all, one) = batch_pass(session, workload, ids, steps, advance)?;
+    let keys = batch as u64 * (prompt + steps / 2 + 1) as u64;
+    let predicted = session.cost_of_keys(keys, batch, batch)?.nanoseconds;
+    let (all, one) = (Spread::of(all), Spread::of(one));
+    Ok(BatchRate {
+        sequences: batch,
+        tokens_per_s: batch as f64 / all.median,
+        step_seconds: all,
+        single_seconds: one,
+        ratio: all.median / one.median,
+        predicted_seconds: predicted as f64 / 1e9,
+    })
+}
+
+/// Seconds of each step of all sequences after the prompt, and of each of the first alone; while a trace is kept only all sequences run.
+fn batch_pass(
+    session: &mut Session,
+    workload: &Workload,
+    ids: &[u32],
+    steps: usize,
+    advance: &mut dyn FnMut(usize) -> Result<(), RuntimeError>,
+) -> Result<(Vec<f64>, Vec<f64>), RuntimeError> {
+    let Workload { prompt, batch, .. } = *workload;
+    let rows: Vec<usize> = (0..batch).collect();
+    let (mut all, mut one) = (Vec::new(), Vec::new());
+    for (index, &id) in ids[prompt..prompt + steps].iter().enumerate() {
+        let token = |sequence| Token { position: Some((prompt + index) as u32), ..Token::next(sequence, id) };
+        let tokens: Vec<Token> = (0..batch).map(token).collect();
+        let start = Instant::now();
+        session.forward(&tokens, &rows)?;
+        all.push(start.elapsed().as_secs_f64());
+        if !session.is_tracing() {
+            let start = Instant::now();
+            session.forward(&tokens[..1], &rows[..1])?;
+            one.push(start.elapsed().as_secs_f64());
+        }
+        advance(batch + 1)?;
+    }
+    Ok((all, one))
+}
+
+fn prefill(session: &mut Session, sequence: usize, ids: &[u32], chunk: usize) -> Result<Duration, RuntimeError> {
+    session.reset(sequence)?;
     let start = Instant::now();
-    session.forward(&[Token::next(0, id)], &[0])?;
+    session.prefill(sequence, ids, chunk, &mut |_, _| ControlFlow::Continue(()))?;
     Ok(start.elapsed())
 }
 
@@ -166,11 +345,6 @@ fn calls(prompt: usize, chunk: usize) -> impl Iterator<Item = (usize, usize, usi
         let end = prompt.min(start + chunk);
         (start, end - start, usize::from(end == prompt))
     })
-}
-
-fn median(times: &mut [Duration]) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
 }
 
 /// The steps of a trace, in the mean of its calls. A prefill whose last call is shorter than the others counts by calls, too.
@@ -187,6 +361,7 @@ fn step_rates(trace: &Trace) -> Vec<StepRate> {
             launches: row.launches.div_ceil(calls),
             bytes: row.cost.bytes / calls,
             seconds: seconds / calls as f64,
+            predicted_seconds: row.cost.nanoseconds as f64 / 1e9 / calls as f64,
             gb_per_s: row.bytes_per_second() / 1e9,
             gmac_per_s: if seconds == 0.0 { 0.0 } else { row.cost.macs as f64 / seconds / 1e9 },
             share,
@@ -207,8 +382,13 @@ mod tests {
     }
 
     #[test]
-    fn the_median_is_the_middle_one() {
-        let mut times: Vec<Duration> = [5, 1, 9].into_iter().map(Duration::from_secs).collect();
-        assert_eq!(median(&mut times), Duration::from_secs(5));
+    fn a_spread_has_the_middle_and_both_ends() {
+        assert_eq!(Spread::of(vec![5.0, 1.0, 9.0]), Spread { median: 5.0, min: 1.0, max: 9.0 });
+        assert_eq!(Spread::of(Vec::new()), Spread::default());
+    }
+
+    #[test]
+    fn a_ceiling_is_the_better_of_two() {
+        assert_eq!(Ceiling { before: 2.0, after: 3.0 }.best(), 3.0);
     }
 }

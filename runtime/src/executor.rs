@@ -53,8 +53,21 @@ impl Sizes {
 pub struct Cost {
     /// Bytes of weights, caches and activations that are read and written.
     pub bytes: u64,
-    /// Integer multiply-accumulates.
+    /// Multiply-accumulates.
     pub macs: u64,
+    /// Nanoseconds that it is taken to need on the machine that the compiler assumed.
+    pub nanoseconds: u64,
+}
+
+impl Cost {
+    /// Both, one after the other.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_add(other.bytes),
+            macs: self.macs.saturating_add(other.macs),
+            nanoseconds: self.nanoseconds.saturating_add(other.nanoseconds),
+        }
+    }
 }
 
 struct Prepared<P> {
@@ -88,11 +101,13 @@ pub(crate) fn flat_steps(phase: &Phase) -> Vec<&Step> {
 }
 
 /// What a step costs in a call of these sizes.
-pub(crate) fn cost_of(step: &Step, sizes: Sizes, round: Option<u64>) -> Cost {
-    let value = |expr: &Expr| expr.evaluate(&|symbol| sizes.of(symbol, round)).unwrap_or(u64::MAX);
+pub(crate) fn cost_of(plan: &Plan, step: &Step, sizes: Sizes, round: Option<u64>) -> Cost {
+    let lookup = |symbol: &str| sizes.of(symbol, round);
+    let value = |expr: &Expr| expr.evaluate(&lookup).unwrap_or(u64::MAX);
+    let nanoseconds = plan.predict_ns(step, &lookup);
     match step {
-        Step::Call(call) => Cost { bytes: value(&call.moves), macs: value(&call.macs) },
-        Step::Copy { bytes, .. } => Cost { bytes: value(bytes).saturating_mul(2), macs: 0 },
+        Step::Call(call) => Cost { bytes: value(&call.moves), macs: value(&call.macs), nanoseconds },
+        Step::Copy { bytes, .. } => Cost { bytes: value(bytes).saturating_mul(2), macs: 0, nanoseconds },
         Step::Repeat { .. } => Cost::default(),
     }
 }
@@ -141,11 +156,8 @@ impl<D: Device> Executor<D> {
         self.prepare(sizes)?;
         let prepared = self.prepared.last().expect("a call was just prepared");
         let steps = flat_steps(&self.plan.phases[prepared.phase]);
-        let costs = prepared.origins.iter().map(|origin| cost_of(steps[origin.step], sizes, origin.round));
-        Ok(costs.fold(Cost::default(), |sum, cost| Cost {
-            bytes: sum.bytes.saturating_add(cost.bytes),
-            macs: sum.macs.saturating_add(cost.macs),
-        }))
+        let costs = prepared.origins.iter().map(|origin| cost_of(&self.plan, steps[origin.step], sizes, origin.round));
+        Ok(costs.fold(Cost::default(), Cost::plus))
     }
 
     /// Makes the last of `prepared` the one of these sizes.

@@ -35,10 +35,11 @@ pub mod stop;
 pub mod generate;
 pub mod evaluate;
 pub mod bench;
+pub mod tune;
 pub mod trace;
 pub mod error;
 
-pub use artifact::Artifact;
+pub use artifact::{Artifact, WeightPages};
 pub use error::{ArtifactProblem, RuntimeError};
 pub use executor::{Cost, Executor};
 pub use generate::{Generation, generate};

@@ -11,7 +11,7 @@ use ir::mask::Span;
 use ir::plan::Plan;
 use tokenizer::Tokenizer;
 
-use crate::artifact::Artifact;
+use crate::artifact::{Artifact, WeightPages};
 use crate::device::Device;
 use crate::device::cpu::CpuDevice;
 use crate::error::RuntimeError;
@@ -25,6 +25,13 @@ pub struct Options {
     pub threads: Option<usize>,
     /// The most bytes that caches and activations may take; `None` is what the system gives.
     pub max_slab_bytes: Option<u64>,
+    /// Where the weights are read from.
+    pub weights: WeightPages,
+}
+
+/// One thread for each CPU that this process may use.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// One token of a call.
@@ -110,7 +117,11 @@ impl Session {
         if let Some(limit) = options.max_slab_bytes.filter(|limit| *limit < plan.slab_bytes) {
             return Err(RuntimeError::MemoryLimit { needed: plan.slab_bytes, limit });
         }
-        let threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let weights = match options.weights {
+            WeightPages::Mapped => weights,
+            WeightPages::Copied => weights.copied()?,
+        };
+        let threads = options.threads.unwrap_or_else(default_threads);
         let device = CpuDevice::new(&plan, weights, &code, threads)?;
         let lengths = vec![0; plan.sequences as usize];
         let executor = Executor::new(plan, device);
@@ -195,6 +206,11 @@ impl Session {
         self.trace = Some(Trace::default());
     }
 
+    /// Whether times of steps are recorded.
+    pub fn is_tracing(&self) -> bool {
+        self.trace.is_some()
+    }
+
     /// Ends recording and gives what was recorded.
     pub fn take_trace(&mut self) -> Option<Trace> {
         self.trace.take()
@@ -208,6 +224,15 @@ impl Session {
     /// [`RuntimeError::TooManyTokens`].
     pub fn cost(&mut self, length: usize, tokens: usize, rows: usize) -> Result<Cost, RuntimeError> {
         let keys = (length..length + tokens).map(|position| position as u64 + 1).sum();
+        self.cost_of_keys(keys, tokens, rows)
+    }
+
+    /// As [`Session::cost`], for tokens of any sequences that see so many keys together.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::TooManyTokens`].
+    pub fn cost_of_keys(&mut self, keys: u64, tokens: usize, rows: usize) -> Result<Cost, RuntimeError> {
         self.executor.cost(Sizes { n: tokens as u64, m: rows as u64, keys })
     }
 

@@ -61,11 +61,10 @@ impl Trace {
         let steps = flat_steps(&plan.phases[phase]);
         for (origin, time) in origins.iter().zip(times) {
             let step = steps[origin.step];
-            let cost = cost_of(step, sizes, origin.round);
+            let cost = cost_of(plan, step, sizes, origin.round);
             let row = self.rows.entry((phase, origin.step)).or_insert_with(|| new_row(plan, phase, step));
             row.launches += 1;
-            row.cost.bytes = row.cost.bytes.saturating_add(cost.bytes);
-            row.cost.macs = row.cost.macs.saturating_add(cost.macs);
+            row.cost = row.cost.plus(cost);
             row.time += *time;
         }
     }

@@ -258,7 +258,7 @@ fn a_plan_of_another_kind_of_program_is_refused() {
 fn memory_that_is_not_to_be_had_is_an_error() {
     let open = |draft: &Draft, max_slab_bytes| {
         let artifact = open(draft.written().path()).unwrap();
-        Session::new(artifact, &Options { threads: Some(1), max_slab_bytes }).map(|_| ())
+        Session::new(artifact, &Options { threads: Some(1), max_slab_bytes, ..Options::default() }).map(|_| ())
     };
     let mut absurd = draft();
     absurd.plan.slab_bytes = 1 << 62;

@@ -6,7 +6,8 @@
 //! * [`compare`] tells how far two lists of numbers are apart, and where.
 //! * [`source`] reads Rust sources for the tidy test.
 //! * [`random`] makes well-typed random programs, and inputs for them, that shrink.
-//! * [`fixture`] finds and makes checkpoints; [`session`] compiles and runs them in one process; [`given`] are weights that a test has as numbers.
+//! * [`fixture`] finds and makes checkpoints; [`session`] compiles and runs them in one process, [`binary`] in those of the two programs;
+//!   [`given`] are weights that a test has as numbers.
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ pub mod random;
 pub mod source;
 pub mod fixture;
 pub mod session;
+pub mod binary;
 pub mod given;
 
 use std::path::{Path, PathBuf};

@@ -186,7 +186,7 @@ pub fn write(compiled: &Compiled, weights: &dyn WeightSource) -> anyhow::Result<
 ///
 /// As [`Session::open`].
 pub fn session(directory: &Path, threads: usize) -> anyhow::Result<Session> {
-    Ok(Session::open(directory, &runtime::Options { threads: Some(threads), max_slab_bytes: None })?)
+    Ok(Session::open(directory, &runtime::Options { threads: Some(threads), ..runtime::Options::default() })?)
 }
 
 /// The logits after every token of one sequence, which starts anew, in calls of `chunk` tokens.

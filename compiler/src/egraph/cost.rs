@@ -1,17 +1,19 @@
 //! How long a node takes on a target.
 //!
-//! A step takes `launch + barrier + max(bytes / bandwidth, operations / rate)`. That is counted once for each [`Phase`], with the symbols at
-//! a typical value, and added up by how often the phase occurs. What depends on weights only is computed when weights are packed and costs
-//! nothing; views cost nothing. Both get a picosecond-sized price, so that of two equal graphs the smaller one wins.
+//! A step takes `step + max(bytes / bandwidth, operations / rate)`, with a rate for each kind of product and number of tokens. That is
+//! counted once for each [`Phase`], with the symbols at a typical value, and added up by how often the phase occurs. What depends on weights
+//! only is computed when weights are packed and costs nothing; views cost nothing. Both get a picosecond-sized price, so that of two equal
+//! graphs the smaller one wins.
 //!
 //! Times are whole picoseconds: sums do not depend on their order, and neither does the choice between graphs.
 //!
-//! **The phases and weights below are guesses**, like the rates in [`crate::target::Machine`].
+//! **The phases and weights below are guesses**, like the rates of a [`crate::target::Machine`] that was not measured.
 
 use ir::packing::RowFormat;
 use ir::{DType, Dim, Op, TensorType};
+use kernels::Family;
 
-use crate::target::Machine;
+use crate::target::{Machine, ProductRate};
 
 /// A typical call.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,31 +72,30 @@ impl CostModel {
 
     fn seconds(&self, phase: Phase, op: &Op, inputs: &[&TensorType], out: &TensorType) -> f64 {
         let machine = &self.machine;
-        let (bytes, work) = traffic(phase, op, inputs, out);
+        let (bytes, work) = traffic(machine, phase, op, inputs, out);
         let threads = f64::from(machine.threads.max(1));
         let compute = match work {
-            Work::Int8Macs(macs) => macs as f64 / (machine.int8_gmac_per_s * 1e9 * threads),
-            Work::F32Macs(macs) => macs as f64 / (machine.f32_gmac_per_s * 1e9 * threads),
+            Work::Product(rate, macs) => rate.seconds(macs, rows(phase, out)) / threads,
             Work::Flops(flops) => flops as f64 / (machine.f32_gflop_per_s * 1e9 * threads),
         };
-        (machine.launch_us + machine.barrier_us) * 1e-6 + compute.max(bytes as f64 / (machine.read_gb_per_s * 1e9))
+        machine.step_us * 1e-6 + compute.max(bytes as f64 / (machine.read_gb_per_s * 1e9))
     }
 }
 
 enum Work {
-    Int8Macs(u64),
-    F32Macs(u64),
+    /// Multiply-accumulates at a rate that depends on the number of tokens.
+    Product(ProductRate, u64),
     Flops(u64),
 }
 
 /// Bytes read and written, and operations.
-fn traffic(phase: Phase, op: &Op, inputs: &[&TensorType], out: &TensorType) -> (u64, Work) {
+fn traffic(machine: &Machine, phase: Phase, op: &Op, inputs: &[&TensorType], out: &TensorType) -> (u64, Work) {
     let all_bytes = inputs.iter().map(|ty| bytes(phase, ty)).sum::<u64>() + bytes(phase, out);
     match op {
         Op::Matmul(_) | Op::TernaryMatmul(_) | Op::QuantizedMatmul(_) => {
             let macs = elements(phase, out) * inputs[0].shape.last().map_or(1, |dim| size(phase, dim));
-            let work = if inputs[0].dtype == DType::Q8 { Work::Int8Macs(macs) } else { Work::F32Macs(macs) };
-            (all_bytes, work)
+            let family = if matches!(op, Op::TernaryMatmul(_)) { Family::TernaryMatmul } else { Family::DenseMatmul };
+            (all_bytes, Work::Product(machine.rate(family, inputs[0].dtype, inputs[1].dtype), macs))
         }
         Op::Attention(_) => {
             let row = |cache: &TensorType| {
@@ -104,19 +105,34 @@ fn traffic(phase: Phase, op: &Op, inputs: &[&TensorType], out: &TensorType) -> (
             let cache_bytes = CONTEXT * (row(inputs[1]) + row(inputs[2]));
             (
                 cache_bytes + bytes(phase, inputs[0]) + bytes(phase, out),
-                Work::F32Macs(2 * CONTEXT * elements(phase, out)),
+                Work::Product(
+                    machine.rate(Family::Attention, DType::F32, inputs[1].dtype),
+                    2 * CONTEXT * elements(phase, out),
+                ),
             )
         }
         Op::KvAppend(_) => (2 * bytes(phase, inputs[1]), Work::Flops(elements(phase, inputs[1]))),
         Op::Gather(_) => (2 * bytes(phase, out), Work::Flops(elements(phase, out))),
-        Op::Exp(_) | Op::Log(_) | Op::Sin(_) | Op::Cos(_) | Op::Sigmoid(_) | Op::Silu(_) | Op::Softmax(_) => {
-            (all_bytes, Work::Flops(TRANSCENDENTAL * elements(phase, out)))
-        }
         _ => {
             let largest = inputs.iter().map(|ty| elements(phase, ty)).max().unwrap_or(0);
-            (all_bytes, Work::Flops(largest.max(elements(phase, out))))
+            (all_bytes, Work::Flops(operations(op) * largest.max(elements(phase, out))))
         }
     }
+}
+
+/// Elementwise operations that one element of an op counts as.
+pub fn operations(op: &Op) -> u64 {
+    match op {
+        Op::Exp(_) | Op::Log(_) | Op::Sin(_) | Op::Cos(_) | Op::Sigmoid(_) | Op::Silu(_) | Op::Softmax(_) => {
+            TRANSCENDENTAL
+        }
+        _ => 1,
+    }
+}
+
+/// The rows of a result: the tokens that a product is computed for.
+fn rows(phase: Phase, ty: &TensorType) -> u64 {
+    ty.shape.outer().iter().map(|dim| size(phase, dim)).product()
 }
 
 fn size(phase: Phase, dim: &Dim) -> u64 {

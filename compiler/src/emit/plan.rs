@@ -17,12 +17,14 @@ use ir::plan::{
 use ir::{Dim, Graph, Op, Program, TensorType, ValueId, Verified};
 use kernels::Isa;
 
+use crate::emit::work::{self, KEYS};
 use crate::lower::cpu::{self, NoKernel};
 use crate::lower::nest::{self, Lowered, NestLowerError};
 use crate::nest::Extent;
 use crate::schedule::group::storage_owner;
 use crate::schedule::memory::{self, Request};
 use crate::schedule::{Group, Kind, Schedule, ScheduleError};
+use crate::target::Machine;
 use crate::weights::{StoredTensor, WeightPlan};
 
 /// What the plan says of itself.
@@ -32,6 +34,8 @@ pub struct PlanOptions {
     pub target: String,
     /// Its instruction set.
     pub isa: Isa,
+    /// How fast it is taken to be.
+    pub machine: Machine,
     /// Positions of a sequence.
     pub context: u64,
     /// Sequences.
@@ -152,6 +156,7 @@ impl<'a> Emitter<'a> {
             version: VERSION,
             model: program.name.clone(),
             target: options.target.clone(),
+            machine: options.machine.plan_machine(),
             context: options.context,
             sequences: options.sequences,
             vocab: 0,
@@ -490,7 +495,9 @@ impl<'a> PhaseCtx<'_, 'a> {
             args,
             dims: desc.signature.dims.iter().map(|name| dim(name)).collect(),
             moves: self.moves(schedule, value),
-            macs: macs(graph, value),
+            macs: work::macs(graph, value),
+            ops: Expr::from(0),
+            rate: self.emitter.options.machine.plan_rate(desc),
             from: format!("{}.{}", graph.name, graph.label(value)),
         }))
     }
@@ -560,6 +567,8 @@ impl<'a> PhaseCtx<'_, 'a> {
             dims: nest.dims.iter().map(|name| Expr::symbol(name)).collect(),
             moves,
             macs: Expr::from(0),
+            ops: work::ops(graph, group),
+            rate: self.emitter.options.machine.plan_elementwise_rate(),
             from: format!("{}.{}", graph.name, labels.join("+")),
         }))
     }
@@ -630,9 +639,6 @@ impl<'a> PhaseCtx<'_, 'a> {
     }
 }
 
-/// The symbol of the keys that all tokens of a call see together: what attention reads is proportional to it.
-const KEYS: &str = "keys";
-
 /// Whether a value can be computed in a buffer given from outside: it has storage of its own, and is no append to a cache.
 fn may_preplace(schedule: &Schedule<'_>, value: ValueId) -> bool {
     schedule.views.resolve(value).base == value && !matches!(schedule.graph.op(value), Some(Op::Repeat(_)))
@@ -686,21 +692,6 @@ fn touched_bytes(graph: &Graph, group: &Group, value: ValueId) -> Expr {
             rows * Expr::from(row_bytes(graph.ty(value)))
         }
         None => bytes_expr(graph.ty(value)),
-    }
-}
-
-/// Multiply-accumulates of a product.
-fn macs(graph: &Graph, value: ValueId) -> Expr {
-    match graph.op(value) {
-        Some(Op::TernaryMatmul(_) | Op::Matmul(_) | Op::QuantizedMatmul(_)) => {
-            let weight = graph.ty(graph.operands(value)[1]);
-            Expr::product(graph.ty(value).shape.outer()) * Expr::product(weight.shape.dims())
-        }
-        Some(Op::Attention(_)) => {
-            let q = graph.ty(value);
-            Expr::symbol(KEYS) * Expr::product(&q.shape.0[1..]) * Expr::from(2)
-        }
-        _ => Expr::from(0),
     }
 }
 

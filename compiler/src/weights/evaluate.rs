@@ -113,7 +113,8 @@ impl<'a> Evaluator<'a> {
                 let data = match tensor.layout {
                     Some(layout) => {
                         let decoded = layout.decode(&tensor.bytes, tensor.dims[0], tensor.dims[1]);
-                        let values = decoded.map_err(|code| WeightError::BadCode { key: key.to_string(), code })?;
+                        let bad = |code| WeightError::BadCode { key: key_of_round(key, self.round), code };
+                        let values = decoded.map_err(bad)?;
                         values.into_iter().map(f64::from).collect()
                     }
                     None => to_f64(&tensor.bytes, tensor.dtype),
@@ -170,7 +171,9 @@ impl<'a> Evaluator<'a> {
     /// A ternary value, readable by rows.
     fn rows(&self, value: ValueId) -> Result<TernaryRows<'a>, WeightError> {
         Ok(match &self.graph.values[value].def {
-            Def::Param { key } => TernaryRows::Packed { key: key.to_string(), tensor: self.param(key, value)? },
+            Def::Param { key } => {
+                TernaryRows::Packed { key: key_of_round(key, self.round), tensor: self.param(key, value)? }
+            }
             Def::Op { op: Op::Ternarise(ternarise), inputs } if as_param(self.graph, inputs[0]).is_some() => {
                 let key = as_param(self.graph, inputs[0]).unwrap_or_default();
                 let tensor = self.param(key, inputs[0])?;

@@ -14,6 +14,8 @@ entries! {
     features none:
     ternary_gemv_q8xt2_f32__scalar__r16 = ternary_q8::gemv::<Scalar>;
     ternary_gemm_q8xt2_f32__scalar__r16 = ternary_q8::gemm::<Scalar, 1, 4>;
+    ternary_gemv_q8xt2b3_f32__scalar__r16 = ternary_q8::gemv::<ScalarBase3>;
+    ternary_gemm_q8xt2b3_f32__scalar__r16 = ternary_q8::gemm::<ScalarBase3, 1, 4>;
     ternary_matmul_f32xt2_f32__scalar__r16 = ternary_f32::matmul::<Scalar, 2, 1>;
     dense_matmul_f32xf32_f32__scalar__r4 = dense::matmul::<Scalar, f32, 1, 1>;
     dense_matmul_f32xbf16_f32__scalar__r4 = dense::matmul::<Scalar, bf16, 1, 1>;
@@ -116,12 +118,15 @@ impl Lanes for Scalar {
 }
 
 impl TernaryDot for Scalar {
+    const WIDTH: usize = 16;
+
     unsafe fn dot<const BLOCKS: usize, const TOKENS: usize>(
         w: *const u8,
         block_bytes: usize,
         x: *const u8,
         x_stride: usize,
         tiles: usize,
+        _ahead: *const u8,
         sums: &mut [[[i32; 16]; TOKENS]; BLOCKS],
     ) {
         for (block, sums) in sums.iter_mut().enumerate() {
@@ -142,6 +147,47 @@ impl TernaryDot for Scalar {
                 for col in 0..16 {
                     let code = (codes[4 * row + col % 4] >> (2 * (col / 4))) & 3;
                     *sum += i32::from(code) * i32::from(x[col]);
+                }
+            }
+        }
+    }
+}
+
+/// Ternary weights with five codes a byte.
+pub(crate) struct ScalarBase3;
+
+impl TernaryDot for ScalarBase3 {
+    const WIDTH: usize = 20;
+
+    unsafe fn dot<const BLOCKS: usize, const TOKENS: usize>(
+        w: *const u8,
+        block_bytes: usize,
+        x: *const u8,
+        x_stride: usize,
+        tiles: usize,
+        _ahead: *const u8,
+        sums: &mut [[[i32; 16]; TOKENS]; BLOCKS],
+    ) {
+        for (block, sums) in sums.iter_mut().enumerate() {
+            for (token, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: the caller has `BLOCKS` blocks and `TOKENS` rows, these distances apart.
+                unsafe { Self::dot_one(w.add(block * block_bytes), x.add(token * x_stride), tiles, sums) };
+            }
+        }
+    }
+
+    unsafe fn dot_one(w: *const u8, x: *const u8, tiles: usize, sums: &mut [i32; 16]) {
+        *sums = [0; 16];
+        for tile in 0..tiles {
+            // SAFETY: the caller has 64 bytes of weights and 20 activations for each tile.
+            let (bytes, x) =
+                unsafe { (w.add(tile * 64).cast::<[u8; 64]>().read(), x.add(tile * 20).cast::<[i8; 20]>().read()) };
+            for (at, &byte) in bytes.iter().enumerate() {
+                let mut rest = u32::from(byte);
+                for group in 0..5 {
+                    let digit = (3 * rest) >> 8;
+                    rest = 3 * rest & 0xFF;
+                    sums[at / 4] += digit as i32 * i32::from(x[4 * group + at % 4]);
                 }
             }
         }

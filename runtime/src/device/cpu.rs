@@ -6,14 +6,15 @@
 mod ceiling;
 mod code;
 mod pool;
+mod tune;
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ir::entity::Id;
-use ir::plan::{self, Plan};
+use ir::plan::{self, Plan, Tuning};
 use kernels::CpuKernel;
 
 use self::code::{Code, GeneratedKernel};
@@ -82,6 +83,20 @@ struct Run {
     start: Instant,
     /// For each launch, when it was done, in nanoseconds after the start; empty if nobody wants to know.
     ends: Vec<AtomicU64>,
+}
+
+/// How fast this machine is, see [`crate::tune::measure`].
+pub(crate) fn tune(
+    threads: usize,
+    time: Duration,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Tuning, RuntimeError> {
+    tune::measure(threads, time, progress)
+}
+
+/// Bytes of the largest cache that the system reports, or 0.
+pub fn last_level_cache_bytes() -> u64 {
+    ceiling::last_level_cache_bytes()
 }
 
 impl CpuDevice {
@@ -287,6 +302,7 @@ mod tests {
             version: plan::VERSION,
             model: "test".to_owned(),
             target: String::new(),
+            machine: plan::Machine { threads: 1, read_bytes_per_us: 1, step_ns: 0 },
             context: 0,
             sequences: 0,
             vocab: 0,

@@ -8,8 +8,8 @@ use ir::DType;
 use ir::entity::Id;
 use ir::plan::manifest::{self, Manifest, Part};
 use ir::plan::{
-    Access, Arg, Buffer, BufferId, Call, Code, Expr, Io, Kernel, KernelId, Phase, Plan, Role, Step, SymbolBound,
-    VERSION,
+    Access, Arg, Buffer, BufferId, Call, Code, Expr, Io, Kernel, KernelId, Machine, Phase, Plan, Rate, Role, Step,
+    SymbolBound, VERSION,
 };
 use tempfile::TempDir;
 use tokenizer::Tokenizer;
@@ -34,6 +34,7 @@ impl Draft {
             version: VERSION,
             model: "hand-made".to_owned(),
             target: std::env::consts::ARCH.to_owned(),
+            machine: Machine { threads: 1, read_bytes_per_us: 1000, step_ns: 500 },
             context,
             sequences,
             vocab,
@@ -110,6 +111,8 @@ impl Draft {
             dims: vec![Expr::from(vocab)],
             moves: expr("m") * Expr::from(4 * vocab) + expr("keys"),
             macs: expr("n") * Expr::from(1000),
+            ops: Expr::from(0),
+            rate: Rate::flat(100),
             from: "entry.logits".to_owned(),
         });
         draft.phases(vec![append, clear, count]);
@@ -146,6 +149,8 @@ impl Draft {
             dims: vec![expr("m"), Expr::from(k), Expr::from(vocab)],
             moves: Expr::from(4 * k * vocab),
             macs: expr("m") * Expr::from(k * vocab),
+            ops: Expr::from(0),
+            rate: Rate::flat(100),
             from: "entry.logits".to_owned(),
         })]);
         draft
@@ -196,6 +201,8 @@ impl Draft {
                 ],
                 moves: expr("n") * Expr::from(16),
                 macs: Expr::from(0),
+                ops: Expr::from(0),
+                rate: Rate::flat(100),
                 from: "layer.cache".to_owned(),
             })],
         }

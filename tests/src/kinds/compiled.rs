@@ -22,7 +22,7 @@ use crate::session;
 pub struct Compiled;
 
 /// Positions of a cache in programs that have none.
-const CONTEXT: u64 = 16;
+const CONTEXT: u64 = 32;
 
 impl Kind for Compiled {
     fn name(&self) -> &'static str {

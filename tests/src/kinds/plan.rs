@@ -6,13 +6,13 @@
 //! ```
 //!
 //! The program is compiled for plain x86_64, on whatever machine, and must have the signature that the runtime calls: `ids`, `seq`, `pos`,
-//! `span` and `rows` in, logits out. Expected is the plan in short: places and sizes are bytes, `arena` those of a phase's scratch. Places of
-//! machine code are left out, because every change of the code generator moves them.
+//! `span` and `rows` in, logits out. Expected is the plan in short; places and sizes are bytes. Places of machine code are left out, because every
+//! change of the code generator moves them, and so are the rates that the compiler has guessed.
 
 use anyhow::{Context, ensure};
 use compiler::{Options, rewrite};
 use ir::entity::Id;
-use ir::plan::{Buffer, BufferId, Phase, Plan, Role, Step};
+use ir::plan::{Buffer, BufferId, Plan, Role, Step};
 
 use super::{Kind, run};
 use crate::filetest::Case;
@@ -59,13 +59,13 @@ fn short(plan: &Plan, only: Option<&str>) -> anyhow::Result<String> {
     let mut is_empty = true;
     for (index, phase) in phases.by_ref() {
         is_empty = false;
-        out.push_str(&format!("\nphase {}, up to {} tokens\n", phase.name, phase.max_tokens));
+        out.push_str(&format!("\nphase {}, n <= {}\n", phase.name, phase.max_tokens));
         for (position, buffer) in plan.buffers.iter().enumerate() {
             if buffer.role == Role::Scratch(index) {
                 out.push_str(&buffer_line(BufferId::new(position), buffer));
             }
         }
-        steps(plan, phase, &phase.steps, 1, &mut out);
+        steps(plan, &phase.steps, 1, &mut out);
     }
     ensure!(!is_empty, "the plan has no such phase");
     Ok(out)
@@ -86,7 +86,7 @@ fn buffer_line(id: BufferId, buffer: &Buffer) -> String {
     format!("  {:<4} {role:<7} {} at {}, {} bytes{rounds}\n", id.to_string(), buffer.name, buffer.offset, buffer.bytes)
 }
 
-fn steps(plan: &Plan, phase: &Phase, of: &[Step], depth: usize, out: &mut String) {
+fn steps(plan: &Plan, of: &[Step], depth: usize, out: &mut String) {
     let indent = "  ".repeat(depth);
     for step in of {
         match step {
@@ -101,8 +101,10 @@ fn steps(plan: &Plan, phase: &Phase, of: &[Step], depth: usize, out: &mut String
                     out.push_str(&format!("{indent}  dims {}\n", dims.join(", ")));
                 }
                 out.push_str(&format!("{indent}  moves {} bytes", call.moves));
-                if call.macs.as_const() != Some(0) {
-                    out.push_str(&format!(", {} macs", call.macs));
+                for (work, unit) in [(&call.macs, "macs"), (&call.ops, "ops")] {
+                    if work.as_const() != Some(0) {
+                        out.push_str(&format!(", {work} {unit}"));
+                    }
                 }
                 out.push_str(&format!(", from {}\n", call.from));
             }
@@ -111,7 +113,7 @@ fn steps(plan: &Plan, phase: &Phase, of: &[Step], depth: usize, out: &mut String
             }
             Step::Repeat { count, steps: inner } => {
                 out.push_str(&format!("{indent}repeat {count}\n"));
-                steps(plan, phase, inner, depth + 1, out);
+                steps(plan, inner, depth + 1, out);
             }
         }
     }

@@ -24,6 +24,7 @@ tritterc compile models/bitnet-code-nano -o nano            a checkpoint, for th
 tritterc compile ./bitnet-2b -o out --kv int4 --context 8192\n  \
 tritterc compile bitnet-2b-4t -o big --random-weights 1     a shipped spec, to measure speed\n  \
 tritterc compile 70b -o plan                                 no weights: plan, code and report only\n  \
+tritterc compile models/bitnet-code-nano -o nano --tuning tuning.ron   with rates that tritter tune measured\n  \
 tritterc compile my.ron -o out --random-weights 7 --target x86_64:avx2 --dump stages")]
 pub(crate) struct Args {
     /// Checkpoint directory, .ron spec, .tri program, or name of a shipped spec.
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// CPU to compile for: x86_64:avx512vnni, x86_64:avx2, x86_64, aarch64:neon, scalar or native.
     #[arg(long, default_value = "native")]
     target: Target,
+    /// Rates that `tritter tune` measured on the machine to compile for, instead of guesses.
+    #[arg(long, value_name = "FILE")]
+    tuning: Option<PathBuf>,
     #[command(flatten)]
     build: BuildArgs,
     /// Fill the weights from this seed instead of a checkpoint.
@@ -65,7 +69,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         sequences: u64::from(built.sequences),
         dumps: args.dump.is_some(),
     };
-    let compiled = compiler::compile(built.program.clone(), &args.target, &options)?;
+    let target = model::tuned(&args.target, args.tuning.as_deref())?;
+    let compiled = compiler::compile(built.program.clone(), &target, &options)?;
     if let Some(directory) = &args.dump {
         write_dumps(directory, &compiled)?;
     }
@@ -141,6 +146,7 @@ impl Summary<'_> {
         let value = serde_json::json!({
             "model": report.model,
             "target": report.target,
+            "machine": report.machine.to_string(),
             "output": self.output.display().to_string(),
             "seconds": self.elapsed.as_secs_f64(),
             "artifact_bytes": self.artifact_bytes,

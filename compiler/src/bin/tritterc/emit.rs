@@ -1,5 +1,6 @@
 //! `tritterc emit`: the kernels of a model, as nests, Cranelift IR and assembly.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -10,8 +11,8 @@ use crate::say;
 
 /// Shows the code that is generated for a model.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  tritterc emit tiny                      the generated kernels' names\n  \
-tritterc emit tiny --kernel layer_h1    nest, Cranelift IR and assembly of one")]
+#[command(after_help = "Examples:\n  tritterc emit tiny                          the generated kernels' names\n  \
+tritterc emit tiny --kernel decoder_norm    nest, Cranelift IR and assembly of one")]
 pub(crate) struct Args {
     /// Checkpoint directory, .ron spec, .tri program, or name of a shipped spec.
     model: String,
@@ -21,6 +22,9 @@ pub(crate) struct Args {
     /// CPU to compile for.
     #[arg(long, default_value = "native")]
     target: Target,
+    /// Rates that `tritter tune` measured on the machine to compile for, instead of guesses.
+    #[arg(long, value_name = "FILE")]
+    tuning: Option<PathBuf>,
     #[command(flatten)]
     build: BuildArgs,
 }
@@ -33,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         sequences: u64::from(built.sequences),
         dumps: true,
     };
-    let compiled = compiler::compile(built.program, &args.target, &options)?;
+    let compiled = compiler::compile(built.program, &model::tuned(&args.target, args.tuning.as_deref())?, &options)?;
     let Some(kernel) = &args.kernel else {
         let names: Vec<String> =
             compiled.code.symbols.iter().map(|symbol| format!("{:>6} B  {}", symbol.len, symbol.name)).collect();

@@ -1,5 +1,6 @@
 //! `tritterc explain`: which rules made a program what it is, and why a value became what it became.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
@@ -25,6 +26,9 @@ pub(crate) struct Args {
     /// CPU to optimise for.
     #[arg(long, default_value = "native")]
     target: Target,
+    /// Rates that `tritter tune` measured on the machine to compile for, instead of guesses.
+    #[arg(long, value_name = "FILE")]
+    tuning: Option<PathBuf>,
     /// Report as one JSON object.
     #[arg(long)]
     json: bool,
@@ -35,10 +39,11 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let program = model::program(&args.model, &args.build)?;
     let options = crate::opt::rewrite_options(true, None);
+    let target = model::tuned(&args.target, args.tuning.as_deref())?;
     if let Some(value) = &args.why {
-        return why(args, &program, value, &options);
+        return why(args, &program, value, &target, &options);
     }
-    let (optimised, report) = rewrite::optimise(&program, &args.target, &options)?;
+    let (optimised, report) = rewrite::optimise(&program, &target, &options)?;
     if args.json {
         say(&json(&report))?;
         return Ok(ExitCode::SUCCESS);
@@ -46,16 +51,23 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (before, after) = (ir::text::print(&program), ir::text::print(&optimised));
     let diff = TextDiff::from_lines(&before, &after);
     say(&format!(
-        "{report}  {:.3} s in all\n\n{}",
+        "machine: {}\n{report}  {:.3} s in all\n\n{}",
+        target.machine,
         report.seconds(),
         diff.unified_diff().context_radius(2).header("declared", "optimised")
     ))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn why(args: &Args, program: &ir::Verified<Program>, name: &str, options: &rewrite::Options) -> Result<ExitCode> {
+fn why(
+    args: &Args,
+    program: &ir::Verified<Program>,
+    name: &str,
+    target: &Target,
+    options: &rewrite::Options,
+) -> Result<ExitCode> {
     let (graph, value) = find(program, name)?;
-    let explanation = explain(program, graph, value, &args.target, options)?;
+    let explanation = explain(program, graph, value, target, options)?;
     if args.json {
         let steps = explanation.steps.iter().map(|step| {
             serde_json::json!({

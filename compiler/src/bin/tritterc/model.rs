@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use compiler::Target;
 use compiler::weights::Checkpoint;
+use ir::plan::Tuning;
 use ir::{Program, Verified};
 use models::import::SpecialIds;
 use models::spec::{KvFormat, TokenizerKind};
@@ -16,9 +18,9 @@ pub(crate) struct BuildArgs {
     /// Positions that the caches hold [default: the model's, at most 4096].
     #[arg(long, value_name = "N")]
     pub context: Option<u32>,
-    /// Format of the key-value cache: exact, 4 bits, or keys in 8 and values in 4 bits.
-    #[arg(long, value_enum, default_value = "f32")]
-    pub kv: Kv,
+    /// Format of the key-value cache: exact, 4 bits, or keys in 8 and values in 4 bits [default: the spec's, else f32].
+    #[arg(long, value_enum)]
+    pub kv: Option<Kv>,
     /// Format of a dense head: as the checkpoint has it, int8, or 4 bits in groups.
     #[arg(long, value_enum, default_value = "stored")]
     pub head: Head,
@@ -71,6 +73,14 @@ impl From<Kv> for KvFormat {
 
 /// The longest context that is not asked for: caches cost memory, and few need more.
 const DEFAULT_CONTEXT: u32 = 4096;
+
+/// A target with the rates of a tuning file, if one is given.
+pub(crate) fn tuned(target: &Target, tuning: Option<&Path>) -> Result<Target> {
+    let Some(path) = tuning else { return Ok(target.clone()) };
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let tuning = Tuning::from_ron(&text).map_err(|errors| anyhow!("{}:\n{errors}", path.display()))?;
+    target.clone().with_tuning(&tuning).with_context(|| path.display().to_string())
+}
 
 /// A model as named on a command line, before it is built.
 pub(crate) enum Named {
@@ -177,7 +187,7 @@ pub(crate) fn build(named: &Named, args: &BuildArgs) -> Result<Built> {
         sequences: args.sequences,
         chunk,
         logits: args.logits.min(chunk),
-        kv: args.kv.into(),
+        kv: args.kv.map_or(spec.kv, KvFormat::from),
         head: args.head.into(),
         naming,
     };

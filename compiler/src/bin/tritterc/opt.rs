@@ -1,5 +1,6 @@
 //! `tritterc opt`: a program after just some of the optimiser's stages.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -26,6 +27,9 @@ pub(crate) struct Args {
     /// CPU to optimise for.
     #[arg(long, default_value = "native")]
     target: Target,
+    /// Rates that `tritter tune` measured on the machine to compile for, instead of guesses.
+    #[arg(long, value_name = "FILE")]
+    tuning: Option<PathBuf>,
     #[command(flatten)]
     build: BuildArgs,
 }
@@ -33,7 +37,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let program = model::program(&args.model, &args.build)?;
     let options = rewrite_options(true, args.passes.clone());
-    let (optimised, report) = rewrite::optimise(&program, &args.target, &options)?;
+    let (optimised, report) = rewrite::optimise(&program, &model::tuned(&args.target, args.tuning.as_deref())?, &options)?;
     say(&if args.report { report.to_string() } else { ir::text::print(&optimised) })?;
     Ok(ExitCode::SUCCESS)
 }

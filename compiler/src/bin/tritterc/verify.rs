@@ -1,15 +1,16 @@
-//! `tritterc verify`: every error of a model, a program or an artifact's plan.
+//! `tritterc verify`: every error of a model, a program or an artifact.
 
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow};
-use ir::plan::{Plan, manifest};
+use anyhow::{Context, Result, anyhow, bail};
+use ir::plan::Plan;
+use ir::plan::manifest::{self, Manifest, Part};
 
 use crate::model::{self, BuildArgs};
 use crate::say;
 
-/// Checks a model, a .tri program or an artifact's plan, and lists every error.
+/// Checks a model, a .tri program or an artifact, and lists every error.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  tritterc verify my.ron\n  tritterc verify program.tri\n  tritterc verify artifact/"
@@ -26,6 +27,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if plan.is_file() {
         let text = std::fs::read_to_string(&plan).with_context(|| format!("cannot read {}", plan.display()))?;
         let plan = Plan::from_ron(&text).map_err(|error| anyhow!("{}: {error}", plan.display()))?;
+        parts(Path::new(&args.model))?;
         say(&format!(
             "ok: a plan of {} buffers, {} kernels, {} phases",
             plan.buffers.len(),
@@ -38,4 +40,24 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let values: usize = program.graphs.iter().map(|graph| graph.values.len()).sum();
     say(&format!("ok: a program of {} graphs and {values} values", program.graphs.len()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The files of an artifact are what its manifest says.
+fn parts(directory: &Path) -> Result<()> {
+    let path = directory.join(manifest::MANIFEST);
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let manifest = Manifest::from_ron(&text).map_err(|error| anyhow!("{}: {error}", path.display()))?;
+    let problem = |part: &Part| {
+        let hash = std::fs::File::open(directory.join(&part.file))
+            .and_then(|file| Ok(blake3::Hasher::new().update_reader(file)?.finalize().to_hex()));
+        match hash {
+            Err(error) => Some(format!("{} cannot be read: {error}", part.file)),
+            Ok(hash) if *hash != *part.blake3 => {
+                Some(format!("{} is damaged: its hash is not the manifest's", part.file))
+            }
+            Ok(_) => None,
+        }
+    };
+    let problems: Vec<String> = manifest.parts.iter().filter_map(problem).collect();
+    if problems.is_empty() { Ok(()) } else { bail!("{} is damaged:\n{}", directory.display(), problems.join("\n")) }
 }

@@ -8,7 +8,7 @@ use half::bf16;
 use crate::cpu::entries;
 use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
 use crate::cpu::generic::{dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
-use crate::cpu::lanes::{ByteDot, LANES, Lanes, TernaryDot, prefetch};
+use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, LANES, Lanes, TernaryDot, prefetch};
 
 // Sizes of the inner steps fit the 32 registers: 4 tokens of a tile are 16 accumulators, 2 rows with a token, 1 half with 2 tokens and
 // 2 heads are 16 too.
@@ -16,6 +16,8 @@ entries! {
     features "neon,dotprod":
     ternary_gemv_q8xt2_f32__neon__r16 = ternary_q8::gemv::<Neon>;
     ternary_gemm_q8xt2_f32__neon__r16 = ternary_q8::gemm::<Neon, 1, 4>;
+    ternary_gemv_q8xt2b3_f32__neon__r16 = ternary_q8::gemv::<NeonBase3>;
+    ternary_gemm_q8xt2b3_f32__neon__r16 = ternary_q8::gemm::<NeonBase3, 1, 4>;
     ternary_matmul_f32xt2_f32__neon__r16 = ternary_f32::matmul::<Neon, 1, 2>;
     dense_matmul_f32xf32_f32__neon__r4 = dense::matmul::<Neon, f32, 2, 1>;
     dense_matmul_f32xbf16_f32__neon__r4 = dense::matmul::<Neon, bf16, 2, 1>;
@@ -226,6 +228,8 @@ fn dot_bytes(acc: int32x4_t, codes: uint8x16_t, x: int32x4_t) -> int32x4_t {
 }
 
 impl TernaryDot for Neon {
+    const WIDTH: usize = 16;
+
     #[inline]
     #[target_feature(enable = "neon,dotprod")]
     unsafe fn dot<const BLOCKS: usize, const TOKENS: usize>(
@@ -234,12 +238,14 @@ impl TernaryDot for Neon {
         x: *const u8,
         x_stride: usize,
         tiles: usize,
+        ahead: *const u8,
         sums: &mut [[[i32; 16]; TOKENS]; BLOCKS],
     ) {
         let mask = vdupq_n_u8(3);
         for (block, sums) in sums.iter_mut().enumerate() {
             let mut acc = [[vdupq_n_s32(0); 4]; TOKENS];
             for tile in 0..tiles {
+                prefetch(ahead.wrapping_add((block * tiles + tile) * 64));
                 // SAFETY: the caller has 64 bytes of weights and 16 activations for each tile.
                 unsafe {
                     let w = w.add(block * block_bytes + tile * 64);
@@ -271,7 +277,67 @@ impl TernaryDot for Neon {
     unsafe fn dot_one(w: *const u8, x: *const u8, tiles: usize, sums: &mut [i32; 16]) {
         let mut one = [[[0; 16]]];
         // SAFETY: as the caller promises.
-        unsafe { Self::dot::<1, 1>(w, 0, x, 0, tiles, &mut one) };
+        unsafe { Self::dot::<1, 1>(w, 0, x, 0, tiles, w.wrapping_add(AHEAD), &mut one) };
+        *sums = one[0][0];
+    }
+}
+
+/// Ternary weights with five codes a byte.
+pub(crate) struct NeonBase3;
+
+impl TernaryDot for NeonBase3 {
+    const WIDTH: usize = 20;
+
+    /// A comparison that holds is -1, and the dot product is a signed one: what is added up are the negative digits.
+    #[inline]
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn dot<const BLOCKS: usize, const TOKENS: usize>(
+        w: *const u8,
+        block_bytes: usize,
+        x: *const u8,
+        x_stride: usize,
+        tiles: usize,
+        ahead: *const u8,
+        sums: &mut [[[i32; 16]; TOKENS]; BLOCKS],
+    ) {
+        let (least_one, least_two) = (vdupq_n_u8(DIGIT_ONE), vdupq_n_u8(DIGIT_TWO));
+        for (block, sums) in sums.iter_mut().enumerate() {
+            let mut acc = [[vdupq_n_s32(0); 4]; TOKENS];
+            for tile in 0..tiles {
+                prefetch(ahead.wrapping_add((block * tiles + tile) * 64));
+                // SAFETY: the caller has 64 bytes of weights and 20 activations for each tile.
+                unsafe {
+                    let w = w.add(block * block_bytes + tile * 64);
+                    let mut bytes = [vld1q_u8(w), vld1q_u8(w.add(16)), vld1q_u8(w.add(32)), vld1q_u8(w.add(48))];
+                    for group in 0..5 {
+                        for quarter in 0..4 {
+                            let byte = bytes[quarter];
+                            let digits = vaddq_u8(vcgeq_u8(byte, least_one), vcgeq_u8(byte, least_two));
+                            bytes[quarter] = vaddq_u8(vaddq_u8(byte, byte), byte);
+                            for token in 0..TOKENS {
+                                let x = x.add(token * x_stride + tile * 20 + 4 * group);
+                                let x = vdupq_n_s32(x.cast::<i32>().read_unaligned());
+                                acc[token][quarter] = dot_bytes(acc[token][quarter], digits, x);
+                            }
+                        }
+                    }
+                }
+            }
+            for (sums, acc) in sums.iter_mut().zip(acc) {
+                for (quarter, acc) in acc.into_iter().enumerate() {
+                    // SAFETY: there is room for 16 numbers.
+                    unsafe { vst1q_s32(sums.as_mut_ptr().add(4 * quarter), vnegq_s32(acc)) };
+                }
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn dot_one(w: *const u8, x: *const u8, tiles: usize, sums: &mut [i32; 16]) {
+        let mut one = [[[0; 16]]];
+        // SAFETY: as the caller promises.
+        unsafe { Self::dot::<1, 1>(w, 0, x, 0, tiles, w.wrapping_add(AHEAD), &mut one) };
         *sums = one[0][0];
     }
 }

@@ -5,7 +5,7 @@
 use half::bf16;
 
 use crate::cpu::generic::args::Args;
-use crate::cpu::lanes::{LANES, Lanes};
+use crate::cpu::lanes::{AHEAD, LANES, Lanes, prefetch};
 
 /// Rows of `w` in one unit of the grid, which share the loads of `x` where there are several tokens.
 const UNIT: usize = 4;
@@ -71,25 +71,22 @@ pub(crate) unsafe fn matmul<L: Lanes, W: Weight, const ROWS: usize, const TOKENS
             m: args.size(2),
         }
     };
-    for unit in begin as usize..end as usize {
-        let mut row = unit * UNIT;
-        let row_end = operands.m.min(row + UNIT);
-        // SAFETY: the conditions keep the rows below `m`.
-        unsafe {
-            // One token reads every weight once, from memory. Rows one after the other are one stream, which the hardware prefetches at the
-            // full rate of memory; four rows at a time were measured at half of it.
-            while operands.n == 1 && row < row_end {
-                operands.multiply::<L, 1, 1>(row, 0);
-                row += 1;
-            }
-            while ROWS <= row_end - row {
-                operands.all_tokens::<L, ROWS, TOKENS>(row);
-                row += ROWS;
-            }
-            while row < row_end {
-                operands.all_tokens::<L, 1, TOKENS>(row);
-                row += 1;
-            }
+    let (mut row, row_end) = (begin as usize * UNIT, operands.m.min(end as usize * UNIT));
+    // SAFETY: the conditions keep the rows below `m`.
+    unsafe {
+        // One token reads every weight once, from memory. Rows one after the other are one stream, which is read at the full rate of memory;
+        // four rows at a time were measured at half of it.
+        while operands.n == 1 && row < row_end {
+            operands.multiply::<L, 1, 1, true>(row, 0, AHEAD);
+            row += 1;
+        }
+        while row + ROWS <= row_end {
+            operands.all_tokens::<L, ROWS, TOKENS>(row);
+            row += ROWS;
+        }
+        while row < row_end {
+            operands.all_tokens::<L, 1, TOKENS>(row);
+            row += 1;
         }
     }
 }
@@ -106,38 +103,51 @@ struct Operands<W> {
 }
 
 impl<W: Weight> Operands<W> {
-    /// Computes all tokens with `ROWS` rows of `w` from `row` on.
+    /// Computes all tokens with `ROWS` rows of `w` from `row` on. The first tokens bring the rows into the cache, the others find them there;
+    /// and while the first are at work, the next `ROWS` rows are prefetched in the order in which they lie, which is one stream again.
     ///
     /// # Safety
     ///
     /// The contract of the crate; those rows exist.
     #[inline(always)]
     unsafe fn all_tokens<L: Lanes, const ROWS: usize, const TOKENS: usize>(self, row: usize) {
+        let next = ROWS * self.k * size_of::<W>();
         let mut token = 0;
         // SAFETY: the conditions keep the tokens below `n`.
         unsafe {
+            if TOKENS <= self.n {
+                self.multiply::<L, ROWS, TOKENS, true>(row, 0, next);
+                token += TOKENS;
+            }
             while TOKENS <= self.n - token {
-                self.multiply::<L, ROWS, TOKENS>(row, token);
+                self.multiply::<L, ROWS, TOKENS, false>(row, token, 0);
                 token += TOKENS;
             }
             while token < self.n {
-                self.multiply::<L, ROWS, 1>(row, token);
+                self.multiply::<L, ROWS, 1, false>(row, token, 0);
                 token += 1;
             }
         }
     }
 
-    /// Computes `TOKENS` tokens from `token` on with `ROWS` rows of `w` from `row` on.
+    /// Computes `TOKENS` tokens from `token` on with `ROWS` rows of `w` from `row` on, and with `FETCH` prefetches `ahead` bytes before what
+    /// it reads.
     ///
     /// # Safety
     ///
     /// The contract of the crate; those tokens and rows exist.
     #[inline(always)]
-    unsafe fn multiply<L: Lanes, const ROWS: usize, const TOKENS: usize>(self, row: usize, token: usize) {
+    unsafe fn multiply<L: Lanes, const ROWS: usize, const TOKENS: usize, const FETCH: bool>(
+        self,
+        row: usize,
+        token: usize,
+        ahead: usize,
+    ) {
         // SAFETY: each of those rows of `x` and `w` has `k` elements, and `out` has `n * m`.
         unsafe {
             let x = self.x.add(token * self.k);
             let w = self.w.add(row * self.k);
+            let ahead = w.cast::<u8>().wrapping_add(ahead);
             let mut acc = [[L::splat(0.0); TOKENS]; ROWS];
             let whole = self.k / LANES * LANES;
             let mut at = 0;
@@ -145,6 +155,12 @@ impl<W: Weight> Operands<W> {
                 let mut x_blocks = [L::splat(0.0); TOKENS];
                 for token in 0..TOKENS {
                     x_blocks[token] = L::load(x.add(token * self.k + at));
+                }
+                if FETCH {
+                    let step = ROWS * LANES * size_of::<W>();
+                    for line in 0..step / 64 {
+                        prefetch(ahead.wrapping_add(at / LANES * step + line * 64));
+                    }
                 }
                 for row in 0..ROWS {
                     let weights = W::block::<L>(w.add(row * self.k + at));

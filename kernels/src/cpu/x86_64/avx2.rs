@@ -7,7 +7,7 @@ use half::bf16;
 use crate::cpu::entries;
 use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
 use crate::cpu::generic::{dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
-use crate::cpu::lanes::{ByteDot, Lanes, TernaryDot, prefetch};
+use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, Lanes, TernaryDot, prefetch};
 
 // Sizes of the inner steps fit the 16 registers: 4 tokens of a tile are 8 accumulators, and so are 2 rows with a token and 2 heads; half a
 // tile with 3 tokens are 12.
@@ -15,6 +15,8 @@ entries! {
     features "avx2,fma":
     ternary_gemv_q8xt2_f32__avx2__r16 = ternary_q8::gemv::<Avx2>;
     ternary_gemm_q8xt2_f32__avx2__r16 = ternary_q8::gemm::<Avx2, 1, 4>;
+    ternary_gemv_q8xt2b3_f32__avx2__r16 = ternary_q8::gemv::<Avx2Base3>;
+    ternary_gemm_q8xt2b3_f32__avx2__r16 = ternary_q8::gemm::<Avx2Base3, 1, 4>;
     ternary_matmul_f32xt2_f32__avx2__r16 = ternary_f32::matmul::<Avx2, 1, 3>;
     dense_matmul_f32xf32_f32__avx2__r4 = dense::matmul::<Avx2, f32, 2, 1>;
     dense_matmul_f32xbf16_f32__avx2__r4 = dense::matmul::<Avx2, bf16, 2, 1>;
@@ -218,6 +220,8 @@ unsafe fn load_quarters(from: *const u8) -> [__m128i; 4] {
 const NARROW_TILES: usize = 10;
 
 impl TernaryDot for Avx2 {
+    const WIDTH: usize = 16;
+
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn dot<const BLOCKS: usize, const TOKENS: usize>(
@@ -226,6 +230,7 @@ impl TernaryDot for Avx2 {
         x: *const u8,
         x_stride: usize,
         tiles: usize,
+        ahead: *const u8,
         sums: &mut [[[i32; 16]; TOKENS]; BLOCKS],
     ) {
         let (mask, ones) = (_mm256_set1_epi8(3), _mm256_set1_epi16(1));
@@ -236,6 +241,7 @@ impl TernaryDot for Avx2 {
                 let stop = tiles.min(tile + NARROW_TILES);
                 let mut narrow = [[_mm256_setzero_si256(); 2]; TOKENS];
                 while tile < stop {
+                    prefetch(ahead.wrapping_add((block * tiles + tile) * 64));
                     // SAFETY: the caller has 64 bytes of weights and 16 activations for each tile.
                     unsafe {
                         let w = w.add(block * block_bytes + tile * 64);
@@ -277,7 +283,96 @@ impl TernaryDot for Avx2 {
     unsafe fn dot_one(w: *const u8, x: *const u8, tiles: usize, sums: &mut [i32; 16]) {
         let mut one = [[[0; 16]]];
         // SAFETY: as the caller promises.
-        unsafe { Self::dot::<1, 1>(w, 0, x, 0, tiles, &mut one) };
+        unsafe { Self::dot::<1, 1>(w, 0, x, 0, tiles, w.wrapping_add(AHEAD), &mut one) };
+        *sums = one[0][0];
+    }
+}
+
+/// Ternary weights with five codes a byte.
+pub(crate) struct Avx2Base3;
+
+/// Tiles in base 3 whose products are added up in 16 bits: a pair of products is at most `2 * 2 * 128`, the five groups of a tile make 2560,
+/// and 12 tiles 30720 < 32768. No byte has a digit above 2.
+const NARROW_TILES_BASE3: usize = 12;
+
+impl TernaryDot for Avx2Base3 {
+    const WIDTH: usize = 20;
+
+    /// Comparisons are signed, so the bytes are turned by 128, which three times a byte keeps: `3 * 128 = 128` modulo 256.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn dot<const BLOCKS: usize, const TOKENS: usize>(
+        w: *const u8,
+        block_bytes: usize,
+        x: *const u8,
+        x_stride: usize,
+        tiles: usize,
+        ahead: *const u8,
+        sums: &mut [[[i32; 16]; TOKENS]; BLOCKS],
+    ) {
+        let (turn, ones, zero) = (_mm256_set1_epi8(-128), _mm256_set1_epi16(1), _mm256_setzero_si256());
+        let (below_one, below_two) =
+            (_mm256_set1_epi8((DIGIT_ONE - 1) as i8 ^ -128), _mm256_set1_epi8((DIGIT_TWO - 1) as i8 ^ -128));
+        for (block, sums) in sums.iter_mut().enumerate() {
+            let mut wide = [[zero; 2]; TOKENS];
+            let mut tile = 0;
+            while tile < tiles {
+                let stop = tiles.min(tile + NARROW_TILES_BASE3);
+                let mut narrow = [[zero; 2]; TOKENS];
+                while tile < stop {
+                    prefetch(ahead.wrapping_add((block * tiles + tile) * 64));
+                    // SAFETY: the caller has 64 bytes of weights and 20 activations for each tile.
+                    unsafe {
+                        let w = w.add(block * block_bytes + tile * 64);
+                        let mut bytes = [
+                            _mm256_xor_si256(_mm256_loadu_si256(w.cast()), turn),
+                            _mm256_xor_si256(_mm256_loadu_si256(w.add(32).cast()), turn),
+                        ];
+                        for group in 0..5 {
+                            let mut digits = [zero; 2];
+                            for half in 0..2 {
+                                let byte = bytes[half];
+                                // A comparison that holds is -1.
+                                let one = _mm256_cmpgt_epi8(byte, below_one);
+                                let two = _mm256_cmpgt_epi8(byte, below_two);
+                                digits[half] = _mm256_abs_epi8(_mm256_add_epi8(one, two));
+                                bytes[half] = _mm256_add_epi8(_mm256_add_epi8(byte, byte), byte);
+                            }
+                            for token in 0..TOKENS {
+                                let x = x.add(token * x_stride + tile * 20 + 4 * group);
+                                let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+                                for half in 0..2 {
+                                    let pairs = _mm256_maddubs_epi16(digits[half], x);
+                                    narrow[token][half] = _mm256_add_epi16(narrow[token][half], pairs);
+                                }
+                            }
+                        }
+                    }
+                    tile += 1;
+                }
+                for token in 0..TOKENS {
+                    for half in 0..2 {
+                        let fours = _mm256_madd_epi16(narrow[token][half], ones);
+                        wide[token][half] = _mm256_add_epi32(wide[token][half], fours);
+                    }
+                }
+            }
+            for (sums, wide) in sums.iter_mut().zip(wide) {
+                // SAFETY: there is room for 16 numbers.
+                unsafe {
+                    _mm256_storeu_si256(sums.as_mut_ptr().cast(), wide[0]);
+                    _mm256_storeu_si256(sums.as_mut_ptr().add(8).cast(), wide[1]);
+                }
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn dot_one(w: *const u8, x: *const u8, tiles: usize, sums: &mut [i32; 16]) {
+        let mut one = [[[0; 16]]];
+        // SAFETY: as the caller promises.
+        unsafe { Self::dot::<1, 1>(w, 0, x, 0, tiles, w.wrapping_add(AHEAD), &mut one) };
         *sums = one[0][0];
     }
 }

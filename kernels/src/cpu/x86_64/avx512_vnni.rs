@@ -7,7 +7,7 @@ use half::bf16;
 use crate::cpu::entries;
 use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
 use crate::cpu::generic::{dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
-use crate::cpu::lanes::{AHEAD, ByteDot, Lanes, TernaryDot, prefetch};
+use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, Lanes, TernaryDot, prefetch};
 
 // Sizes of the inner steps fill the 32 registers: 2 blocks by 12 tokens are 24 accumulators, 4 rows by 2 tokens are 16, 2 halves by 4
 // tokens are 16, and 4 heads are 8.
@@ -15,6 +15,8 @@ entries! {
     features "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni":
     ternary_gemv_q8xt2_f32__avx512vnni__r16 = ternary_q8::gemv::<Avx512Vnni>;
     ternary_gemm_q8xt2_f32__avx512vnni__r16 = ternary_q8::gemm::<Avx512Vnni, 2, 12>;
+    ternary_gemv_q8xt2b3_f32__avx512vnni__r16 = ternary_q8::gemv::<Avx512VnniBase3>;
+    ternary_gemm_q8xt2b3_f32__avx512vnni__r16 = ternary_q8::gemm::<Avx512VnniBase3, 2, 12>;
     ternary_matmul_f32xt2_f32__avx512vnni__r16 = ternary_f32::matmul::<Avx512Vnni, 2, 4>;
     dense_matmul_f32xf32_f32__avx512vnni__r4 = dense::matmul::<Avx512Vnni, f32, 4, 2>;
     dense_matmul_f32xbf16_f32__avx512vnni__r4 = dense::matmul::<Avx512Vnni, bf16, 4, 2>;
@@ -174,6 +176,8 @@ fn mul_pow2(p: __m512, n: __m512) -> __m512 {
 }
 
 impl TernaryDot for Avx512Vnni {
+    const WIDTH: usize = 16;
+
     /// The codes of a group are brought to the low bits and met with every token: two operations for `TOKENS` products of 64 pairs. One
     /// load of 4 activations serves all blocks. Each accumulator waits for itself only once per group, after all others have had a turn.
     #[inline]
@@ -184,6 +188,7 @@ impl TernaryDot for Avx512Vnni {
         x: *const u8,
         x_stride: usize,
         tiles: usize,
+        ahead: *const u8,
         sums: &mut [[[i32; 16]; TOKENS]; BLOCKS],
     ) {
         let mask = _mm512_set1_epi8(3);
@@ -193,6 +198,7 @@ impl TernaryDot for Avx512Vnni {
             unsafe {
                 let mut codes = [mask; BLOCKS];
                 for block in 0..BLOCKS {
+                    prefetch(ahead.wrapping_add((tile * BLOCKS + block) * 64));
                     codes[block] = _mm512_loadu_si512(w.add(block * block_bytes + tile * 64).cast());
                 }
                 for group in 0..4 {
@@ -262,6 +268,104 @@ unsafe fn add_tile(acc: [__m512i; 4], w: *const u8, x: *const u8) -> [__m512i; 4
         _mm512_dpbusd_epi32(acc[group], codes, _mm512_set1_epi32(x[group]))
     };
     [product(0, 0x03), product(1, 0x0C), product(2, 0x30), product(3, 0xC0)]
+}
+
+/// Ternary weights with five codes a byte.
+pub(crate) struct Avx512VnniBase3;
+
+impl TernaryDot for Avx512VnniBase3 {
+    const WIDTH: usize = 20;
+
+    /// A digit takes two comparisons, each of which adds 1 where it holds; three times the byte starts with the next digit.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn dot<const BLOCKS: usize, const TOKENS: usize>(
+        w: *const u8,
+        block_bytes: usize,
+        x: *const u8,
+        x_stride: usize,
+        tiles: usize,
+        ahead: *const u8,
+        sums: &mut [[[i32; 16]; TOKENS]; BLOCKS],
+    ) {
+        let ones = _mm512_set1_epi8(1);
+        let (least_one, least_two) = (_mm512_set1_epi8(DIGIT_ONE as i8), _mm512_set1_epi8(DIGIT_TWO as i8));
+        let mut acc = [[_mm512_setzero_si512(); TOKENS]; BLOCKS];
+        for tile in 0..tiles {
+            let mut bytes = [ones; BLOCKS];
+            for block in 0..BLOCKS {
+                prefetch(ahead.wrapping_add((tile * BLOCKS + block) * 64));
+                // SAFETY: the caller has 64 bytes of weights for each tile.
+                bytes[block] = unsafe { _mm512_loadu_si512(w.add(block * block_bytes + tile * 64).cast()) };
+            }
+            for group in 0..5 {
+                let mut digits = [ones; BLOCKS];
+                for block in 0..BLOCKS {
+                    let byte = bytes[block];
+                    let one = _mm512_maskz_mov_epi8(_mm512_cmpge_epu8_mask(byte, least_one), ones);
+                    digits[block] = _mm512_mask_add_epi8(one, _mm512_cmpge_epu8_mask(byte, least_two), one, ones);
+                    bytes[block] = _mm512_add_epi8(_mm512_add_epi8(byte, byte), byte);
+                }
+                for token in 0..TOKENS {
+                    // SAFETY: the caller has 20 activations for each tile.
+                    let x = unsafe { x.add(token * x_stride + tile * 20 + 4 * group).cast::<i32>().read_unaligned() };
+                    let x = _mm512_set1_epi32(x);
+                    for block in 0..BLOCKS {
+                        acc[block][token] = _mm512_dpbusd_epi32(acc[block][token], digits[block], x);
+                    }
+                }
+            }
+        }
+        for block in 0..BLOCKS {
+            for token in 0..TOKENS {
+                // SAFETY: there is room for 16 numbers.
+                unsafe { _mm512_storeu_si512(sums[block][token].as_mut_ptr().cast(), acc[block][token]) };
+            }
+        }
+    }
+
+    /// No digit is ever taken out. With `b_i` the byte whose first digit is digit `i`, `256 * digit_i = 3 * b_i - b_(i+1)`; so the bytes
+    /// themselves are multiplied, once with the activations of their own digit and once with those of the digit before:
+    ///
+    /// ```text
+    /// 256 * sum_i digit_i * x_i = 3 * sum_i b_i * x_i - sum_i b_(i+1) * x_i
+    /// ```
+    ///
+    /// That is four operations a digit instead of seven. Sums may wrap around, as their difference holds 24 bits of the result, which is less
+    /// than `2 * 128` a column.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn dot_one(w: *const u8, x: *const u8, tiles: usize, sums: &mut [i32; 16]) {
+        /// Tiles whose result is under `2^23`.
+        const TILES: usize = 1024;
+        let zero = _mm512_setzero_si512();
+        let mut total = zero;
+        let mut tile = 0;
+        while tile < tiles {
+            let stop = tiles.min(tile + TILES);
+            let (mut own, mut before) = ([zero; 5], [zero; 5]);
+            while tile < stop {
+                let at = w.wrapping_add(tile * 64);
+                prefetch(at.wrapping_add(AHEAD));
+                // SAFETY: the caller has 64 bytes of weights and 20 activations for each tile.
+                let (mut bytes, x) =
+                    unsafe { (_mm512_loadu_si512(at.cast()), x.add(tile * 20).cast::<[i32; 5]>().read_unaligned()) };
+                for group in 0..5 {
+                    let x = _mm512_set1_epi32(x[group]);
+                    own[group] = _mm512_dpbusd_epi32(own[group], bytes, x);
+                    bytes = _mm512_add_epi8(_mm512_add_epi8(bytes, bytes), bytes);
+                    before[group] = _mm512_dpbusd_epi32(before[group], bytes, x);
+                }
+                tile += 1;
+            }
+            let sum = |parts: [__m512i; 5]| parts.into_iter().fold(zero, |sum, part| _mm512_add_epi32(sum, part));
+            let own = sum(own);
+            let tripled = _mm512_add_epi32(_mm512_add_epi32(own, own), own);
+            total = _mm512_add_epi32(total, _mm512_srai_epi32::<8>(_mm512_sub_epi32(tripled, sum(before))));
+        }
+        // SAFETY: there is room for 16 numbers.
+        unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), total) };
+    }
 }
 
 impl ByteDot for Avx512Vnni {

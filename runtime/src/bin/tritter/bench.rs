@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::num::NonZeroUsize;
 
 use anyhow::Result;
-use runtime::bench::{Measurement, StepRate, Workload, measure};
+use runtime::bench::{Ceiling, Measurement, Spread, StepRate, Workload, measure};
 use serde_json::json;
 
 use crate::ui::{self, ModelArgs, Progress, Unit};
@@ -12,12 +12,16 @@ use crate::ui::{self, ModelArgs, Progress, Unit};
 /// Measure speed beside the machine's ceilings.
 ///
 /// Decoding is held against the rate at which all threads together read memory, prefill against the rate of the CPU's int8 dot instruction,
-/// both measured in the same run. The steps are those of the plan, in the mean of the calls that were traced.
+/// both measured in the same run, before and after, and the better of the two. Rates are medians of three repeats, the slowest and the fastest
+/// in brackets; decoding is timed between two lengths of one generation. The steps are those of the plan, in the mean of the calls that were
+/// traced; beside what they took stands what the compiler predicted for the machine that it assumed.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
   tritter bench model.tritter --prompt 512 --generate 128
-  tritter bench model.tritter --threads 1 --json")]
+  tritter bench model.tritter --threads 1 --json
+  tritter bench model.tritter --batch 8                          compiled with --sequences 8
+  tritter bench model.tritter --weights copy                     weights on huge pages")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -30,6 +34,9 @@ pub(crate) struct Args {
     /// Tokens of a call of the prefill; the most that the artifact was compiled for by default.
     #[arg(long, value_name = "N")]
     chunk: Option<NonZeroUsize>,
+    /// Sequences that decode together in a measurement of their own; the artifact has to be compiled with as many --sequences.
+    #[arg(long, value_name = "B", default_value = "1")]
+    batch: NonZeroUsize,
     /// Print a JSON report.
     #[arg(long)]
     json: bool,
@@ -38,22 +45,35 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut session = args.model.open()?;
     let chunk = ui::chunk(&session, args.chunk);
-    let workload = Workload { prompt: args.prompt.get(), generate: args.generate, chunk };
+    let workload = Workload { prompt: args.prompt.get(), generate: args.generate, chunk, batch: args.batch.get() };
     let mut progress = Progress::new("bench", Unit::Tokens);
     let measurement = measure(&mut session, &workload, &mut |done, total| {
         progress.set(done, total);
         ui::flow()
     })?;
     drop(progress);
-    let threads = session.device().threads();
-    if args.json {
-        ui::print_json(&report(&measurement, &workload, threads))
-    } else {
-        print(&measurement, &workload, threads)
-    }
+    let run = Run {
+        measurement,
+        workload,
+        threads: session.device().threads(),
+        assumed_threads: session.plan().machine.threads as usize,
+        weights_bytes: session.plan().weights_bytes,
+    };
+    if args.json { ui::print_json(&report(&run)) } else { print(&run) }
 }
 
-fn report(measurement: &Measurement, workload: &Workload, threads: usize) -> serde_json::Value {
+/// What was measured, and of what.
+struct Run {
+    measurement: Measurement,
+    workload: Workload,
+    threads: usize,
+    /// Threads that predictions are for.
+    assumed_threads: usize,
+    weights_bytes: u64,
+}
+
+fn report(run: &Run) -> serde_json::Value {
+    let Run { measurement, workload, threads, assumed_threads, weights_bytes } = run;
     let steps: Vec<_> = measurement
         .steps
         .iter()
@@ -65,64 +85,135 @@ fn report(measurement: &Measurement, workload: &Workload, threads: usize) -> ser
                 "launches": step.launches,
                 "bytes": step.bytes,
                 "seconds": step.seconds,
+                "predicted_seconds": step.predicted_seconds,
                 "gb_per_s": step.gb_per_s,
                 "gmac_per_s": step.gmac_per_s,
                 "share": step.share,
             })
         })
         .collect();
+    let spread = |spread: Spread| json!({ "median": spread.median, "min": spread.min, "max": spread.max });
+    let ceiling = |ceiling: Ceiling| json!({ "before": ceiling.before, "after": ceiling.after });
+    let batch = measurement.batch.map(|batch| {
+        json!({
+            "sequences": batch.sequences,
+            "tokens_per_s": batch.tokens_per_s,
+            "step_seconds": spread(batch.step_seconds),
+            "single_step_seconds": spread(batch.single_seconds),
+            "ratio": batch.ratio,
+            "predicted_step_seconds": batch.predicted_seconds,
+        })
+    });
     json!({
         "prompt": workload.prompt,
         "generate": workload.generate,
         "chunk": workload.chunk,
         "threads": threads,
-        "prefill_tokens_per_s": measurement.prefill_tokens_per_s,
-        "decode_tokens_per_s": measurement.decode_tokens_per_s,
+        "prefill_tokens_per_s": measurement.prefill_tokens_per_s.median,
+        "decode_tokens_per_s": measurement.decode_tokens_per_s.median,
         "decode_bytes_per_token": measurement.decode_bytes_per_token,
-        "read_gb_per_s": measurement.read_gb_per_s,
+        "read_gb_per_s": measurement.read.best(),
         "decode_gb_per_s": measurement.decode_gb_per_s,
-        "dot_gmac_per_s": measurement.dot_gmac_per_s,
+        "dot_gmac_per_s": measurement.dot.best(),
         "prefill_gmac_per_s": measurement.prefill_gmac_per_s,
+        "predicted_prefill_tokens_per_s": measurement.predicted_prefill_tokens_per_s,
+        "predicted_decode_tokens_per_s": measurement.predicted_decode_tokens_per_s,
+        "predicted_threads": assumed_threads,
+        "prefill_spread": spread(measurement.prefill_tokens_per_s),
+        "decode_spread": spread(measurement.decode_tokens_per_s),
+        "decode_between": [measurement.decode_between.0, measurement.decode_between.1],
+        "read_ceiling": ceiling(measurement.read),
+        "dot_ceiling": ceiling(measurement.dot),
+        "weights_bytes": weights_bytes,
+        "cache_bytes": measurement.cache_bytes,
+        "exceeds_caches": measurement.exceeds_caches(),
+        "batch": batch,
         "steps": steps,
     })
 }
 
-fn print(measurement: &Measurement, workload: &Workload, threads: usize) -> Result<()> {
-    let percent = |part: f64, whole: f64| if whole == 0.0 { 0.0 } else { 100.0 * part / whole };
+fn percent(part: f64, whole: f64) -> f64 {
+    if whole == 0.0 { 0.0 } else { 100.0 * part / whole }
+}
+
+fn print(run: &Run) -> Result<()> {
+    let Run { measurement, workload, threads, assumed_threads, weights_bytes } = run;
     let mut text = String::new();
     writeln!(
         text,
-        "{threads} threads, prompt of {} tokens in chunks of {}, {} generated",
-        workload.prompt, workload.chunk, workload.generate
+        "{threads} threads, prompt of {} tokens in chunks of {}, {} generated, timed from {} to {} tokens in the cache",
+        workload.prompt, workload.chunk, workload.generate, measurement.decode_between.0, measurement.decode_between.1
     )?;
+    let rate = |spread: Spread| format!("{:8.1} tokens/s ({:.1} to {:.1})", spread.median, spread.min, spread.max);
     writeln!(
         text,
-        "prefill  {:10.1} tokens/s  {:8.1} GMAC/s of {:.1} that the dot instruction reaches: {:.0} %",
-        measurement.prefill_tokens_per_s,
+        "prefill {}  {:8.1} GMAC/s of {:.1} that the dot instruction reaches ({:.1} before, {:.1} after): {:.0} %",
+        rate(measurement.prefill_tokens_per_s),
         measurement.prefill_gmac_per_s,
-        measurement.dot_gmac_per_s,
-        percent(measurement.prefill_gmac_per_s, measurement.dot_gmac_per_s)
+        measurement.dot.best(),
+        measurement.dot.before,
+        measurement.dot.after,
+        percent(measurement.prefill_gmac_per_s, measurement.dot.best())
     )?;
     writeln!(
         text,
-        "decode   {:10.1} tokens/s  {:8.1} GB/s of {:.1} that memory delivers: {:.0} % ({:.1} MB a token)",
-        measurement.decode_tokens_per_s,
+        "decode  {}  {:8.1} GB/s of {:.1} that memory delivers ({:.1} before, {:.1} after): {:.0} % ({:.1} MB a token)",
+        rate(measurement.decode_tokens_per_s),
         measurement.decode_gb_per_s,
-        measurement.read_gb_per_s,
-        percent(measurement.decode_gb_per_s, measurement.read_gb_per_s),
+        measurement.read.best(),
+        measurement.read.before,
+        measurement.read.after,
+        percent(measurement.decode_gb_per_s, measurement.read.best()),
         measurement.decode_bytes_per_token as f64 / 1e6
     )?;
+    if let Some(batch) = &measurement.batch {
+        writeln!(
+            text,
+            "batch   {:8.1} tokens/s of {} sequences; a step takes {:.2} ms, that of one sequence {:.2} ms: {:.2} times as long",
+            batch.tokens_per_s,
+            batch.sequences,
+            batch.step_seconds.median * 1e3,
+            batch.single_seconds.median * 1e3,
+            batch.ratio
+        )?;
+    }
+    writeln!(
+        text,
+        "predicted for {assumed_threads} threads: prefill {:.1} tokens/s, decode {:.1}",
+        measurement.predicted_prefill_tokens_per_s, measurement.predicted_decode_tokens_per_s
+    )?;
+    if !measurement.exceeds_caches() {
+        writeln!(
+            text,
+            "warning: a token moves {:.1} MB (weights {:.1} MB), the last-level cache has {:.1} MB: decoding runs from caches in part, and \
+             its share of what memory delivers says little",
+            measurement.decode_bytes_per_token as f64 / 1e6,
+            *weights_bytes as f64 / 1e6,
+            measurement.cache_bytes as f64 / 1e6
+        )?;
+    }
     let mut phase = "";
     for step in &measurement.steps {
         if step.phase != phase {
             phase = &step.phase;
+            let of_phase = || measurement.steps.iter().filter(|step| step.phase == phase);
+            let total: f64 = of_phase().map(|step| step.seconds).sum();
+            let predicted: f64 = of_phase().map(|step| step.predicted_seconds).sum();
             writeln!(
                 text,
-                "\n{phase}, mean of a call\n{:>10} {:>6} {:>10} {:>8} {:>9} {:>8}  step, kernel",
-                "us", "%", "MB", "GB/s", "% of read", "GMAC/s"
+                "\n{phase}, mean of a call: {:.1} us, {:.1} predicted\n{:>10} {:>10} {:>6} {:>10} {:>8} {:>9} {:>8}  step, kernel",
+                total * 1e6,
+                predicted * 1e6,
+                "us",
+                "predicted",
+                "%",
+                "MB",
+                "GB/s",
+                "% of read",
+                "GMAC/s"
             )?;
         }
-        writeln!(text, "{}", line(step, percent(step.gb_per_s, measurement.read_gb_per_s)))?;
+        writeln!(text, "{}", line(step, percent(step.gb_per_s, measurement.read.best())))?;
     }
     Ok(ui::print(&text)?)
 }
@@ -130,8 +221,9 @@ fn print(measurement: &Measurement, workload: &Workload, threads: usize) -> Resu
 fn line(step: &StepRate, share_of_read: f64) -> String {
     let rounds = if 1 < step.launches { format!(" x {}", step.launches) } else { String::new() };
     format!(
-        "{:10.1} {:6.1} {:10.3} {:8.2} {:9.0} {:8.1}  {}{rounds}, {}",
+        "{:10.1} {:10.1} {:6.1} {:10.3} {:8.2} {:9.0} {:8.1}  {}{rounds}, {}",
         step.seconds * 1e6,
+        step.predicted_seconds * 1e6,
         step.share * 100.0,
         step.bytes as f64 / 1e6,
         step.gb_per_s,

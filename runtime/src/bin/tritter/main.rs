@@ -9,6 +9,7 @@ mod run;
 mod logits;
 mod eval;
 mod bench;
+mod tune;
 mod ui;
 
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ enum Command {
     Logits(logits::Args),
     Eval(eval::Args),
     Bench(bench::Args),
+    Tune(tune::Args),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Command::Logits(args) => logits::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Tune(args) => tune::run(&args),
     };
     match result {
         Ok(()) if ui::is_interrupted() => ExitCode::from(ui::INTERRUPTED),
@@ -48,8 +51,21 @@ fn main() -> ExitCode {
         // Whoever reads our output has had enough of it, as `head` does.
         Err(error) if ui::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            ui::message(&format!("error: {error:#}"));
+            ui::message(&format!("error: {}", chain(&error)));
             if ui::is_usage(&error) { ExitCode::from(ui::USAGE) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// An error and its causes; a cause that the error names itself is not told twice.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use runtime::{Artifact, Options, RuntimeError, Session};
+use runtime::{Artifact, Options, RuntimeError, Session, WeightPages};
 
 /// The exit code after Ctrl-C, as shells have it: 128 and the number of the signal.
 pub(crate) const INTERRUPTED: u8 = 130;
@@ -34,6 +34,17 @@ pub(crate) struct ModelArgs {
     /// Refuse models whose caches and activations take more than so many MiB.
     #[arg(long, value_name = "MIB")]
     memory_limit: Option<u64>,
+    /// Where the weights are read from: the file as it is mapped, or a copy of it in memory on huge pages. A copy takes its time at the start
+    /// and memory of its own, and saves address translations.
+    #[arg(long, value_enum, default_value = "map")]
+    weights: Weights,
+}
+
+/// Where weights are read from.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Weights {
+    Map,
+    Copy,
 }
 
 impl ModelArgs {
@@ -45,14 +56,13 @@ impl ModelArgs {
         let options = Options {
             threads: self.threads.map(NonZeroUsize::get),
             max_slab_bytes: self.memory_limit.map(|mib| mib.saturating_mul(1 << 20)),
+            weights: match self.weights {
+                Weights::Map => WeightPages::Mapped,
+                Weights::Copy => WeightPages::Copied,
+            },
         };
         let session = Session::new(artifact, &options)?;
-        ctrlc::set_handler(|| {
-            if IS_INTERRUPTED.swap(true, Ordering::Relaxed) {
-                std::process::exit(i32::from(INTERRUPTED));
-            }
-        })
-        .context("cannot listen for Ctrl-C")?;
+        listen_for_interrupt()?;
         Ok(session)
     }
 
@@ -60,6 +70,16 @@ impl ModelArgs {
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+/// From now on Ctrl-C is asked for with [`is_interrupted`]; the second one ends the program at once.
+pub(crate) fn listen_for_interrupt() -> Result<()> {
+    ctrlc::set_handler(|| {
+        if IS_INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(INTERRUPTED));
+        }
+    })
+    .context("cannot listen for Ctrl-C")
 }
 
 /// Whether Ctrl-C was pressed.
@@ -140,6 +160,7 @@ pub(crate) fn chunk(session: &Session, asked: Option<NonZeroUsize>) -> usize {
 pub(crate) enum Unit {
     Bytes,
     Tokens,
+    Parts,
 }
 
 /// A bar on standard error, if that is a terminal and the work takes longer than a moment.
@@ -163,6 +184,7 @@ impl Progress {
         let bar = self.bar.get_or_insert_with(|| {
             let template = match self.unit {
                 Unit::Bytes => "{msg} [{bar:40}] {bytes}/{total_bytes} {eta}",
+                Unit::Parts => "{msg} [{bar:40}] {pos}/{len} {eta}",
                 Unit::Tokens => "{msg} [{bar:40}] {pos}/{len} tokens {per_sec} {eta}",
             };
             let style = ProgressStyle::with_template(template).expect("the templates are well formed");

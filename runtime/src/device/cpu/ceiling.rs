@@ -105,7 +105,7 @@ fn prefetch(line: &[u64; 8], lines_ahead: usize) {
 fn prefetch(_line: &[u64; 8], _lines_ahead: usize) {}
 
 /// Bytes of the largest cache that the system reports, or 0.
-fn last_level_cache_bytes() -> u64 {
+pub(super) fn last_level_cache_bytes() -> u64 {
     let size = |index: u32| {
         let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
         let text = std::fs::read_to_string(path).ok()?;

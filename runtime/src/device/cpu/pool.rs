@@ -73,10 +73,18 @@ struct Run {
     panic: Mutex<Option<String>>,
 }
 
+/// More threads than any machine has CPUs. Beyond some ten thousands a thread that has no room for its stack ends the whole process.
+const MAX_THREADS: usize = 4096;
+
 impl Pool {
     /// A pool of so many threads, at least 1, the calling one included.
     pub(crate) fn new(threads: usize) -> Result<Self, RuntimeError> {
         let threads = threads.max(1);
+        if MAX_THREADS < threads {
+            let source =
+                std::io::Error::new(std::io::ErrorKind::InvalidInput, format!("at most {MAX_THREADS} can be used"));
+            return Err(RuntimeError::Threads { threads, source });
+        }
         let shared = Arc::new(Shared {
             threads,
             run: Mutex::new(None),
