@@ -478,8 +478,7 @@ fn filetests_of_rules_lie_in_their_family() {
 #[test]
 fn every_stage_of_the_optimiser_is_tested_alone() {
     let cases = filetests();
-    let is_tested =
-        |stage: &str| cases.iter().any(|case| case.strings("stage").is_ok_and(|stages| stages == [stage]));
+    let is_tested = |stage: &str| cases.iter().any(|case| case.strings("stage").is_ok_and(|stages| stages == [stage]));
     let untested = rewrite::STAGES.iter().filter(|stage| !is_tested(stage.name));
     nothing_in(untested.map(|stage| format!("stage `{}` has no filetest of its own", stage.name)).collect());
 }
@@ -540,7 +539,8 @@ fn every_kernel_row_has_a_name_that_parses() {
         }
     }
     let conformance = workspace().join("kernels/tests/conformance.rs");
-    let text = std::fs::read_to_string(&conformance).unwrap_or_else(|error| panic!("{}: {error}", conformance.display()));
+    let text =
+        std::fs::read_to_string(&conformance).unwrap_or_else(|error| panic!("{}: {error}", conformance.display()));
     let families: BTreeSet<Family> = kernels::TABLE.iter().map(|row| row.family).collect();
     for family in families {
         if !text.contains(&format!("Family::{family:?}")) {

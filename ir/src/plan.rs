@@ -481,3 +481,27 @@ impl Buffer {
         self.offset.checked_add(last)?.checked_add(self.bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_print_and_parse_back() {
+        let rate = Rate { one: 360_000, many: 940_000 };
+        assert_eq!(Rate::try_from(String::from(rate)), Ok(rate));
+        for text in ["", "3", "3/", "/3", "a/b", "3/4/5", "-1/2"] {
+            assert!(Rate::try_from(text.to_owned()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_first_token_costs_more_than_those_after_it() {
+        let rate = Rate { one: 100, many: 400 };
+        assert_eq!(rate.nanoseconds(1000, 1), 10_000);
+        assert_eq!(rate.nanoseconds(8000, 8), 10_000 + 7 * 2_500);
+        assert_eq!((rate.nanoseconds(0, 0), Rate::flat(0).nanoseconds(5, 1)), (0, 0));
+        assert_eq!(Rate::flat(1).nanoseconds(u64::MAX, 1), u64::MAX);
+        assert!(0 < Rate::flat(u64::MAX).nanoseconds(u64::MAX, u64::MAX));
+    }
+}

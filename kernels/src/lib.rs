@@ -82,6 +82,7 @@ pub mod desc;
 pub mod math;
 pub mod name;
 pub mod table;
+pub mod extent;
 
 mod error;
 

@@ -61,8 +61,7 @@ pub enum HeadFormat {
     Int4,
 }
 
-/// The columns of a 4-bit head that share a scale, if their number divides the width; else the largest power of two below that does. 64 columns
-/// take 32 bytes of codes and 8 of numbers: 5 bits a weight.
+/// The columns of a 4-bit head that share a scale. 64 of them take 32 bytes of codes and 8 of numbers: 5 bits a weight.
 pub const HEAD_GROUP: u64 = 64;
 
 /// A decoder in the IR, and where its parameters come from.
@@ -117,6 +116,9 @@ fn check_options(spec: &Spec, options: &BuildOptions) -> Result<(), ModelError> 
     }
     if options.logits == 0 || MAX < options.logits {
         errors.push(OptionError::Logits { max: MAX, found: options.logits });
+    }
+    if options.head == HeadFormat::Int4 && u64::from(spec.hidden) % HEAD_GROUP != 0 {
+        errors.push(OptionError::HeadGroup { group: HEAD_GROUP, hidden: spec.hidden });
     }
     if errors.is_empty() { Ok(()) } else { Err(ModelError::Options(errors)) }
 }
@@ -239,9 +241,7 @@ fn dense_head(scope: &mut Scope, format: HeadFormat, last: ValueId, weight: Valu
     };
     let w = match format {
         HeadFormat::Int4 => {
-            let width = shape.last_const().unwrap_or(1);
-            let group = HEAD_GROUP.min(1 << width.trailing_zeros().min(6));
-            let codes = scope.b.named("head.codes", QuantizeGroups { group }, &[wide])?;
+            let codes = scope.b.named("head.codes", QuantizeGroups { group: HEAD_GROUP }, &[wide])?;
             let values = scope.b.op(Dequantize {}, &[codes])?;
             scope.b.op(Reshape { shape }, &[values])?
         }

@@ -41,6 +41,14 @@ pub enum OptionError {
         /// What was asked for.
         found: u32,
     },
+    /// A 4-bit head of a width that does not fall into groups.
+    #[error("a 4-bit head needs a hidden size that is a multiple of {group}, found {hidden}; use int8")]
+    HeadGroup {
+        /// The columns of a group.
+        group: u64,
+        /// The hidden size.
+        hidden: u32,
+    },
     /// No sequences, or more than ids of sequences.
     #[error("the number of sequences must be between 1 and {max}, found {found}")]
     Sequences {

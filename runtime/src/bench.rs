@@ -20,7 +20,7 @@ use crate::session::{Session, Token};
 use crate::trace::{Row, Trace};
 
 /// Prefills that are timed, and generations.
-const REPEATS: usize = 3;
+const REPEATS: usize = 5;
 /// The most tokens whose steps are timed.
 const TRACED_TOKENS: usize = 32;
 /// The most steps of a batch that are timed.

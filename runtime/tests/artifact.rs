@@ -235,6 +235,19 @@ fn kernels_must_exist_and_be_called_as_they_want() {
 }
 
 #[test]
+fn a_machine_that_never_ends_is_refused() {
+    let mut draft = self::draft();
+    draft.plan.machine.read_bytes_per_us = 0;
+    let Step::Repeat { steps, .. } = &mut draft.steps()[0] else { panic!("the first step is a repeat") };
+    let Step::Call(call) = &mut steps[0] else { panic!("it repeats a call") };
+    call.ops = common::expr("n");
+    call.rate.many = 0;
+    let Err(error) = open(draft.written().path()) else { panic!("it was opened") };
+    let text = error.to_string();
+    assert!(text.contains("reads 0 bytes a microsecond") && text.contains("a rate of 100/0 is assumed"), "{text}");
+}
+
+#[test]
 fn a_plan_of_another_kind_of_program_is_refused() {
     let mut draft = self::draft();
     draft.plan.inputs[0].name = "pixels".to_owned();

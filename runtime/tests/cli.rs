@@ -243,17 +243,65 @@ fn bench_reports_rates_ceilings_and_steps() {
     ] {
         assert!(report[key].as_f64().is_some_and(|value| 0.0 < value), "{key}: {report}");
     }
+    for key in ["predicted_prefill_tokens_per_s", "predicted_decode_tokens_per_s"] {
+        assert!(report[key].as_f64().is_some_and(|value| 0.0 < value), "{key}: {report}");
+    }
+    for key in ["prefill_spread", "decode_spread"] {
+        let value = |part: &str| report[key][part].as_f64().unwrap();
+        assert!(value("min") <= value("median") && value("median") <= value("max"), "{key}: {report}");
+    }
+    // A quarter of what is generated is not timed.
+    assert_eq!(report["decode_between"], serde_json::json!([22, 30]));
+    assert_eq!(report["batch"], Value::Null);
     let steps = report["steps"].as_array().unwrap();
     assert_eq!(steps.len(), 6);
-    for key in ["from", "kernel", "bytes", "seconds", "gb_per_s"] {
+    for key in ["from", "kernel", "bytes", "seconds", "predicted_seconds", "gb_per_s"] {
         assert!(steps.iter().all(|step| keys(step).contains(&key)), "{report}");
     }
-    assert!(succeed(&args).contains("that memory delivers"));
+    let plain = succeed(&args);
+    assert!(plain.contains("that memory delivers") && plain.contains("predicted for 1 threads"), "{plain}");
+    // The model is a few kilobytes.
+    assert!(plain.contains("decoding runs from caches"), "{plain}");
+}
+
+#[test]
+fn bench_measures_sequences_that_decode_together() {
+    let dir = model();
+    let args = ["bench", path(dir.path()), "--prompt", "20", "--generate", "10", "--batch", "2", "--weights", "copy"];
+    let report = json(&[&args[..], &["--json"]].concat());
+    let batch = &report["batch"];
+    assert_eq!(batch["sequences"], 2);
+    for key in ["tokens_per_s", "ratio", "predicted_step_seconds"] {
+        assert!(batch[key].as_f64().is_some_and(|value| 0.0 < value), "{key}: {report}");
+    }
+    assert!(succeed(&args).contains("2 sequences; a step takes"));
+    let output = tritter(&["bench", path(dir.path()), "--prompt", "20", "--generate", "10", "--batch", "3"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no sequence 2"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn tune_writes_a_file_that_reads_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("tuning.ron");
+    std::fs::write(&file, "old").unwrap();
+    let args = ["tune", "-o", path(&file), "--threads", "2", "--seconds", "0.1"];
+    let report = json(&[&args[..], &["--json"]].concat());
+    let tuning = ir::plan::Tuning::from_ron(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!(report["kernels"].as_array().unwrap().len(), tuning.kernels.len());
+    assert_eq!((&report["threads"], tuning.threads), (&2.into(), 2));
+    assert!(succeed(&args).contains("written to"));
+    // Nothing is left beside it.
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    let output = tritter(&["tune", "-o", "/nowhere/tuning.ron", "--seconds", "0"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("cannot write /nowhere/tuning.ron"), "{}", text(&output.stderr));
+    assert_eq!(tritter(&["tune", "--seconds", "-1"]).status.code(), Some(2));
 }
 
 #[test]
 fn help_has_examples() {
-    for command in ["run", "logits", "eval", "bench"] {
+    for command in ["run", "logits", "eval", "bench", "tune"] {
         assert!(succeed(&[command, "--help"]).contains("Examples:"), "{command}");
     }
 }

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use common::{Draft, MAX_TOKENS};
 use ir::mask::Span;
 use tempfile::TempDir;
-use tritter_runtime::{Options, RuntimeError, Session, Token};
+use tritter_runtime::{Options, RuntimeError, Session, Token, WeightPages};
 
 fn session(dir: &TempDir, threads: usize) -> Session {
     Session::open(dir.path(), &Options { threads: Some(threads), ..Options::default() }).unwrap()
@@ -42,6 +42,32 @@ fn a_table_kernel_computes_what_its_reference_does_on_any_number_of_threads() {
             }
         }
     }
+}
+
+#[test]
+fn where_the_weights_lie_changes_no_result() {
+    let (k, vocab) = (16, 20);
+    let x: Vec<f32> = (0..MAX_TOKENS * k).map(|i| (i % 11) as f32 - 5.0).collect();
+    let w: Vec<f32> = (0..vocab * k).map(|i| (i % 7) as f32 - 3.0).collect();
+    let dir = Draft::dense(&x, &w, k).written();
+    let logits = [WeightPages::Mapped, WeightPages::Copied].map(|weights| {
+        let options = Options { threads: Some(2), weights, ..Options::default() };
+        let mut session = Session::open(dir.path(), &options).unwrap();
+        rows(&mut session, &[Token::next(0, 1), Token::next(0, 2)], &[0, 1])
+    });
+    assert_eq!(logits[0], logits[1]);
+}
+
+#[test]
+fn a_call_is_predicted_from_what_its_steps_move_and_compute() {
+    let (k, vocab) = (16, 20);
+    let (x, w) = (vec![1.0; (MAX_TOKENS * k) as usize], vec![1.0; (vocab * k) as usize]);
+    let dir = Draft::dense(&x, &w, k).written();
+    let mut session = session(&dir, 1);
+    // 500 ns a step; 1280 bytes at 1000 a microsecond, against 320 multiply-accumulates for each row at 100 a microsecond.
+    let cost = session.cost(0, 1, 1).unwrap();
+    assert_eq!((cost.bytes, cost.macs, cost.nanoseconds), (1280, 320, 500 + 3200));
+    assert_eq!(session.cost(0, 4, 2).unwrap().nanoseconds, 500 + 6400);
 }
 
 #[test]

@@ -498,7 +498,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             macs: work::macs(graph, value),
             ops: Expr::from(0),
             rate: self.emitter.options.machine.plan_rate(desc),
-            from: format!("{}.{}", graph.name, graph.label(value)),
+            from: format!("{}.{}", graph.name, describe(graph, value)),
         }))
     }
 
@@ -559,7 +559,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             Extent::Dim(dim) => Expr::symbol(&nest.dims[*dim]),
         };
         let grid = nest.outer.iter().fold(Expr::from(1), |grid, outer| grid * extent(outer));
-        let labels: Vec<String> = group.outputs.iter().map(|&value| graph.label(value)).collect();
+        let labels: Vec<String> = group.outputs.iter().map(|&value| describe(graph, value)).collect();
         Ok(Step::Call(Call {
             kernel: *kernel,
             grid,
@@ -635,7 +635,11 @@ impl<'a> PhaseCtx<'_, 'a> {
             });
             reads.next().is_some()
         });
-        matches!(self.emitter.plan.buffer(place.buffer).role, Role::Scratch(_)) && !is_read_elsewhere
+        // Results and new states are copied from it at the end.
+        let mut roots = graph.outputs.iter().copied().chain(graph.updates.iter().map(|update| update.value));
+        let is_kept = roots.any(|root| storage_owner(graph, &schedule.views, root) == owner);
+        let is_scratch = matches!(self.emitter.plan.buffer(place.buffer).role, Role::Scratch(_));
+        is_scratch && !is_read_elsewhere && !is_kept
     }
 }
 
@@ -644,8 +648,7 @@ fn may_preplace(schedule: &Schedule<'_>, value: ValueId) -> bool {
     schedule.views.resolve(value).base == value && !matches!(schedule.graph.op(value), Some(Op::Repeat(_)))
 }
 
-/// Whether the last writer of a round may write over the carried value: no later group reads the old one, and the writer itself reads it, if at
-/// all, only at the element that it writes, in a nest of that one store.
+/// Whether the last writer of a round may write over the carried value: neither it nor a later group reads the old one.
 fn writes_in_place(schedule: &Schedule<'_>, carried: ValueId, result: ValueId) -> bool {
     let Some(writer) = schedule.groups.iter().position(|group| group.outputs.contains(&result)) else { return false };
     let reads = |group: &Group| {
@@ -695,9 +698,23 @@ fn touched_bytes(graph: &Graph, group: &Group, value: ValueId) -> Expr {
     }
 }
 
+/// What a step computes, for people: the value's name; of a value without one, such as a merged product, the names of its parts.
+fn describe(graph: &Graph, value: ValueId) -> String {
+    let is_part = |user: &ValueId| {
+        let is_view = matches!(graph.op(*user), Some(Op::Slice(_) | Op::Reshape(_) | Op::Permute(_) | Op::Cast(_)));
+        is_view && graph.operands(*user).first() == Some(&value)
+    };
+    let parts: Vec<&str> =
+        graph.values.ids().filter(is_part).filter_map(|user| graph.values[user].name.as_deref()).collect();
+    match (&graph.values[value].name, parts.is_empty()) {
+        (None, false) => parts.join("+"),
+        _ => graph.label(value),
+    }
+}
+
 /// The name of a generated kernel: its graph and what it computes.
 fn nest_name(graph: &Graph, group: &Group) -> String {
-    let labels: Vec<String> = group.outputs.iter().map(|&value| graph.label(value)).collect();
+    let labels: Vec<String> = group.outputs.iter().map(|&value| describe(graph, value)).collect();
     let text = format!("{}_{}", graph.name, labels.join("_"));
     let mut name: String = text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     if !name.starts_with(|c: char| c.is_ascii_alphabetic()) {

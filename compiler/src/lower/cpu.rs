@@ -74,19 +74,15 @@ pub fn choose(
             .collect::<Vec<_>>()
             .join(", "),
     };
-    if family == Family::Attention {
-        let head_dim = graph.ty(operands[0]).shape.last_const().unwrap_or(0);
-        if kernels::MAX_HEAD_DIM as u64 <= head_dim && head_dim != kernels::MAX_HEAD_DIM as u64 {
-            return Err(refuse(format!(
-                "a head has {head_dim} elements, kernels have room for {}",
-                kernels::MAX_HEAD_DIM
-            )));
-        }
-    }
     let best = kernels::TABLE.iter().filter(fits).min_by_key(|desc| {
         (std::cmp::Reverse(desc.requires.isa.rank()), desc.tokens.end() - desc.tokens.start(), desc.name)
     });
-    best.ok_or_else(|| refuse("no row has these types".to_owned()))
+    let best = best.ok_or_else(|| refuse("no row has these types".to_owned()))?;
+    let size = |name: &str| dim(graph, value, name, 0).and_then(|expr| expr.as_const()).unwrap_or(0);
+    match kernels::extent::broken_limit(best, &|name| i64::try_from(size(name)).unwrap_or(i64::MAX)) {
+        Some(limit) => Err(refuse(limit)),
+        None => Ok(best),
+    }
 }
 
 /// How many rows a value has in calls of a range of tokens: as many for each token as the other outer dimensions say.

@@ -149,7 +149,7 @@ fn materialise(graph: &Graph, live: &[bool], views: &mut Views<'_>) {
                 // The kernel takes any distance between tokens, but heads lie side by side.
                 let (ty, view) = (graph.ty(inputs[1]), views.resolve(inputs[1]));
                 let inner = Shape::new(ty.shape.dims()[1..].iter().cloned());
-                if view.strides[1..] != super::view::contiguous(&inner) {
+                if !super::view::is_dense(&inner, &view.strides[1..]) {
                     views.materialise(inputs[1]);
                 }
             }

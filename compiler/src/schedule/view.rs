@@ -97,14 +97,7 @@ impl<'a> Views<'a> {
     /// Whether the value lies in its base as if it had storage of its own there, and if so at which element.
     pub fn contiguous_offset(&self, value: ValueId) -> Option<i64> {
         let view = self.resolve(value);
-        let shape = &self.graph.ty(value).shape;
-        let matches = shape
-            .dims()
-            .iter()
-            .zip(&view.strides)
-            .zip(contiguous(shape))
-            .all(|((dim, &stride), wanted)| stride == wanted || *dim == Dim::Const(1));
-        matches.then_some(view.offset)
+        is_dense(&self.graph.ty(value).shape, &view.strides).then_some(view.offset)
     }
 }
 
@@ -118,6 +111,12 @@ pub(crate) fn contiguous(shape: &Shape) -> Vec<i64> {
         stride = stride.saturating_mul(dim.as_const().map_or(1, |size| i64::try_from(size).unwrap_or(i64::MAX)));
     }
     strides
+}
+
+/// Whether these are the strides of a row-major tensor; along a dimension of size 1 any stride is.
+pub(crate) fn is_dense(shape: &Shape, strides: &[i64]) -> bool {
+    let mut dims = shape.dims().iter().zip(strides).zip(contiguous(shape));
+    dims.all(|((dim, &stride), wanted)| stride == wanted || *dim == Dim::Const(1))
 }
 
 /// Strides of a shape as seen from one of `rank` dimensions that it broadcasts to: 0 along new and repeated dimensions.

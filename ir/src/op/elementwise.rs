@@ -169,7 +169,8 @@ unary! {
 }
 
 op! {
-    /// The same value in another element type. To an integer: rounded to nearest, ties to even, saturating.
+    /// The same value in another element type. To an integer: rounded to nearest, ties to even, saturating; 0 for
+    /// what is not a number.
     Cast = "cast" (x) {
         /// The result's element type: f32, f16, bf16, i8 or i32.
         to: DType,
@@ -194,6 +195,7 @@ impl OpDef for Cast {
             match self.to {
                 DType::F16 => half::f16::from_f64(x).to_f64(),
                 DType::BF16 => half::bf16::from_f64(x).to_f64(),
+                DType::I8 | DType::I32 if x.is_nan() => 0.0,
                 DType::I8 => x.round_ties_even().clamp(-128.0, 127.0),
                 DType::I32 => x.round_ties_even().clamp(f64::from(i32::MIN), f64::from(i32::MAX)),
                 _ => x,

@@ -43,15 +43,15 @@ reduction! {
     Mean = "mean" -> DType::F32, |row| row.iter().sum::<f64>() / row.len() as f64;
     /// The largest value of each row; minus infinity of an empty one.
     Max = "max" -> DType::F32, |row| row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    /// The column of the largest value of each row, the first of equals.
+    /// The column of the largest value of each row, the first of equals; 0 if none is a number.
     Argmax = "argmax" -> DType::I32, |row| {
-        let mut best = 0;
+        let mut best: Option<usize> = None;
         for (column, value) in row.iter().enumerate() {
-            if row[best] < *value {
-                best = column;
+            if !value.is_nan() && best.is_none_or(|best| row[best] < *value) {
+                best = Some(column);
             }
         }
-        best as f64
+        best.unwrap_or(0) as f64
     };
 }
 

@@ -6,7 +6,7 @@
 use ir::DType;
 use ir::entity::Id;
 use ir::plan::{self, Access, Arg, Buffer, Call, Expr, Io, Phase, Plan, ROUND, Role, Step};
-use kernels::{Arch, Isa, KernelDesc, Requires};
+use kernels::{Arch, Isa, KernelDesc, Requires, extent};
 use safetensors::SafeTensors;
 
 use crate::error::ArtifactProblem;
@@ -134,7 +134,7 @@ pub(super) fn kernels(plan: &Plan, code_bytes: u64, problems: &mut Vec<ArtifactP
             }
             plan::Code::Generated { offset, bytes } => {
                 let end = offset.checked_add(bytes);
-                if bytes == 0 || end.is_none_or(|end| code_bytes < end) {
+                if bytes == 0 || !offset.is_multiple_of(plan::ALIGNMENT) || end.is_none_or(|end| code_bytes < end) {
                     problems.push(ArtifactProblem::Code {
                         kernel: plan::KernelId::new(index),
                         name: kernel.name.clone(),
@@ -198,6 +198,19 @@ fn disagreements(plan: &Plan, phase: &Phase, rounds: Option<u32>, call: &Call, d
     if grid != u64::try_from(units).ok() {
         found.push(format!("a grid of up to {}, not {units}", grid.map_or("?".to_owned(), |grid| grid.to_string())));
     }
+    if let Some(limit) = extent::broken_limit(desc, &dim) {
+        found.push(limit);
+    }
+    for (arg, expected) in call.args.iter().zip(signature.args) {
+        let buffer = plan.buffer(arg.buffer);
+        let touched = extent::arg_bytes(desc, expected.name, &dim, plan.sequences);
+        let end = largest(plan, Some((phase, rounds)), &arg.offset).zip(touched).and_then(|(offset, bytes)| offset.checked_add(bytes));
+        let has = buffer.end().map_or(0, |end| end - buffer.offset);
+        if end.is_none_or(|end| has < end) {
+            let end = end.map_or("beyond 2^64".to_owned(), |end| end.to_string());
+            found.push(format!("`{}` up to byte {end} of the {has} of `{}`", expected.name, buffer.name));
+        }
+    }
     if signature.dims.contains(&"n") && *desc.tokens.end() < dim("n") as u64 {
         found.push(format!("up to {} tokens, it takes {}", dim("n"), desc.tokens.end()));
     }
@@ -253,7 +266,9 @@ pub(super) fn weights(file: &[u8], plan: Option<&Plan>, problems: &mut Vec<Artif
         problems.push(ArtifactProblem::WeightsSize { expected: plan.weights_bytes, found });
     }
     for buffer in plan.buffers.iter().filter(|buffer| buffer.role == Role::Weight) {
-        for round in 0..buffer.rounds.max(1) {
+        // A plan with more rounds than there are tensors lacks the tensor of the first round too many.
+        let n_tensors = u32::try_from(metadata.tensors().len()).unwrap_or(u32::MAX);
+        for round in 0..buffer.rounds.max(1).min(n_tensors.saturating_add(1)) {
             let name = tensor_name(buffer, round);
             let Some(tensor) = metadata.info(&name) else {
                 problems.push(ArtifactProblem::NoTensor { name });

@@ -15,6 +15,8 @@ use compiler::schedule::group::group;
 use compiler::schedule::{Kind as GroupKind, Schedule};
 use ir::graph::Program;
 use ir::verify::Verified;
+use ir::{Graph, ValueId};
+use kernels::Isa;
 
 use super::{Kind, run, schedule};
 use crate::filetest::Case;
@@ -41,13 +43,7 @@ impl Kind for Lower {
                 let outputs = schedule::labels(graph, &group.outputs);
                 match group.kind {
                     GroupKind::Kernel => {
-                        let row = |tokens: RangeInclusive<u64>| match cpu::choose(graph, group.values[0], &tokens, target.isa()) {
-                            Ok(desc) => desc.name.to_owned(),
-                            Err(error) => format!("refused: {error}"),
-                        };
-                        let (one, many) = (row(1..=1), row(2..=16));
-                        let rows = if one == many { one } else { format!("{one} for one token, {many} for more") };
-                        out.push_str(&format!("kernel {outputs}: {rows}\n"));
+                        out.push_str(&format!("kernel {outputs}: {}\n", rows(graph, group.values[0], target.isa())));
                     }
                     GroupKind::Nest => match nest::lower(&schedule, group, &nest_name(&schedule, index)) {
                         Ok(lowered) => out.push_str(&lowered.nest.to_string()),
@@ -60,6 +56,16 @@ impl Kind for Lower {
         }
         Ok(Some(out))
     }
+}
+
+/// The rows that compute a value, for one token and for more, or why there is none.
+fn rows(graph: &Graph, value: ValueId, isa: Isa) -> String {
+    let row = |tokens: RangeInclusive<u64>| match cpu::choose(graph, value, &tokens, isa) {
+        Ok(desc) => desc.name.to_owned(),
+        Err(error) => format!("refused: {error}"),
+    };
+    let (one, many) = (row(1..=1), row(2..=16));
+    if one == many { one } else { format!("{one} for one token, {many} for more") }
 }
 
 /// The schedules of all graphs.

@@ -57,7 +57,8 @@ impl Kind for Rewrite {
         }
         if !case.directives("run").is_empty() {
             compute(case, &program).context("the program as it is written")?;
-            compute(case, &optimised).with_context(|| format!("the optimised program\n{}", ir::text::print(&optimised)))?;
+            compute(case, &optimised)
+                .with_context(|| format!("the optimised program\n{}", ir::text::print(&optimised)))?;
         }
         let shows_costs = match case.options.get("costs") {
             None => false,

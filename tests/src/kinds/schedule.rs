@@ -4,6 +4,7 @@
 
 use compiler::schedule::group::group;
 use compiler::schedule::{Kind as GroupKind, Schedule};
+use ir::entity::Id;
 use ir::graph::Def;
 use ir::{Graph, Op, ValueId};
 
@@ -51,10 +52,8 @@ fn lines(schedule: &Schedule<'_>) -> Vec<String> {
         lines.push(format!("{kind:<7} {} -> {}", values.join(", "), labels(graph, &group.outputs)));
     }
     let live = graph.live();
-    let computed = graph.values.iter().filter(|(id, value)| {
-        live[ir::entity::Id::index(*id)] && matches!(value.def, Def::Op { .. })
-    });
-    for (id, _) in computed {
+    let is_computed = |id: &ValueId| live[id.index()] && matches!(graph.values[*id].def, Def::Op { .. });
+    for id in graph.values.ids().filter(is_computed) {
         if schedule.views.is_weight_time(id) {
             lines.push(format!("packed  {} = {}", graph.label(id), op_name(graph, id)));
         } else if schedule.views.is_view(id) {

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use compiler::Target;
 use compiler::weights::Checkpoint;
+use ir::packing::TernaryLayout;
+use ir::param::{Init, Stored};
 use ir::plan::Tuning;
-use ir::{Program, Verified};
+use ir::{DType, Program, Verified};
 use models::import::SpecialIds;
 use models::spec::{KvFormat, TokenizerKind};
 use models::{BuildOptions, HeadFormat, Naming, ParamBinding, Spec};
@@ -172,12 +174,8 @@ pub(crate) fn build(named: &Named, args: &BuildArgs) -> Result<Built> {
         Named::Checkpoint { spec, naming, .. } => (spec, *naming),
         Named::Program { text, path } => {
             let program = parse(text, path)?;
-            return Ok(Built {
-                program,
-                params: Vec::new(),
-                context: args.context.unwrap_or(0),
-                sequences: args.sequences,
-            });
+            let (sequences, context) = cache_size(&program).unwrap_or((args.sequences, args.context.unwrap_or(1)));
+            return Ok(Built { params: params_of(&program), program, context, sequences });
         }
     };
     let context = args.context.unwrap_or(spec.context.min(DEFAULT_CONTEXT));
@@ -193,6 +191,40 @@ pub(crate) fn build(named: &Named, args: &BuildArgs) -> Result<Built> {
     };
     let model = models::build(spec, &options).map_err(|error| anyhow!("`{}` cannot be built: {error}", spec.name))?;
     Ok(Built { program: model.program, params: model.params, context, sequences: args.sequences })
+}
+
+/// Sequences and positions of a program's caches, if it has any.
+fn cache_size(program: &Program) -> Option<(u32, u32)> {
+    let states = program.graphs.iter().flat_map(|graph| graph.states().map(|(state, _)| graph.ty(state)));
+    let mut caches = states.filter_map(|ty| match ty.shape.dims() {
+        [sequences, context, _, _] => sequences.as_const().zip(context.as_const()),
+        _ => None,
+    });
+    let (sequences, context) = caches.next()?;
+    Some((u32::try_from(sequences).ok()?, u32::try_from(context).ok()?))
+}
+
+/// The parameters of a program that no spec describes: what their types say, to be filled with random numbers.
+fn params_of(program: &Program) -> Vec<ParamBinding> {
+    let mut params: Vec<ParamBinding> = Vec::new();
+    for graph in &program.graphs {
+        for (id, key) in graph.params() {
+            if params.iter().any(|param| *param.key == **key) {
+                continue;
+            }
+            let ty = graph.ty(id).clone();
+            let (stored, init) = match ty.dtype {
+                DType::T2 => (Stored::Ternary(TernaryLayout::RowMajor4), Init::Ternary),
+                _ => (
+                    Stored::Float,
+                    Init::Normal { std: 1.0 / (ty.shape.last_const().unwrap_or(1).max(1) as f32).sqrt() },
+                ),
+            };
+            let rounds = u32::try_from(program.rounds(&graph.name)).unwrap_or(u32::MAX);
+            params.push(ParamBinding { key: key.to_string(), source: key.to_string(), rounds, ty, stored, init });
+        }
+    }
+    params
 }
 
 /// A program from its text, with every error under its line.

@@ -19,7 +19,7 @@ pub(crate) struct Args {
     /// Checkpoint directory, .ron spec, .tri program, or name of a shipped spec.
     model: String,
     /// Run only these stages: canonicalise, ternary, fuse, merge.
-    #[arg(long, value_delimiter = ',', value_name = "STAGE,...")]
+    #[arg(long, value_delimiter = ',', value_name = "STAGE,...", value_parser = stage_names())]
     passes: Option<Vec<String>>,
     /// Print which rules fired instead of the program.
     #[arg(long)]
@@ -37,9 +37,14 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let program = model::program(&args.model, &args.build)?;
     let options = rewrite_options(true, args.passes.clone());
-    let (optimised, report) = rewrite::optimise(&program, &model::tuned(&args.target, args.tuning.as_deref())?, &options)?;
+    let (optimised, report) =
+        rewrite::optimise(&program, &model::tuned(&args.target, args.tuning.as_deref())?, &options)?;
     say(&if args.report { report.to_string() } else { ir::text::print(&optimised) })?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn stage_names() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(rewrite::STAGES.iter().map(|stage| stage.name))
 }
 
 /// What the optimiser may do: everything, nothing, or only some stages.

@@ -12,7 +12,7 @@ use crate::ui::{self, ModelArgs, Progress, Unit};
 /// Measure speed beside the machine's ceilings.
 ///
 /// Decoding is held against the rate at which all threads together read memory, prefill against the rate of the CPU's int8 dot instruction,
-/// both measured in the same run, before and after, and the better of the two. Rates are medians of three repeats, the slowest and the fastest
+/// both measured in the same run, before and after, and the better of the two. Rates are medians of five repeats, the slowest and the fastest
 /// in brackets; decoding is timed between two lengths of one generation. The steps are those of the plan, in the mean of the calls that were
 /// traced; beside what they took stands what the compiler predicted for the machine that it assumed.
 #[derive(clap::Args)]

@@ -2,7 +2,7 @@
 //!
 //! All threads work at the same time, each on data of its own that fits the caches of a core, because that is how a plan runs: a rate is that of
 //! one thread while the others compute, too. What is measured is the median of many runs of about a millisecond, so that a neighbour who
-//! comes by does not count. The rows are taken from the table through their signatures; a row whose arguments have names that are not known
+//! comes by does not count, in rounds over the whole table of which the best counts, so that one who stays for a while does not either. The rows are taken from the table through their signatures; a row whose arguments have names that are not known
 //! here is left out, and stays guessed.
 
 use std::ops::ControlFlow;
@@ -35,6 +35,8 @@ const KEYS: usize = 256;
 const RUN: Duration = Duration::from_millis(1);
 /// The fewest runs whose median counts.
 const RUNS: usize = 5;
+/// Times that everything is measured.
+const ROUNDS: usize = 3;
 /// Steps of a job that does nothing, by which the cost of a step is measured.
 const STEPS: usize = 512;
 
@@ -50,7 +52,7 @@ pub(super) fn measure(
         points.extend([1, MANY].into_iter().filter(|tokens| desc.tokens.contains(tokens)).map(|tokens| (desc, tokens)));
     }
     // Memory, steps and arithmetic are three more parts.
-    let total = points.len() as u64 + 3;
+    let total = ROUNDS as u64 * (points.len() as u64 + 3);
     let share = time / u32::try_from(total).expect("the table is short");
     let mut done = 0;
     let mut advance = || {
@@ -58,15 +60,23 @@ pub(super) fn measure(
         if progress(done, total).is_break() { Err(RuntimeError::Cancelled) } else { Ok(()) }
     };
 
-    let read_rate = ceiling::read_rate(&mut pool)?;
-    advance()?;
-    let step = step_time(&mut pool, share)?;
-    advance()?;
-    let elementwise = elementwise_rate(&mut pool, share)?;
-    advance()?;
+    let (mut read_rate, mut step, mut elementwise) = (0.0_f64, Duration::MAX, 0.0_f64);
+    let mut rates = vec![0.0_f64; points.len()];
+    for _ in 0..ROUNDS {
+        read_rate = read_rate.max(ceiling::read_rate(&mut pool)?);
+        advance()?;
+        step = step.min(step_time(&mut pool, share)?);
+        advance()?;
+        elementwise = elementwise.max(elementwise_rate(&mut pool, share)?);
+        advance()?;
+        for ((desc, tokens), rate) in points.iter().zip(&mut rates) {
+            *rate = rate.max(kernel_rate(&mut pool, desc, *tokens, share)?);
+            advance()?;
+        }
+    }
     let mut kernels: Vec<KernelRate> = Vec::new();
-    for (desc, tokens) in points {
-        let rate = per_us(kernel_rate(&mut pool, desc, tokens, share)?);
+    for ((desc, tokens), rate) in points.into_iter().zip(rates) {
+        let rate = per_us(rate);
         match kernels.last_mut().filter(|last| last.kernel == desc.name) {
             Some(last) => last.many_macs_per_us = Some(rate),
             None => {
@@ -74,7 +84,6 @@ pub(super) fn measure(
                 kernels.push(KernelRate { kernel: desc.name.to_owned(), one_macs_per_us: rate, many_macs_per_us });
             }
         }
-        advance()?;
     }
     Ok(Tuning {
         version: TUNING_VERSION,
