@@ -54,7 +54,10 @@ fn main() -> Result<()> {
 fn compile_checkpoint(checkpoint: &Path, directory: &Path) -> Result<()> {
     let config = checkpoint.join("config.json");
     let config = std::fs::read_to_string(&config).with_context(|| format!("cannot read {}", config.display()))?;
-    let checkpoint = Checkpoint::open(checkpoint).map_err(|mut errors| anyhow!(errors.remove(0)))?;
+    let checkpoint = Checkpoint::open(checkpoint).map_err(|errors| {
+        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        anyhow!(lines.join("\n"))
+    })?;
     let imported = import::import(&config, &checkpoint.headers())?;
     let options = BuildOptions {
         context: imported.spec.context,

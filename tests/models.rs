@@ -51,11 +51,13 @@ impl Family {
     }
 }
 
-const FIXTURES: [(&str, Family); 4] = [
+const FIXTURES: [(&str, Family); 6] = [
     ("bitnet-packed", Family::Bitnet),
     ("bitnet-packed-bitlinear", Family::Bitnet),
     ("bitnet-online", Family::Bitnet),
+    ("bitnet-wide", Family::Bitnet),
     ("tritter-mha", Family::Tritter),
+    ("tritter-gqa", Family::Tritter),
 ];
 
 const NANO: &str = "bitnet-code-nano";

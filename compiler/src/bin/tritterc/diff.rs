@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use similar::TextDiff;
 
 use crate::model::{self, BuildArgs};
-use crate::say;
+use crate::{say, say_json};
 
 /// Compares two programs, or the plans of two artifacts, line by line. Exits with 1 if they differ.
 #[derive(clap::Args)]
@@ -19,18 +19,23 @@ pub(crate) struct Args {
     left: String,
     /// The same, to compare with.
     right: String,
+    /// Report as one JSON object.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     build: BuildArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (left, right) = (text(&args.left, &args.build)?, text(&args.right, &args.build)?);
-    if left == right {
-        return Ok(ExitCode::SUCCESS);
-    }
     let diff = TextDiff::from_lines(&left, &right);
-    say(&diff.unified_diff().header(&args.left, &args.right).to_string())?;
-    Ok(ExitCode::FAILURE)
+    let text = diff.unified_diff().header(&args.left, &args.right).to_string();
+    if args.json {
+        say_json(&serde_json::json!({ "equal": left == right, "diff": text }))?;
+    } else if left != right {
+        say(&text)?;
+    }
+    Ok(if left == right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn text(name: &str, args: &BuildArgs) -> Result<String> {

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use compiler::{Options, Target};
 
 use crate::model::{self, BuildArgs};
-use crate::say;
+use crate::{say, say_json};
 
 /// Shows the code that is generated for a model.
 #[derive(clap::Args)]
@@ -25,6 +25,9 @@ pub(crate) struct Args {
     /// Rates that `tritter tune` measured on the machine to compile for, instead of guesses.
     #[arg(long, value_name = "FILE")]
     tuning: Option<PathBuf>,
+    /// Report as one JSON object.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     build: BuildArgs,
 }
@@ -39,6 +42,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     let compiled = compiler::compile(built.program, &model::tuned(&args.target, args.tuning.as_deref())?, &options)?;
     let Some(kernel) = &args.kernel else {
+        if args.json {
+            let kernels =
+                compiled.code.symbols.iter().map(
+                    |symbol| serde_json::json!({ "name": symbol.name, "offset": symbol.offset, "bytes": symbol.len }),
+                );
+            let value =
+                serde_json::json!({ "target": args.target.to_string(), "kernels": kernels.collect::<Vec<_>>() });
+            say_json(&value)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let names: Vec<String> =
             compiled.code.symbols.iter().map(|symbol| format!("{:>6} B  {}", symbol.len, symbol.name)).collect();
         say(&names.join("\n"))?;
@@ -51,6 +64,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let nests = compiled.dumps.iter().find(|dump| dump.name.ends_with("nests.txt")).map_or("", |dump| &dump.text);
     let head = format!("nest @{kernel}");
     let nest = nests.split_inclusive("\n}\n").find(|nest| nest.trim_start().starts_with(&head)).unwrap_or_default();
+    if args.json {
+        say_json(&serde_json::json!({
+            "name": kernel, "target": args.target.to_string(), "nest": nest.trim(), "clif": listing.clif,
+            "assembly": listing.assembly,
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     say(&format!("{nest}\n; Cranelift IR\n{}\n; {}\n{}", listing.clif, args.target, listing.assembly))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -11,7 +11,7 @@ use ir::{Program, ValueId};
 use similar::TextDiff;
 
 use crate::model::{self, BuildArgs};
-use crate::say;
+use crate::{say, say_json};
 
 /// Explains the optimiser: rules fired, costs, what changed; or the proof for one value.
 #[derive(clap::Args)]
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let (optimised, report) = rewrite::optimise(&program, &target, &options)?;
     if args.json {
-        say(&json(&report))?;
+        say_json(&json(&report))?;
         return Ok(ExitCode::SUCCESS);
     }
     let (before, after) = (ir::text::print(&program), ir::text::print(&optimised));
@@ -79,7 +79,7 @@ fn why(
             "value": name, "source": explanation.source, "result": explanation.result,
             "checked": explanation.is_checked(), "steps": steps.collect::<Vec<_>>(),
         });
-        say(&serde_json::to_string_pretty(&value).expect("plain data serialises"))?;
+        say_json(&value)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut text = format!("{name}\n  {}\n", explanation.source);
@@ -113,7 +113,7 @@ fn find<'a>(program: &'a Program, name: &str) -> Result<(&'a str, ValueId)> {
     }
 }
 
-fn json(report: &rewrite::Report) -> String {
+pub(crate) fn json(report: &rewrite::Report) -> serde_json::Value {
     let stage = |stage: &rewrite::StageReport| {
         serde_json::json!({
             "stage": stage.stage, "rules": stage.rules, "iterations": stage.iterations, "nodes": stage.nodes,
@@ -128,8 +128,7 @@ fn json(report: &rewrite::Report) -> String {
             "stages": graph.stages.iter().map(stage).collect::<Vec<_>>(),
         })
     };
-    let value = serde_json::json!({
+    serde_json::json!({
         "seconds": report.seconds(), "graphs": report.graphs.iter().map(graph).collect::<Vec<_>>(),
-    });
-    serde_json::to_string_pretty(&value).expect("plain data serialises")
+    })
 }

@@ -68,6 +68,11 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
+/// Writes a report as one JSON object.
+fn say_json(value: &serde_json::Value) -> anyhow::Result<()> {
+    say(&serde_json::to_string_pretty(value).expect("plain data serialises"))
+}
+
 /// Writes a report to standard output; a closed pipe is an error like others, not a panic.
 fn say(text: &str) -> anyhow::Result<()> {
     use std::io::Write;

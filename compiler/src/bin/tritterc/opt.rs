@@ -8,7 +8,7 @@ use compiler::Target;
 use compiler::rewrite;
 
 use crate::model::{self, BuildArgs};
-use crate::say;
+use crate::{say, say_json};
 
 /// Prints a model's program after the optimiser, or after some of its stages.
 #[derive(clap::Args)]
@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// Rates that `tritter tune` measured on the machine to compile for, instead of guesses.
     #[arg(long, value_name = "FILE")]
     tuning: Option<PathBuf>,
+    /// Report as one JSON object.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     build: BuildArgs,
 }
@@ -39,6 +42,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let options = rewrite_options(true, args.passes.clone());
     let (optimised, report) =
         rewrite::optimise(&program, &model::tuned(&args.target, args.tuning.as_deref())?, &options)?;
+    if args.json {
+        let report = crate::explain::json(&report);
+        say_json(&serde_json::json!({ "program": ir::text::print(&optimised), "report": report }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     say(&if args.report { report.to_string() } else { ir::text::print(&optimised) })?;
     Ok(ExitCode::SUCCESS)
 }

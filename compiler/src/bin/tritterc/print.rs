@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 use crate::model::{self, BuildArgs, Named};
-use crate::say;
+use crate::{say, say_json};
 
 /// Prints a model's program in the text form, or its spec.
 #[derive(clap::Args)]
@@ -22,6 +22,9 @@ pub(crate) struct Args {
     /// Name the shipped specs.
     #[arg(long)]
     list: bool,
+    /// Report as one JSON object.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     build: BuildArgs,
 }
@@ -29,17 +32,21 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let Some(name) = &args.model else {
         let names: Vec<&str> = models::shipped().iter().map(|(name, _)| *name).collect();
-        say(&names.join("\n"))?;
+        match args.json {
+            true => say_json(&serde_json::json!({ "specs": names }))?,
+            false => say(&names.join("\n"))?,
+        }
         return Ok(ExitCode::SUCCESS);
     };
     let named = model::find(name)?;
-    if args.spec {
-        match &named {
-            Named::Spec(spec) | Named::Checkpoint { spec, .. } => say(&spec.to_ron())?,
-            Named::Program { path, .. } => bail!("{} is a program and has no spec", path.display()),
-        }
-    } else {
-        say(&ir::text::print(&model::build(&named, &args.build)?.program))?;
+    let (what, text) = match (&named, args.spec) {
+        (Named::Spec(spec) | Named::Checkpoint { spec, .. }, true) => ("spec", spec.to_ron()),
+        (Named::Program { path, .. }, true) => bail!("{} is a program and has no spec", path.display()),
+        (_, false) => ("program", ir::text::print(&model::build(&named, &args.build)?.program)),
+    };
+    match args.json {
+        true => say_json(&serde_json::json!({ what: text }))?,
+        false => say(&text)?,
     }
     Ok(ExitCode::SUCCESS)
 }

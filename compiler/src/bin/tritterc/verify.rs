@@ -8,7 +8,7 @@ use ir::plan::Plan;
 use ir::plan::manifest::{self, Manifest, Part};
 
 use crate::model::{self, BuildArgs};
-use crate::say;
+use crate::{say, say_json};
 
 /// Checks a model, a .tri program or an artifact, and lists every error.
 #[derive(clap::Args)]
@@ -18,28 +18,45 @@ use crate::say;
 pub(crate) struct Args {
     /// Artifact directory, checkpoint directory, .ron spec, .tri program, or name of a shipped spec.
     model: String,
+    /// Report as one JSON object.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     build: BuildArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let checked = check(args);
+    if !args.json {
+        say(&format!("ok: {}", checked?))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let errors: Vec<String> = match &checked {
+        Ok(_) => Vec::new(),
+        Err(error) => format!("{error:#}").lines().map(str::to_owned).collect(),
+    };
+    let is_ok = checked.is_ok();
+    say_json(&serde_json::json!({ "ok": is_ok, "what": checked.unwrap_or_default(), "errors": errors }))?;
+    Ok(if is_ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What was found to be in order.
+fn check(args: &Args) -> Result<String> {
     let plan = Path::new(&args.model).join(manifest::PLAN);
     if plan.is_file() {
         let text = std::fs::read_to_string(&plan).with_context(|| format!("cannot read {}", plan.display()))?;
         let plan = Plan::from_ron(&text).map_err(|error| anyhow!("{}: {error}", plan.display()))?;
         parts(Path::new(&args.model))?;
-        say(&format!(
-            "ok: a plan of {} buffers, {} kernels, {} phases",
+        return Ok(format!(
+            "an artifact whose plan has {} buffers, {} kernels, {} phases",
             plan.buffers.len(),
             plan.kernels.len(),
             plan.phases.len()
-        ))?;
-        return Ok(ExitCode::SUCCESS);
+        ));
     }
     let program = model::program(&args.model, &args.build)?;
     let values: usize = program.graphs.iter().map(|graph| graph.values.len()).sum();
-    say(&format!("ok: a program of {} graphs and {values} values", program.graphs.len()))?;
-    Ok(ExitCode::SUCCESS)
+    Ok(format!("a program of {} graphs and {values} values", program.graphs.len()))
 }
 
 /// The files of an artifact are what its manifest says.

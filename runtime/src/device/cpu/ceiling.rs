@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use kernels::{Isa, Requires};
+use memmap2::MmapMut;
 
 use super::pool::Pool;
 use crate::error::RuntimeError;
@@ -29,20 +30,46 @@ const WAYS: [fn(&[u64]) -> u64; 6] = [sum::<1, 0>, sum::<1, 16>, sum::<1, 32>, s
 /// Bytes a second that all threads read from memory.
 pub(super) fn read_rate(pool: &mut Pool) -> Result<f64, RuntimeError> {
     let bytes = (4 * last_level_cache_bytes()).clamp(READ_BYTES, MAX_READ_BYTES);
-    // Not zeros: pages that were never written are all the same one, and in a cache.
-    let buffer: Arc<Vec<u64>> = Arc::new((0..bytes / 8).collect());
+    let buffer = Arc::new(Buffer::new(bytes)?);
     let sink = Arc::new(AtomicU64::new(0));
     let mut best = 0.0_f64;
     for way in WAYS.into_iter().cycle().take(RUNS * WAYS.len()) {
         let (buffer, sink) = (Arc::clone(&buffer), Arc::clone(&sink));
         let start = Instant::now();
-        pool.run_grid(buffer.len() as u64, move |begin, end| {
-            sink.fetch_add(way(&buffer[begin as usize..end as usize]), Ordering::Relaxed);
+        pool.run_grid(bytes / 8, move |begin, end| {
+            sink.fetch_add(way(&buffer.words()[begin as usize..end as usize]), Ordering::Relaxed);
         })?;
         best = best.max(bytes as f64 / start.elapsed().as_secs_f64());
     }
     std::hint::black_box(sink.load(Ordering::Relaxed));
     Ok(best)
+}
+
+/// Words that are read, on huge pages where the system has them: a ceiling should not wait for address translations.
+struct Buffer {
+    map: MmapMut,
+}
+
+impl Buffer {
+    /// The words 0, 1, 2 and so on. Pages that were never written would all be the same one, and in a cache.
+    fn new(bytes: u64) -> Result<Self, RuntimeError> {
+        let error = |source| RuntimeError::Memory { bytes, purpose: "measuring memory", source };
+        let mut map = MmapMut::map_anon(bytes as usize).map_err(error)?;
+        // A hint that a system may not know.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        for (index, word) in map.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            *word = (index as u64).to_ne_bytes();
+        }
+        Ok(Self { map })
+    }
+
+    fn words(&self) -> &[u64] {
+        // SAFETY: any bytes are words, and all of them are initialised.
+        let (before, words, after) = unsafe { self.map.align_to::<u64>() };
+        debug_assert!(before.is_empty() && after.is_empty(), "a map starts at a page");
+        words
+    }
 }
 
 /// The wrapping sum, read from `STREAMS` places in turn, as a kernel does that takes several rows at once, with a prefetch of the line that is
