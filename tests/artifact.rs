@@ -6,10 +6,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use compiler::Compiled;
 use compiler::artifact::{self, ArtifactError};
 use compiler::weights::file::WriteWeightsError;
 use compiler::weights::{Checkpoint, WeightError, WeightSource};
-use compiler::Compiled;
 use ir::param::TensorInfo;
 use ir::plan::manifest::{self, Manifest};
 use ir::plan::{Plan, ReadError, VERSION};
@@ -205,10 +205,16 @@ fn a_newer_format_is_called_that() {
     };
     artifact.replace(manifest::PLAN, newer(artifact.read(manifest::PLAN)).as_bytes());
     let error = artifact.open().unwrap_err();
-    assert!(matches!(error, RuntimeError::Read { source: ReadError::Version { found }, .. } if found == next), "{error}");
+    assert!(
+        matches!(error, RuntimeError::Read { source: ReadError::Version { found }, .. } if found == next),
+        "{error}"
+    );
     artifact.write(manifest::MANIFEST, newer(artifact.read(manifest::MANIFEST)).as_bytes());
     let error = artifact.open().unwrap_err();
-    assert!(matches!(error, RuntimeError::Read { source: ReadError::Version { found }, .. } if found == next), "{error}");
+    assert!(
+        matches!(error, RuntimeError::Read { source: ReadError::Version { found }, .. } if found == next),
+        "{error}"
+    );
     assert!(error.to_string().contains("compile the model again"), "{error}");
 }
 
@@ -319,7 +325,8 @@ fn interrupted_writing_leaves_what_was_there() {
         };
         for place in [artifact.directory.clone(), artifact.parent.path().join("new")] {
             let error = write(&place).unwrap_err();
-            let is_it = matches!(&error, ArtifactError::Io { source, .. } if source.kind() == io::ErrorKind::Interrupted);
+            let is_it =
+                matches!(&error, ArtifactError::Io { source, .. } if source.kind() == io::ErrorKind::Interrupted);
             assert!(is_it, "{error}");
         }
         assert_eq!(names(artifact.parent.path()), ["artifact"]);
@@ -385,7 +392,10 @@ fn a_spec_with_five_errors_is_told_all_of_them_with_their_lines() {
     assert!(5 <= errors.0.len(), "{errors}");
     let all = errors.to_string();
     for (word, line) in text.lines().zip(1_u32..).flat_map(|(line, number)| {
-        ["vocab: 0", "hiden", "kv_heads: 2", "gelu", "attached"].into_iter().filter(|word| line.contains(word)).map(move |word| (word, number))
+        ["vocab: 0", "hiden", "kv_heads: 2", "gelu", "attached"]
+            .into_iter()
+            .filter(|word| line.contains(word))
+            .map(move |word| (word, number))
     }) {
         assert!(errors.0.iter().any(|error| error.line == line), "nothing is said of `{word}` in line {line}:\n{all}");
     }
@@ -459,7 +469,8 @@ fn a_damaged_checkpoint_is_named() {
     }
     // Two shards of three are not what they should be.
     fs::remove_file(&path).unwrap();
-    let index = r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}}"#;
+    let index =
+        r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}}"#;
     fs::write(directory.path().join("model.safetensors.index.json"), index).unwrap();
     fs::write(directory.path().join("model-1.safetensors"), &whole).unwrap();
     fs::write(directory.path().join("model-2.safetensors"), &whole[..50]).unwrap();

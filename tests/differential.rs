@@ -33,12 +33,13 @@ fn n() -> Dim {
     Dim::sym("n")
 }
 
-/// A copy of a graph in a builder, whose inputs are what `input` makes of them, and whose results are what `result` makes of them.
+/// A copy of a graph in a builder, whose inputs are what `input` makes of them. `operand` may put something between an op and what it reads: it
+/// is given the op's value, the position of the operand and its copy.
 fn copy(
     graph: &Graph,
     builder: &mut Builder,
     input: &mut dyn FnMut(&mut Builder, ValueId) -> Option<ValueId>,
-    result: &mut dyn FnMut(&mut Builder, ValueId, ValueId) -> ValueId,
+    operand: &mut dyn FnMut(&mut Builder, ValueId, usize, ValueId) -> ValueId,
 ) -> Option<Vec<ValueId>> {
     let mut copies: Vec<ValueId> = Vec::new();
     for (id, value) in graph.values.iter() {
@@ -49,9 +50,10 @@ fn copy(
             Def::State { key } => builder.state(name, key, value.ty.clone()),
             Def::Const(constant) => builder.constant(None, value.ty.clone(), constant.values()),
             Def::Op { op, inputs } => {
-                let inputs: Vec<ValueId> = inputs.iter().map(|input| copies[input.index()]).collect();
-                let copy = builder.op(op.clone(), &inputs).expect("the types are those of the original");
-                result(builder, id, copy)
+                let inputs = inputs.iter().enumerate();
+                let inputs: Vec<ValueId> =
+                    inputs.map(|(position, input)| operand(builder, id, position, copies[input.index()])).collect();
+                builder.op(op.clone(), &inputs).expect("the types are those of the original")
             }
         });
     }
@@ -73,9 +75,8 @@ fn decoder(program: &Program) -> Option<Verified<Program>> {
     let entry = program.entry();
     let is_token = |dim: &Dim| *dim == n();
     let outer = entry.inputs.iter().chain(&entry.outputs).map(|&value| &entry.ty(value).shape);
-    let is_possible = |shape: &Shape| {
-        shape.dims().iter().filter(|dim| is_token(dim)).count() <= 1 && 0 < elements(shape.dims())
-    };
+    let is_possible =
+        |shape: &Shape| shape.dims().iter().filter(|dim| is_token(dim)).count() <= 1 && 0 < elements(shape.dims());
     if !outer.into_iter().all(is_possible) {
         return None;
     }
@@ -112,7 +113,7 @@ fn decoder(program: &Program) -> Option<Verified<Program>> {
         let axes: Vec<u32> = (1..=at).chain([0]).chain(at + 1..ty.shape.rank() as u32).collect();
         builder.op(Permute { axes: axes.into_iter().collect() }, &[value]).ok()
     };
-    let copies = copy(entry, &mut builder, &mut input, &mut |_, _, copy| copy)?;
+    let copies = copy(entry, &mut builder, &mut input, &mut |_, _, _, copy| copy)?;
 
     let plain = TensorType::new(DType::F32, Shape::of(&[vocab, PLAIN_COLUMNS]));
     let plain = builder.param("plain.table", "plain.table", plain);
@@ -155,8 +156,8 @@ fn columns(builder: &mut Builder, mut value: ValueId) -> Option<ValueId> {
 
 const FACTOR: &str = "factor.";
 
-/// The program with a factor behind every real result: one for each column, or one where the columns are not known. Inputs, parameters and
-/// states are what they are.
+/// The program with a factor before every real operand of every op: one for each column, or one where the columns are not known. With an
+/// operand off a little, what an op computes on its way is off a little, too. Caches that are appended to are what they are.
 fn with_factors(program: &Program) -> Verified<Program> {
     let mut graphs = Vec::new();
     for graph in &program.graphs {
@@ -165,17 +166,18 @@ fn with_factors(program: &Program) -> Verified<Program> {
             let value = &graph.values[id];
             Some(builder.input(value.name.as_deref().unwrap_or("unnamed"), value.ty.clone()))
         };
-        let mut result = |builder: &mut Builder, id: ValueId, copy: ValueId| {
+        let mut operand = |builder: &mut Builder, id: ValueId, position: usize, copy: ValueId| {
             let ty = builder.ty(copy).clone();
-            if ty.dtype != DType::F32 {
+            let is_cache = matches!(graph.op(id), Some(Op::KvAppend(_))) && position == 0;
+            if ty.dtype != DType::F32 || is_cache {
                 return copy;
             }
             let shape = ty.shape.last_const().map_or(Shape::default(), |width| Shape::of(&[width]));
-            let key = format!("{FACTOR}{}.{id}", graph.name);
+            let key = format!("{FACTOR}{}.{id}.{position}", graph.name);
             let factor = builder.param(&key, &key, TensorType::new(DType::F32, shape));
             builder.op(Mul {}, &[copy, factor]).expect("columns broadcast")
         };
-        let copies = copy(graph, &mut builder, &mut input, &mut result).expect("every input is copied");
+        let copies = copy(graph, &mut builder, &mut input, &mut operand).expect("every input is copied");
         let outputs: Vec<ValueId> = graph.outputs.iter().map(|output| copies[output.index()]).collect();
         graphs.push(builder.finish(&outputs));
     }
@@ -184,6 +186,7 @@ fn with_factors(program: &Program) -> Verified<Program> {
 }
 
 /// One call: tokens that alternate between the sequences, and the rows that are wanted.
+#[derive(Debug)]
 struct CallTokens {
     ids: Vec<u32>,
     spans: Vec<Span>,
@@ -195,9 +198,7 @@ struct CallTokens {
 impl CallTokens {
     fn tokens(&self) -> Vec<Token> {
         let tokens = self.ids.iter().zip(&self.spans).enumerate();
-        tokens
-            .map(|(at, (&id, &span))| Token { id, sequence: at % SEQUENCES as usize, position: None, span })
-            .collect()
+        tokens.map(|(at, (&id, &span))| Token { id, sequence: at % SEQUENCES as usize, position: None, span }).collect()
     }
 
     fn inputs(&self) -> Vec<Tensor> {
@@ -267,7 +268,8 @@ fn movement(
     for seed in seeds {
         let moved = evaluate(program, parameters, calls, Some((spread, seed)));
         for ((most, moved), expected) in most.iter_mut().zip(moved).zip(expected) {
-            let distance = if moved == *expected || moved.is_nan() && expected.is_nan() { 0.0 } else { (moved - expected).abs() };
+            let distance =
+                if moved == *expected || moved.is_nan() && expected.is_nan() { 0.0 } else { (moved - expected).abs() };
             *most = most.max(if distance.is_nan() { f64::INFINITY } else { distance });
         }
     }
@@ -337,15 +339,18 @@ fn compare(recipe: &Recipe, lengths: (usize, usize), seed: u64) -> Result<Outcom
         let mut forms: HashMap<String, Vec<f32>> = HashMap::new();
         for target in targets() {
             let build = build(&target, optimise);
-            let what = || format!("{target}{}\n{}", if optimise { ", optimised" } else { "" }, ir::text::print(&program));
+            let what =
+                || format!("{target}{}\n{}", if optimise { ", optimised" } else { "" }, ir::text::print(&program));
             let compile = || session::compile(program.clone(), &build);
-            let compiled = std::panic::catch_unwind(compile).map_err(|_| format!("the compiler panics for {}", what()))?;
+            let compiled =
+                std::panic::catch_unwind(compile).map_err(|_| format!("the compiler panics for {}", what()))?;
             let compiled = match compiled {
                 Ok(compiled) => compiled,
                 Err(error) if is_refusal(&error) => return Ok(Outcome::Refused(format!("{error:#}"))),
                 Err(error) => return Err(format!("{error:#}\n{}", what())),
             };
-            let opened = session::write(&compiled, &Given(&parameters)).and_then(|directory| session::session(directory.path(), 2));
+            let opened = session::write(&compiled, &Given(&parameters))
+                .and_then(|directory| session::session(directory.path(), 2));
             let mut session = opened.map_err(|error| format!("{error:#}\n{}", what()))?;
             let logits = run(&mut session, &calls);
             let bits = |values: &[f32]| -> Vec<u32> {
@@ -355,7 +360,12 @@ fn compare(recipe: &Recipe, lengths: (usize, usize), seed: u64) -> Result<Outcom
             if bits(before) != bits(&logits) {
                 let at = bits(before).iter().zip(bits(&logits)).position(|(left, right)| *left != right);
                 let at = at.unwrap_or(0);
-                return Err(format!("logit {at} is {} for another target, and {} for {}", before[at], logits[at], what()));
+                return Err(format!(
+                    "logit {at} is {} for another target, and {} for {}",
+                    before[at],
+                    logits[at],
+                    what()
+                ));
             }
             let actual: Vec<f64> = logits.iter().map(|&logit| logit.into()).collect();
             // Parameters are up to 2, and an op may add and take away some of them: a norm its bias, a product its terms.
@@ -365,7 +375,12 @@ fn compare(recipe: &Recipe, lengths: (usize, usize), seed: u64) -> Result<Outcom
                 let edges = movement(&factored, &parameters, &calls, &expected, (2.0_f64.powi(-14), 10..26));
                 let bound = |at: usize| bound(at).max(1.5 * edges[at]);
                 let has_body = 1 < program.graphs.len();
-                if has_body && actual.iter().zip(&expected).any(|(actual, expected)| expected.is_finite() && !actual.is_finite()) {
+                if has_body
+                    && actual
+                        .iter()
+                        .zip(&expected)
+                        .any(|(actual, expected)| expected.is_finite() && !actual.is_finite())
+                {
                     // The evaluator does not show what happens inside a body.
                     return Ok(Outcome::Overflows);
                 }
@@ -374,7 +389,7 @@ fn compare(recipe: &Recipe, lengths: (usize, usize), seed: u64) -> Result<Outcom
                     let optimised = evaluate(&compiled.program, &parameters, &calls, None);
                     let culprit = if bounded(&expected, &optimised, bound).is_err() { "optimiser" } else { "back end" };
                     let optimised = ir::text::print(&compiled.program);
-                    return Err(format!("the {culprit}: {mismatch}\n{}\noptimised:\n{optimised}", what()));
+                    return Err(format!("the {culprit}: {mismatch}\n{calls:?}\n{}\noptimised:\n{optimised}", what()));
                 }
             }
         }

@@ -20,8 +20,15 @@ fn model(name: &str) -> Verified<Program> {
 fn build(spec: &str) -> Verified<Program> {
     let spec = models::spec::read(spec).unwrap();
     let context = spec.context.min(256);
-    let options =
-        BuildOptions { context, sequences: 1, chunk: 128, logits: 16, kv: KvFormat::Int4, head: HeadFormat::Stored, naming: Naming::Tritter };
+    let options = BuildOptions {
+        context,
+        sequences: 1,
+        chunk: 128,
+        logits: 16,
+        kv: KvFormat::Int4,
+        head: HeadFormat::Stored,
+        naming: Naming::Tritter,
+    };
     models::build(&spec, &options).unwrap().program
 }
 

@@ -66,7 +66,8 @@ fn steps_of(drafts: &[Draft]) -> Vec<Step> {
         written[to] |= !steps.is_empty();
         if steps.is_empty() {
             // From the input, which every plan here has.
-            let copy = Step::Copy { from: arg(Access::Read, BUFFERS), to: arg(Access::Write, to), bytes: Expr::from(64) };
+            let copy =
+                Step::Copy { from: arg(Access::Read, BUFFERS), to: arg(Access::Write, to), bytes: Expr::from(64) };
             written[to] = true;
             steps.push(copy);
         }

@@ -565,7 +565,7 @@ fn attention_cases(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
                     let (heads, kv_heads) = heads[seed % heads.len()];
                     let window = if windowed { [1, 5, 64, 100, 3][seed / 2 % 5] } else { 0 };
                     let mask = Mask { window, sinks: [0, 4, 70][seed / 3 % 3] };
-                    let n = [1, 2, 0, 3][seed / 7 % 4];
+                    let n = [1, 2, 0, 3, 9, 1, 2, 18][seed / 7 % 8];
                     check(attention_case(desc, seed, kind, mask, [n, heads, kv_heads, hd, ctx]));
                 }
             }
@@ -579,8 +579,11 @@ fn attention_case(desc: &KernelDesc, seed: usize, kind: usize, mask: Mask, sizes
     let mut random = Random::new(seed);
     let scale = 1.0 / (hd as f32).sqrt();
     let q = random.floats(n * heads * hd);
-    let seq: Vec<usize> = (0..n).map(|_| random.below(seqs)).collect();
-    let pos: Vec<usize> = (0..n).map(|_| random.below(ctx)).collect();
+    // Tokens come in any mixture, or as a prompt does: in runs of one sequence, with positions that follow each other.
+    let runs = seed % 2 == 0;
+    let (run, first) = (1 + random.below(12), random.below(ctx));
+    let seq: Vec<usize> = (0..n).map(|at| if runs { at / run % seqs } else { random.below(seqs) }).collect();
+    let pos: Vec<usize> = (0..n).map(|at| if runs { (first + at) % ctx } else { random.below(ctx) }).collect();
     let mut label = "";
     let mut spans = Vec::new();
     for pos in &pos {

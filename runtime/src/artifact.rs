@@ -155,7 +155,11 @@ fn read_part(dir: &Path, part: &Part, progress: &mut dyn FnMut(u64)) -> Result<C
 fn map(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the map is only read, as plain bytes that may have any value. Whoever changes or shortens the file of a running model breaks
     // that model's results or ends its process with a bus error, but no value that Rust relies on: the header is read once.
-    unsafe { Mmap::map(file) }
+    let map = unsafe { Mmap::map(file) }?;
+    // A hint: some systems can map large pages of a file, and then fewer addresses have to be translated.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    Ok(map)
 }
 
 /// Bytes that the system can still give, if it says so.

@@ -109,7 +109,8 @@ pub fn text(bytes: &[u8]) -> String {
 fn build() -> anyhow::Result<Vec<(String, PathBuf)>> {
     let test = std::env::current_exe()?;
     // <target>/<profile>/deps/<test>
-    let profile = test.ancestors().nth(2).and_then(|folder| folder.file_name()).context("the test lies in no target folder")?;
+    let profile =
+        test.ancestors().nth(2).and_then(|folder| folder.file_name()).context("the test lies in no target folder")?;
     let profile = match profile.to_string_lossy() {
         folder if folder == "debug" => "dev".to_owned(),
         folder => folder.into_owned(),
@@ -125,7 +126,9 @@ fn build() -> anyhow::Result<Vec<(String, PathBuf)>> {
     for line in text(&output.stdout).lines() {
         let message: serde_json::Value = serde_json::from_str(line)?;
         let is_program = message["target"]["kind"][0] == "bin" && message["profile"]["test"] == false;
-        if let (true, Some(name), Some(path)) = (is_program, message["target"]["name"].as_str(), message["executable"].as_str()) {
+        if let (true, Some(name), Some(path)) =
+            (is_program, message["target"]["name"].as_str(), message["executable"].as_str())
+        {
             built.push((name.to_owned(), PathBuf::from(path)));
         }
     }

@@ -93,9 +93,7 @@ impl Tensors {
         Ok(match dtype {
             Dtype::F32 => bytes.as_chunks().0.iter().map(|&bytes| f64::from(f32::from_le_bytes(bytes))).collect(),
             Dtype::I32 => bytes.as_chunks().0.iter().map(|&bytes| f64::from(i32::from_le_bytes(bytes))).collect(),
-            Dtype::BF16 => {
-                bytes.as_chunks().0.iter().map(|&bytes| half::bf16::from_le_bytes(bytes).to_f64()).collect()
-            }
+            Dtype::BF16 => bytes.as_chunks().0.iter().map(|&bytes| half::bf16::from_le_bytes(bytes).to_f64()).collect(),
             Dtype::F16 => bytes.as_chunks().0.iter().map(|&bytes| half::f16::from_le_bytes(bytes).to_f64()).collect(),
             other => bail!("`{name}` holds {other:?}"),
         })

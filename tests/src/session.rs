@@ -160,12 +160,7 @@ fn open(directory: &Path) -> anyhow::Result<Checkpoint> {
 /// As [`compiler::compile`].
 pub fn compile(program: Verified<Program>, build: &Build) -> anyhow::Result<Compiled> {
     let rewrite = if build.optimise { rewrite::Options::all() } else { rewrite::Options::none() };
-    let options = Options {
-        rewrite,
-        context: build.context.into(),
-        sequences: build.sequences.into(),
-        dumps: false,
-    };
+    let options = Options { rewrite, context: build.context.into(), sequences: build.sequences.into(), dumps: false };
     Ok(compiler::compile(program, &build.target, &options)?)
 }
 

@@ -184,7 +184,9 @@ impl Ctx<'_, '_> {
             let mut padded = outer.0.to_vec();
             padded.push(Dim::Const(1));
             let record = self.index(&Shape::new(padded), &strides, view.offset / k, 0);
-            let element = Index::at(shift).column(1);
+            // A record of one value is repeated beside wider ones.
+            let is_single = shape.last() == Some(&Dim::Const(1));
+            let element = if is_single { Index::at(0) } else { Index::at(shift).column(1) };
             return Ok(self.builder.load_row(buffer, record, element));
         }
         let index = self.index(shape, &view.strides, view.offset, shift);

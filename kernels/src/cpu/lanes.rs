@@ -61,6 +61,31 @@ pub(crate) trait Lanes {
 
     /// The sum of all lanes by the tree: `lane[l] += lane[l + d]` for d = 16, 8, 4, 2, 1.
     unsafe fn sum(a: Self::Block) -> f32;
+
+    /// The largest lane; where one is NaN, that or another one.
+    #[inline(always)]
+    unsafe fn largest(a: Self::Block) -> f32 {
+        let mut lanes = [0.0_f32; LANES];
+        // SAFETY: the CPU has the features, as the caller promises; there are 32 lanes.
+        unsafe { Self::store(lanes.as_mut_ptr(), a) };
+        let mut distance = LANES / 2;
+        while 0 < distance {
+            for lane in 0..distance {
+                lanes[lane] = if lanes[lane] < lanes[lane + distance] { lanes[lane + distance] } else { lanes[lane] };
+            }
+            distance /= 2;
+        }
+        lanes[0]
+    }
+
+    /// The sum of each block, as [`Lanes::sum`]: the same additions, several blocks at a time where the ISA gains by it.
+    #[inline(always)]
+    unsafe fn sums<const N: usize>(blocks: &[Self::Block; N], to: &mut [f32; N]) {
+        for (block, to) in blocks.iter().zip(to) {
+            // SAFETY: the CPU has the features, as the caller promises.
+            *to = unsafe { Self::sum(*block) };
+        }
+    }
 }
 
 /// Integer dot products of ternary tiles with int8 activations.
@@ -112,27 +137,38 @@ pub(crate) trait ByteDot {
         sums: &mut [[i32; TOKENS]; ROWS],
     );
 
-    /// One row of 4-bit weights with `TOKENS` tokens: for each of `groups` q4 records of `group` codes (a multiple of 64) from `w` on, with
-    /// `s` its scale and `m` its minimum,
+    /// One row of 4-bit weights with `TOKENS` tokens: for each group in ascending order, with `s` its scale and `m` its minimum,
     ///
     /// ```text
-    /// lanes[t][l] = fma(f32(sum of code(c) * x(t, c) over the columns c of the group with c % 64 / 4 == l), s, lanes[t][l])
-    /// minima[t]   = fma(m, x_sums[g][t], minima[t])        with FIRST, and then of all 16 tokens
+    /// lane[t][l] = fma(f32(sum of code(c) * x(t, c) over the columns c of the group with c % 64 / 4 == l), s, lane[t][l])
+    /// minima[t]  = fma(m, x_sums[g][t], minima[t])        with FIRST, and then of all 16 tokens
     /// ```
     ///
-    /// Each activation row has `groups * group` codes; `x_sums` has a row for each group. With `FIRST`, the weights are expected to come
-    /// from memory, and as many bytes from `ahead` on are prefetched as are read.
+    /// and at the end the lanes by the tree, `lane[l] += lane[l + d]` for d = 8, 4, 2, 1, into `sums`. All start at +0.
+    ///
+    /// With `FIRST`, the weights are expected to come from memory, and as many bytes from `ahead` on are prefetched as are read.
     unsafe fn dot_q4<const TOKENS: usize, const FIRST: bool>(
-        w: *const u8,
-        groups: usize,
-        group: usize,
-        x: *const u8,
-        x_stride: usize,
-        x_sums: *const [f32; 16],
-        ahead: *const u8,
-        lanes: &mut [[f32; 16]; TOKENS],
+        row: GroupedRow,
+        sums: &mut [f32; TOKENS],
         minima: &mut [f32; 16],
     );
+}
+
+/// A row of 4-bit weights, and what it meets.
+#[derive(Clone, Copy)]
+pub(crate) struct GroupedRow {
+    /// `groups` q4 records.
+    pub(crate) w: *const u8,
+    pub(crate) groups: usize,
+    /// Codes of each record, a multiple of 64.
+    pub(crate) group: usize,
+    /// Rows of `groups * group` int8 activations, `x_stride` bytes apart.
+    pub(crate) x: *const u8,
+    pub(crate) x_stride: usize,
+    /// For each group, the sums of its activations of 16 tokens.
+    pub(crate) x_sums: *const [f32; 16],
+    /// What is read next.
+    pub(crate) ahead: *const u8,
 }
 
 /// Brings the cache line at `from`, which may be any address, nearer.

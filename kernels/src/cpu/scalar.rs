@@ -7,7 +7,7 @@ use half::bf16;
 use crate::cpu::entries;
 use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
 use crate::cpu::generic::{dense, dense_q4, dense_q8, kv_append, ternary_f32, ternary_q8};
-use crate::cpu::lanes::{ByteDot, LANES, Lanes, TernaryDot};
+use crate::cpu::lanes::{ByteDot, GroupedRow, LANES, Lanes, TernaryDot};
 use crate::math;
 
 entries! {
@@ -21,9 +21,9 @@ entries! {
     dense_matmul_f32xbf16_f32__scalar__r4 = dense::matmul::<Scalar, bf16, 1, 1>;
     dense_matmul_q8xq8_f32__scalar__r4 = dense_q8::matmul::<Scalar, 4>;
     dense_matmul_q8xq4_f32__scalar__r4 = dense_q4::matmul::<Scalar, 4>;
-    attention_f32xf32_f32__scalar__t64 = attention::<Scalar, F32Row, F32Row, 1>;
-    attention_f32xq8q4_f32__scalar__t64 = attention::<Scalar, Q8Row, Q4Row, 1>;
-    attention_f32xq4_f32__scalar__t64 = attention::<Scalar, Q4Row, Q4Row, 1>;
+    attention_f32xf32_f32__scalar__t64 = attention::<Scalar, F32Row, F32Row, 1, 1>;
+    attention_f32xq8q4_f32__scalar__t64 = attention::<Scalar, Q8Row, Q4Row, 1, 1>;
+    attention_f32xq4_f32__scalar__t64 = attention::<Scalar, Q4Row, Q4Row, 1, 1>;
     kv_append_f32_f32__scalar__t1 = kv_append::append_f32;
     kv_append_f32_q8__scalar__t1 = kv_append::append_q8;
     kv_append_f32_q4__scalar__t1 = kv_append::append_q4;
@@ -186,7 +186,7 @@ impl TernaryDot for ScalarBase3 {
                 let mut rest = u32::from(byte);
                 for group in 0..5 {
                     let digit = (3 * rest) >> 8;
-                    rest = 3 * rest & 0xFF;
+                    rest = (3 * rest) & 0xFF;
                     sums[at / 4] += digit as i32 * i32::from(x[4 * group + at % 4]);
                 }
             }
@@ -220,16 +220,12 @@ impl ByteDot for Scalar {
     }
 
     unsafe fn dot_q4<const TOKENS: usize, const FIRST: bool>(
-        w: *const u8,
-        groups: usize,
-        group: usize,
-        x: *const u8,
-        x_stride: usize,
-        x_sums: *const [f32; 16],
-        _ahead: *const u8,
-        lanes: &mut [[f32; 16]; TOKENS],
+        row: GroupedRow,
+        sums: &mut [f32; TOKENS],
         minima: &mut [f32; 16],
     ) {
+        let GroupedRow { w, groups, group, x, x_stride, x_sums, ahead: _ } = row;
+        let mut lanes = [[0.0_f32; 16]; TOKENS];
         for at in 0..groups {
             // SAFETY: the caller has a record of `group` codes and two numbers there.
             let (codes, numbers) = unsafe {
@@ -240,13 +236,13 @@ impl ByteDot for Scalar {
             for token in 0..TOKENS {
                 // SAFETY: the caller has codes for all columns of all groups.
                 let x = unsafe { std::slice::from_raw_parts(x.add(token * x_stride + at * group).cast::<i8>(), group) };
-                let mut sums = [0_i32; 16];
+                let mut dots = [0_i32; 16];
                 for (col, &x) in x.iter().enumerate() {
                     let code = (codes[col / 2] >> (4 * (col % 2))) & 15;
-                    sums[col % 64 / 4] += i32::from(code) * i32::from(x);
+                    dots[col % 64 / 4] += i32::from(code) * i32::from(x);
                 }
-                for (lane, sum) in lanes[token].iter_mut().zip(sums) {
-                    *lane = (sum as f32).mul_add(numbers[0], *lane);
+                for (lane, dot) in lanes[token].iter_mut().zip(dots) {
+                    *lane = (dot as f32).mul_add(numbers[0], *lane);
                 }
             }
             if FIRST {
@@ -256,6 +252,14 @@ impl ByteDot for Scalar {
                     *minimum = numbers[1].mul_add(sum, *minimum);
                 }
             }
+        }
+        for (lanes, sum) in lanes.iter_mut().zip(sums) {
+            for distance in [8, 4, 2, 1] {
+                for lane in 0..distance {
+                    lanes[lane] += lanes[lane + distance];
+                }
+            }
+            *sum = lanes[0];
         }
     }
 }

@@ -134,7 +134,7 @@ pub(super) fn kernels(plan: &Plan, code_bytes: u64, problems: &mut Vec<ArtifactP
             }
             plan::Code::Generated { offset, bytes } => {
                 let end = offset.checked_add(bytes);
-                if bytes == 0 || !offset.is_multiple_of(plan::ALIGNMENT) || end.is_none_or(|end| code_bytes < end) {
+                if bytes == 0 || end.is_none_or(|end| code_bytes < end) {
                     problems.push(ArtifactProblem::Code {
                         kernel: plan::KernelId::new(index),
                         name: kernel.name.clone(),
@@ -204,7 +204,9 @@ fn disagreements(plan: &Plan, phase: &Phase, rounds: Option<u32>, call: &Call, d
     for (arg, expected) in call.args.iter().zip(signature.args) {
         let buffer = plan.buffer(arg.buffer);
         let touched = extent::arg_bytes(desc, expected.name, &dim, plan.sequences);
-        let end = largest(plan, Some((phase, rounds)), &arg.offset).zip(touched).and_then(|(offset, bytes)| offset.checked_add(bytes));
+        let end = largest(plan, Some((phase, rounds)), &arg.offset)
+            .zip(touched)
+            .and_then(|(offset, bytes)| offset.checked_add(bytes));
         let has = buffer.end().map_or(0, |end| end - buffer.offset);
         if end.is_none_or(|end| has < end) {
             let end = end.map_or("beyond 2^64".to_owned(), |end| end.to_string());

@@ -88,12 +88,12 @@ impl Draft {
             0xc3, // done: ret
         ];
         let mut draft = Self::new(vocab, context, sequences);
-        // A function need not start where the code does.
-        draft.code = [&[0xcc; 16], COUNT].concat();
+        // A function need not start where the code does, only at a multiple of the alignment.
+        draft.code = [&[0xcc; 64], COUNT].concat();
         let logits = draft.plan.outputs[0].buffer;
         let zeros = draft.weight("zeros", &vec![0.0; (MAX_TOKENS * vocab) as usize]);
         let append = draft.append_steps(1);
-        let generated = Code::Generated { offset: 16, bytes: COUNT.len() as u64 };
+        let generated = Code::Generated { offset: 64, bytes: COUNT.len() as u64 };
         let kernel = draft.kernel("count", generated);
         let clear = Step::Copy {
             from: arg(Access::Read, zeros),

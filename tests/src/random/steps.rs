@@ -4,11 +4,13 @@ use ir::graph::Update;
 use ir::op::attention::{Attention, KvAppend, Rope};
 use ir::op::elementwise::*;
 use ir::op::gather::Gather;
-use ir::op::matmul::Matmul;
+use ir::op::matmul::{Matmul, QuantizedMatmul};
 use ir::op::movement::{Broadcast, Concat, Permute, Reshape, Slice};
 use ir::op::norm::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm, RmsNormQuantize};
 use ir::op::reduce::{Argmax, Max, Mean, Softmax, Sum};
-use ir::op::ternary::{Dequantize, Quantize, Ternarise, TernaryMatmul, TernaryRule, TernaryScale, Unpack};
+use ir::op::ternary::{
+    Dequantize, Quantize, QuantizeGroups, Ternarise, TernaryMatmul, TernaryRule, TernaryScale, Unpack,
+};
 use ir::op::{Op, Real};
 use ir::{DType, Dim, Shape, TensorType, ValueId};
 
@@ -18,7 +20,7 @@ use super::{CONTEXT, Maker, SEQUENCES, Step, tokens};
 const SIZES: [u64; 7] = [4, 1, 2, 3, 8, 6, 17];
 
 /// How many kinds of steps there are: one for each op but `repeat`, which recipes place themselves, and constants and states.
-const N_KINDS: u8 = 46;
+const N_KINDS: u8 = 48;
 
 fn is_f32(ty: &TensorType) -> bool {
     ty.dtype == DType::F32
@@ -95,6 +97,13 @@ impl Maker {
             }
             43 => self.constant(step),
             44 => self.state(step),
+            45 => {
+                let x = self.some(c0, &has_rows);
+                let width = self.builder.ty(x).shape.last_const().unwrap_or(1);
+                let group = if c1.is_multiple_of(2) || !width.is_multiple_of(2) { width } else { width / 2 };
+                self.op(step, QuantizeGroups { group }, &[x]);
+            }
+            46 => self.quantized_matmul(step),
             _ => {
                 let matrix = TensorType::new(DType::F32, Shape::of(&[size(c0), size(c1)]));
                 let w = self.of_type(c2, matrix);
@@ -238,6 +247,18 @@ impl Maker {
         let [c0, c1, c2, c3, ..] = step.choices;
         let w = self.of_type(c2, TensorType::new(DType::F32, Shape::of(&[size(c0), size(c1)])));
         self.op(step, Ternarise { rule: TernaryRule::ALL[c3 as usize % 2] }, &[w]);
+    }
+
+    fn quantized_matmul(&mut self, step: &Step) {
+        let [c0, c1, c2, c3, c4, _] = step.choices;
+        let x = self.quantized(c0, c1);
+        let k = self.builder.ty(x).shape.last_const().unwrap_or(1);
+        let w = self.of_type(c2, TensorType::new(DType::F32, Shape::of(&[size(c3), k])));
+        let codes = match c4 % 2 {
+            0 => self.builder.op(Quantize {}, &[w]),
+            _ => self.builder.op(QuantizeGroups { group: k }, &[w]),
+        };
+        self.op(step, QuantizedMatmul {}, &[x, codes.expect("rows can be quantised")]);
     }
 
     fn norm(&mut self, step: &Step) {

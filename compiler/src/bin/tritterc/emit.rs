@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         bail!("no kernel `{kernel}` is generated for `{}`; there are {}", args.model, names.join(", "));
     };
     let nests = compiled.dumps.iter().find(|dump| dump.name.ends_with("nests.txt")).map_or("", |dump| &dump.text);
-    let head = format!("nest @{kernel}");
+    let head = format!("nest {kernel}(");
     let nest = nests.split_inclusive("\n}\n").find(|nest| nest.trim_start().starts_with(&head)).unwrap_or_default();
     if args.json {
         say_json(&serde_json::json!({

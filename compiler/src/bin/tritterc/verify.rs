@@ -48,7 +48,7 @@ fn check(args: &Args) -> Result<String> {
         let plan = Plan::from_ron(&text).map_err(|error| anyhow!("{}: {error}", plan.display()))?;
         parts(Path::new(&args.model))?;
         return Ok(format!(
-            "an artifact whose plan has {} buffers, {} kernels, {} phases",
+            "an artifact with a plan of {} buffers, {} kernels, {} phases",
             plan.buffers.len(),
             plan.kernels.len(),
             plan.phases.len()

@@ -8,7 +8,7 @@ use half::bf16;
 use crate::cpu::entries;
 use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
 use crate::cpu::generic::{dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
-use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, LANES, Lanes, TernaryDot, prefetch};
+use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, GroupedRow, LANES, Lanes, TernaryDot, prefetch};
 
 // Sizes of the inner steps fit the 32 registers: 4 tokens of a tile are 16 accumulators, 2 rows with a token, 1 half with 2 tokens and
 // 2 heads are 16 too.
@@ -23,9 +23,9 @@ entries! {
     dense_matmul_f32xbf16_f32__neon__r4 = dense::matmul::<Neon, bf16, 2, 1>;
     dense_matmul_q8xq8_f32__neon__r4 = dense_q8::matmul::<Neon, 4>;
     dense_matmul_q8xq4_f32__neon__r4 = dense_q4::matmul::<Neon, 2>;
-    attention_f32xf32_f32__neon__t64 = attention::<Neon, F32Row, F32Row, 2>;
-    attention_f32xq8q4_f32__neon__t64 = attention::<Neon, Q8Row, Q4Row, 2>;
-    attention_f32xq4_f32__neon__t64 = attention::<Neon, Q4Row, Q4Row, 2>;
+    attention_f32xf32_f32__neon__t64 = attention::<Neon, F32Row, F32Row, 2, 2>;
+    attention_f32xq8q4_f32__neon__t64 = attention::<Neon, Q8Row, Q4Row, 2, 2>;
+    attention_f32xq4_f32__neon__t64 = attention::<Neon, Q4Row, Q4Row, 2, 2>;
 }
 
 /// Lanes in eight registers: lane `l` is lane `l % 4` of register `l / 4`.
@@ -171,12 +171,18 @@ impl Lanes for Neon {
     #[inline]
     #[target_feature(enable = "neon")]
     unsafe fn sum(a: Self::Block) -> f32 {
-        let by_16 = [vaddq_f32(a[0], a[4]), vaddq_f32(a[1], a[5]), vaddq_f32(a[2], a[6]), vaddq_f32(a[3], a[7])];
-        let by_8 = [vaddq_f32(by_16[0], by_16[2]), vaddq_f32(by_16[1], by_16[3])];
-        let by_4 = vaddq_f32(by_8[0], by_8[1]);
-        let by_2 = vadd_f32(vget_low_f32(by_4), vget_high_f32(by_4));
-        vget_lane_f32::<0>(by_2) + vget_lane_f32::<1>(by_2)
+        sum_16([vaddq_f32(a[0], a[4]), vaddq_f32(a[1], a[5]), vaddq_f32(a[2], a[6]), vaddq_f32(a[3], a[7])])
     }
+}
+
+/// The sum of 16 lanes by the tree.
+#[inline]
+#[target_feature(enable = "neon")]
+fn sum_16(a: [float32x4_t; 4]) -> f32 {
+    let by_8 = [vaddq_f32(a[0], a[2]), vaddq_f32(a[1], a[3])];
+    let by_4 = vaddq_f32(by_8[0], by_8[1]);
+    let by_2 = vadd_f32(vget_low_f32(by_4), vget_high_f32(by_4));
+    vget_lane_f32::<0>(by_2) + vget_lane_f32::<1>(by_2)
 }
 
 /// As [`crate::math::mul_pow2`].
@@ -388,16 +394,11 @@ impl ByteDot for Neon {
     #[inline]
     #[target_feature(enable = "neon,dotprod")]
     unsafe fn dot_q4<const TOKENS: usize, const FIRST: bool>(
-        w: *const u8,
-        groups: usize,
-        group: usize,
-        x: *const u8,
-        x_stride: usize,
-        x_sums: *const [f32; 16],
-        ahead: *const u8,
-        lanes: &mut [[f32; 16]; TOKENS],
+        row: GroupedRow,
+        sums: &mut [f32; TOKENS],
         minima: &mut [f32; 16],
     ) {
+        let GroupedRow { w, groups, group, x, x_stride, x_sums, ahead } = row;
         let mut acc = [[vdupq_n_f32(0.0); 4]; TOKENS];
         let mut minimum = [vdupq_n_f32(0.0); 4];
         for at_group in 0..groups {
@@ -440,15 +441,13 @@ impl ByteDot for Neon {
                 }
             }
         }
-        for quarter in 0..4 {
-            // SAFETY: there is room for 16 numbers in each.
-            unsafe {
-                for token in 0..TOKENS {
-                    vst1q_f32(lanes[token].as_mut_ptr().add(4 * quarter), acc[token][quarter]);
-                }
-                if FIRST {
-                    vst1q_f32(minima.as_mut_ptr().add(4 * quarter), minimum[quarter]);
-                }
+        for token in 0..TOKENS {
+            sums[token] = sum_16(acc[token]);
+        }
+        if FIRST {
+            for quarter in 0..4 {
+                // SAFETY: there is room for 16 numbers.
+                unsafe { vst1q_f32(minima.as_mut_ptr().add(4 * quarter), minimum[quarter]) };
             }
         }
     }

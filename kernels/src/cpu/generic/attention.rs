@@ -3,6 +3,8 @@
 //! `q` is f32 `[n, heads, hd]`; `k` and `v` are caches `[seqs, ctx, kv_heads, hd]` in f32 or as records of a row format; token `t` belongs
 //! to sequence `seq[t]`, stands at `pos[t]` and sees the keys of `Mask { window, sinks }` with the span `span[t]`; `out` is f32
 //! `[n, heads, hd]`. A unit of the grid is one token with one KV head, so that the query heads of a group share what is read of the cache.
+//! Neighbouring tokens of one sequence that a call has in whole share it too: they are taken as one block of rows, a row being one query head
+//! of one token, and each row only sees its own keys, in its own order.
 //!
 //! ```text
 //! for each range of visible keys, for each piece of it between multiples of 64:
@@ -13,7 +15,9 @@
 //! ```
 //!
 //! Keys that the mask hides are never touched, because the pieces are cut from the mask's ranges. A quantised row of the cache is decoded
-//! once for all heads of a chunk.
+//! once for all rows of a block, 16 at a time, which fits the first cache beside all else.
+
+use std::mem::MaybeUninit;
 
 use ir::DType;
 use ir::mask::{Mask, Span};
@@ -23,14 +27,23 @@ use crate::MAX_HEAD_DIM;
 use crate::cpu::generic::args::Args;
 use crate::cpu::generic::dense::finish_dot;
 use crate::cpu::generic::exp::exp;
-use crate::cpu::lanes::{LANES, Lanes};
+use crate::cpu::lanes::{LANES, Lanes, prefetch};
 use crate::math::exp_f32;
 
 /// Keys of a tile: two blocks of lanes, so that the exponentials of a tile are two vector evaluations.
 const TILE: usize = 64;
+/// Keys that are decoded at once.
+const CHUNK: usize = 16;
+/// Query heads of a KV head that are taken at once.
+const MAX_HEADS: usize = 4;
+/// Rows of a block: query heads times tokens.
+const MAX_ROWS: usize = 16;
 
 /// One row of a cache, `hd` numbers, as it is stored.
 pub(crate) trait CacheRow: Copy {
+    /// Whether the row is f32 as it lies.
+    const IS_F32: bool;
+
     /// Bytes of one row.
     fn bytes(hd: usize) -> usize;
 
@@ -61,6 +74,8 @@ pub(crate) trait CacheRow: Copy {
 pub(crate) struct F32Row(*const f32);
 
 impl CacheRow for F32Row {
+    const IS_F32: bool = true;
+
     #[inline(always)]
     fn bytes(hd: usize) -> usize {
         4 * hd
@@ -92,6 +107,8 @@ pub(crate) struct Q8Row {
 }
 
 impl CacheRow for Q8Row {
+    const IS_F32: bool = false;
+
     fn bytes(hd: usize) -> usize {
         RowFormat::new(DType::Q8, hd).expect("q8 is a row format").stride()
     }
@@ -126,6 +143,8 @@ pub(crate) struct Q4Row {
 }
 
 impl CacheRow for Q4Row {
+    const IS_F32: bool = false;
+
     fn bytes(hd: usize) -> usize {
         RowFormat::new(DType::Q4, hd).expect("q4 is a row format").stride()
     }
@@ -159,11 +178,13 @@ impl CacheRow for Q4Row {
     }
 }
 
+/// Any number of tokens. `KEYS` keys at once meet a row for their scores, and `ROWS` rows at once a value, or 4 or one where fewer are left.
+///
 /// # Safety
 ///
 /// The contract of the crate, with `hd <= MAX_HEAD_DIM` and `heads` a multiple of `kv_heads`.
 #[inline(always)]
-pub(crate) unsafe fn attention<L: Lanes, K: CacheRow, V: CacheRow, const HEADS: usize>(
+pub(crate) unsafe fn attention<L: Lanes, K: CacheRow, V: CacheRow, const KEYS: usize, const ROWS: usize>(
     args: *const *mut u8,
     dims: *const i64,
     begin: i64,
@@ -171,34 +192,44 @@ pub(crate) unsafe fn attention<L: Lanes, K: CacheRow, V: CacheRow, const HEADS: 
 ) {
     // SAFETY: the contract of the crate, for the signature `q, k, v, seq, pos, span, out` and `n, heads, kv_heads, hd, ctx, window, sinks,
     // scale_bits`.
-    unsafe {
+    let operands = unsafe {
         let args = Args::new(args, dims);
-        let operands = Operands {
+        Operands {
             args,
             heads: args.size(1),
             kv_heads: args.size(2),
             hd: args.size(3),
             ctx: args.size(4),
+            mask: Mask { window: args.dim(5) as u32, sinks: args.dim(6) as u32 },
             scale: f32::from_bits(args.dim(7) as u32),
             k_bytes: K::bytes(args.size(3)),
             v_bytes: V::bytes(args.size(3)),
-        };
-        debug_assert!(operands.hd <= MAX_HEAD_DIM, "a head of {} numbers", operands.hd);
-        let mask = Mask { window: args.dim(5) as u32, sinks: args.dim(6) as u32 };
-        for unit in begin as usize..end as usize {
-            let (token, kv_head) = (unit / operands.kv_heads, unit % operands.kv_heads);
-            let pieces = operands.ranges(mask, token);
-            let group = operands.heads / operands.kv_heads;
-            let first = kv_head * group;
-            let mut head = 0;
-            while HEADS <= group - head {
-                operands.attend::<L, K, V, HEADS>(token, kv_head, first + head, pieces);
-                head += HEADS;
+        }
+    };
+    debug_assert!(operands.hd <= MAX_HEAD_DIM, "a head of {} numbers", operands.hd);
+    let (mut unit, end, kv_heads) = (begin as usize, end as usize, operands.kv_heads);
+    while unit < end {
+        let group = operands.heads / kv_heads;
+        let (token, kv_head) = (unit / kv_heads, unit % kv_heads);
+        // SAFETY: the units exist, and so do the heads of the group.
+        unsafe {
+            let (tokens, kv_end) = match kv_head {
+                0 if kv_heads <= end - unit => {
+                    let most = (MAX_ROWS / group.clamp(1, MAX_HEADS)).min((end - unit) / kv_heads);
+                    (operands.run(token, most), kv_heads)
+                }
+                _ => (1, kv_head + 1),
+            };
+            for kv_head in kv_head..kv_end {
+                let mut head = 0;
+                while head < group {
+                    let heads = MAX_HEADS.min(group - head);
+                    let rows = Rows { token, tokens, kv_head, head: kv_head * group + head, heads };
+                    operands.attend::<L, K, V, KEYS, ROWS>(rows);
+                    head += heads;
+                }
             }
-            while head < group {
-                operands.attend::<L, K, V, 1>(token, kv_head, first + head, pieces);
-                head += 1;
-            }
+            unit += tokens * (kv_end - kv_head);
         }
     }
 }
@@ -211,26 +242,87 @@ struct Operands {
     kv_heads: usize,
     hd: usize,
     ctx: usize,
+    mask: Mask,
     scale: f32,
     k_bytes: usize,
     v_bytes: usize,
 }
 
-/// What the online softmax of one chunk of heads carries from tile to tile.
-struct State<const HEADS: usize> {
-    max: [f32; HEADS],
-    sum: [f32; HEADS],
-    acc: [[f32; MAX_HEAD_DIM]; HEADS],
+/// A block of rows: `heads` query heads from `head` on, all of the group of `kv_head`, of each of `tokens` tokens of one sequence. Row
+/// `i * heads + j` is head `j` of token `i`.
+#[derive(Clone, Copy)]
+struct Rows {
+    token: usize,
+    tokens: usize,
+    kv_head: usize,
+    head: usize,
+    heads: usize,
+}
+
+/// What the online softmax of a block carries from tile to tile, and its room to work. Only what a block needs is ever initialised.
+struct State {
+    max: [f32; MAX_ROWS],
+    sum: [f32; MAX_ROWS],
+    acc: [[f32; MAX_HEAD_DIM]; MAX_ROWS],
+    /// Scores, then weights, of the keys of a tile.
+    weights: [[f32; TILE]; MAX_ROWS],
+    /// Decoded rows of the cache.
+    decoded: [[f32; MAX_HEAD_DIM]; CHUNK],
+}
+
+/// The caches of one KV head of one sequence: pointers to key 0 and bytes from key to key.
+#[derive(Clone, Copy)]
+struct Caches {
+    k: *const u8,
+    v: *const u8,
+    k_stride: usize,
+    v_stride: usize,
+}
+
+/// Rows of a cache in f32, `stride` bytes apart.
+#[derive(Clone, Copy)]
+struct Floats {
+    first: *const u8,
+    stride: usize,
+}
+
+impl Floats {
+    /// # Safety
+    ///
+    /// There is such a row.
+    #[inline(always)]
+    unsafe fn row(self, index: usize) -> *const f32 {
+        // SAFETY: as the caller promises.
+        unsafe { self.first.add(index * self.stride).cast() }
+    }
 }
 
 impl Operands {
+    /// How many tokens from `token` on, at most `most`, belong to the same sequence.
+    ///
+    /// # Safety
+    ///
+    /// The contract of the crate; `token + most <= n` and `1 <= most`.
+    #[inline(always)]
+    unsafe fn run(self, token: usize, most: usize) -> usize {
+        // SAFETY: `seq` has a number for every token.
+        unsafe {
+            let seq = self.args.pointer::<i32>(3).add(token);
+            let mut tokens = 1;
+            while tokens < most && *seq.add(tokens) == *seq {
+                tokens += 1;
+            }
+            tokens
+        }
+    }
+
     /// The visible keys of `token` as two ranges `(start, end)` inside the cache.
     ///
     /// # Safety
     ///
     /// The contract of the crate; `token < n`.
     #[inline(always)]
-    unsafe fn ranges(self, mask: Mask, token: usize) -> [(usize, usize); 2] {
+    unsafe fn ranges(self, token: usize) -> [(usize, usize); 2] {
         // SAFETY: `pos` has a number for every token, and `span` two.
         let (pos, first, reach) = unsafe {
             let span = self.args.pointer::<i32>(5).add(2 * token);
@@ -239,146 +331,314 @@ impl Operands {
         let (Ok(pos), first, reach) = (u32::try_from(pos), first.max(0) as u32, reach.max(0) as u32) else {
             return [(0, 0); 2];
         };
-        let [head, tail] = mask.ranges(pos, Span { first, reach });
+        let [head, tail] = self.mask.ranges(pos, Span { first, reach });
         [head, tail].map(|range| ((range.start as usize).min(self.ctx), (range.end as usize).min(self.ctx)))
     }
 
-    /// Computes `HEADS` query heads from `head` on, all of the group of `kv_head`.
+    /// Where the query, and the result, of a row starts.
+    #[inline(always)]
+    fn at(self, rows: Rows, token: usize, head: usize) -> usize {
+        ((rows.token + token) * self.heads + rows.head + head) * self.hd
+    }
+
+    /// Computes a block of rows.
     ///
     /// # Safety
     ///
-    /// The contract of the crate; the token and those heads exist, and `pieces` lie inside the cache.
+    /// The contract of the crate; the tokens, all of one sequence, and the heads exist, and they are at most [`MAX_ROWS`] rows.
     #[inline(always)]
-    unsafe fn attend<L: Lanes, K: CacheRow, V: CacheRow, const HEADS: usize>(
-        self,
-        token: usize,
-        kv_head: usize,
-        head: usize,
-        pieces: [(usize, usize); 2],
-    ) {
-        let mut state = State { max: [f32::NEG_INFINITY; HEADS], sum: [0.0; HEADS], acc: [[0.0; MAX_HEAD_DIM]; HEADS] };
-        // SAFETY: the token and the heads exist; `seq` has a sequence of the cache for every token.
+    unsafe fn attend<L: Lanes, K: CacheRow, V: CacheRow, const KEYS: usize, const ROWS: usize>(self, rows: Rows) {
+        let mut room = MaybeUninit::<State>::uninit();
+        // SAFETY: the tokens and the heads exist; `seq` has a sequence of the cache for every token; every row of the state that is used is
+        // initialised first, and references are only made to such rows.
         unsafe {
-            let at = (token * self.heads + head) * self.hd;
-            let q = self.args.pointer::<f32>(0).add(at);
-            let seq = *self.args.pointer::<i32>(3).add(token) as usize;
-            let row = seq * self.ctx * self.kv_heads + kv_head;
-            let k = self.args.pointer::<u8>(1).add(row * self.k_bytes);
-            let v = self.args.pointer::<u8>(2).add(row * self.v_bytes);
-            for (mut key, end) in pieces {
-                while key < end {
-                    let tile_end = end.min((key / TILE + 1) * TILE);
-                    self.add_tile::<L, K, V, HEADS>(&mut state, q, k, v, (key, tile_end));
-                    key = tile_end;
-                }
+            let state = room.as_mut_ptr();
+            for row in 0..rows.tokens * rows.heads {
+                (*state).max[row] = f32::NEG_INFINITY;
+                (*state).sum[row] = 0.0;
+                (&raw mut (*state).acc[row]).cast::<f32>().write_bytes(0, self.hd.next_multiple_of(LANES));
             }
-            let out = self.args.pointer::<f32>(6).add(at);
-            for (at_head, acc) in state.acc.iter().enumerate() {
-                let nothing_seen = pieces.iter().all(|(start, end)| end <= start);
-                let factor = if nothing_seen { 0.0 } else { 1.0 / state.sum[at_head] };
-                for (d, value) in acc.iter().take(self.hd).enumerate() {
-                    *out.add(at_head * self.hd + d) = value * factor;
+            let seq = *self.args.pointer::<i32>(3).add(rows.token) as usize;
+            let first = seq * self.ctx * self.kv_heads + rows.kv_head;
+            let caches = Caches {
+                k: self.args.pointer::<u8>(1).add(first * self.k_bytes),
+                v: self.args.pointer::<u8>(2).add(first * self.v_bytes),
+                k_stride: self.kv_heads * self.k_bytes,
+                v_stride: self.kv_heads * self.v_bytes,
+            };
+            // What each token has still to see; a range that has come to its end makes place for the next.
+            let mut left = [[(0, 0); 2]; MAX_ROWS];
+            let mut sees_nothing = [false; MAX_ROWS];
+            for token in 0..rows.tokens {
+                left[token] = without_empty(self.ranges(rows.token + token));
+                sees_nothing[token] = is_empty(left[token][0]);
+            }
+            loop {
+                let next = left[..rows.tokens].iter().filter(|left| !is_empty(left[0])).map(|left| left[0].0 / TILE);
+                let Some(tile) = next.min() else { break };
+                let mut pieces = [(0, 0); MAX_ROWS];
+                for token in 0..rows.tokens {
+                    let [(start, end), later] = left[token];
+                    if start < end && start / TILE == tile {
+                        let stop = end.min((tile + 1) * TILE);
+                        pieces[token] = (start, stop);
+                        left[token] = without_empty([(stop, end), later]);
+                    }
+                }
+                self.add_tile::<L, K, V, KEYS, ROWS>(state, rows, caches, &pieces[..rows.tokens]);
+            }
+            for row in 0..rows.tokens * rows.heads {
+                let (token, head) = (row / rows.heads, row % rows.heads);
+                let out = self.args.pointer::<f32>(6).add(self.at(rows, token, head));
+                let acc = (&raw const (*state).acc[row]).cast::<f32>();
+                let factor = if sees_nothing[token] { 0.0 } else { 1.0 / (*state).sum[row] };
+                for d in 0..self.hd {
+                    *out.add(d) = *acc.add(d) * factor;
                 }
             }
         }
     }
 
-    /// Adds the keys `start..end`, all of one tile, to the state.
+    /// Adds to each token's rows its piece of the keys of one tile.
     ///
     /// # Safety
     ///
-    /// The contract of the crate; `q` has `HEADS` heads, and `k` and `v` point to the rows of key 0 of a sequence that has these keys.
+    /// The contract of the crate; the rows exist and are initialised in the state, and the pieces lie inside the cache and inside one tile.
     #[inline(always)]
-    unsafe fn add_tile<L: Lanes, K: CacheRow, V: CacheRow, const HEADS: usize>(
+    unsafe fn add_tile<L: Lanes, K: CacheRow, V: CacheRow, const KEYS: usize, const ROWS: usize>(
         self,
-        state: &mut State<HEADS>,
-        q: *const f32,
-        k: *const u8,
-        v: *const u8,
-        (start, end): (usize, usize),
+        state: *mut State,
+        rows: Rows,
+        caches: Caches,
+        pieces: &[(usize, usize)],
     ) {
-        let mut weights = [[f32::NEG_INFINITY; TILE]; HEADS];
-        // SAFETY: the rows and heads exist as the caller promises; blocks end at or before `hd`, and the arrays of the state have
-        // `MAX_HEAD_DIM` numbers, a multiple of the lanes.
+        let seen = pieces.iter().filter(|piece| !is_empty(**piece));
+        let (low, high) = seen.fold((usize::MAX, 0), |(low, high), piece| (low.min(piece.0), high.max(piece.1)));
+        // One token reads the cache from memory, at its own pace; with more, arithmetic is what takes the time.
+        let fetch = rows.tokens == 1;
+        // SAFETY: the rows exist, as the caller promises; keys are those of the pieces; and blocks end at or before `hd`.
         unsafe {
-            for key in start..end {
-                let row = K::open(k.add(key * self.kv_heads * self.k_bytes), self.hd);
-                self.scores::<L, K, HEADS>(&mut weights, q, row, key % TILE);
-            }
-            for (head, weights) in weights.iter_mut().enumerate() {
-                let shrink = softmax_tile::<L>(weights, &mut state.max[head], &mut state.sum[head]);
-                if shrink != 1.0 {
-                    let mut at = 0;
-                    while at < self.hd {
-                        let acc = state.acc[head].as_mut_ptr().add(at);
-                        L::store(acc, L::mul(L::load(acc), L::splat(shrink)));
-                        at += LANES;
-                    }
+            for (token, _) in pieces.iter().enumerate().filter(|(_, piece)| !is_empty(**piece)) {
+                for row in token * rows.heads..(token + 1) * rows.heads {
+                    (*state).weights[row] = [f32::NEG_INFINITY; TILE];
                 }
             }
-            let whole = self.hd / LANES * LANES;
-            let v_stride = self.kv_heads * self.v_bytes;
-            let mut at = 0;
-            while at < whole {
-                let mut acc = [L::splat(0.0); HEADS];
-                for head in 0..HEADS {
-                    acc[head] = L::load(state.acc[head].as_ptr().add(at));
+            for (start, end) in chunks(low, high) {
+                if fetch {
+                    fetch_rows(caches.v, caches.v_stride, self.v_bytes, start, end);
                 }
-                for key in start..end {
-                    let values = V::open(v.add(key * v_stride), self.hd).block::<L>(at);
-                    for head in 0..HEADS {
-                        acc[head] = L::mul_add(L::splat(weights[head][key % TILE]), values, acc[head]);
-                    }
-                }
-                for head in 0..HEADS {
-                    L::store(state.acc[head].as_mut_ptr().add(at), acc[head]);
-                }
-                at += LANES;
-            }
-            if whole < self.hd {
-                for key in start..end {
-                    let row = V::open(v.add(key * v_stride), self.hd);
-                    for d in whole..self.hd {
-                        let value = row.number(d);
-                        for head in 0..HEADS {
-                            state.acc[head][d] = weights[head][key % TILE].mul_add(value, state.acc[head][d]);
+                let keys = self.floats::<L, K>(state, caches.k, caches.k_stride, start, end);
+                for (token, piece) in pieces.iter().enumerate() {
+                    let (from, to) = (piece.0.max(start), piece.1.min(end));
+                    if from < to {
+                        let keys = Floats { first: keys.row(from - start).cast(), stride: keys.stride };
+                        for head in 0..rows.heads {
+                            let q = self.args.pointer::<f32>(0).add(self.at(rows, token, head));
+                            let row = (&raw mut (*state).weights[token * rows.heads + head]).cast::<f32>();
+                            self.scores::<L, KEYS>(row.add(from % TILE), q, keys, to - from);
                         }
                     }
                 }
             }
+            for (token, _) in pieces.iter().enumerate().filter(|(_, piece)| !is_empty(**piece)) {
+                for row in token * rows.heads..(token + 1) * rows.heads {
+                    let weights = &mut (*state).weights[row];
+                    let shrink = softmax_tile::<L>(weights, &mut (*state).max[row], &mut (*state).sum[row]);
+                    if shrink != 1.0 {
+                        let mut at = 0;
+                        while at < self.hd {
+                            let acc = (&raw mut (*state).acc[row]).cast::<f32>().add(at);
+                            L::store(acc, L::mul(L::load(acc), L::splat(shrink)));
+                            at += LANES;
+                        }
+                    }
+                }
+            }
+            for (start, end) in chunks(low, high) {
+                if fetch {
+                    fetch_rows(caches.k, caches.k_stride, self.k_bytes, start + TILE, end + TILE);
+                }
+                let values = self.floats::<L, V>(state, caches.v, caches.v_stride, start, end);
+                // Tokens that see the same keys of the chunk share each value; a weight of zero instead would make NaN of an infinity.
+                let clip = |piece: &(usize, usize)| (piece.0.max(start), piece.1.min(end));
+                let mut token = 0;
+                while token < rows.tokens {
+                    let (from, to) = clip(&pieces[token]);
+                    let same = pieces[token..].iter().take_while(|piece| clip(piece) == (from, to)).count();
+                    if from < to {
+                        let values = Floats { first: values.row(from - start).cast(), stride: values.stride };
+                        let (mut row, end_row) = (token * rows.heads, (token + same) * rows.heads);
+                        while row + ROWS <= end_row {
+                            self.add_values::<L, ROWS>(state, row, values, from % TILE, to - from);
+                            row += ROWS;
+                        }
+                        while 4 < ROWS && row + 4 <= end_row {
+                            self.add_values::<L, 4>(state, row, values, from % TILE, to - from);
+                            row += 4;
+                        }
+                        while row < end_row {
+                            self.add_values::<L, 1>(state, row, values, from % TILE, to - from);
+                            row += 1;
+                        }
+                    }
+                    token += same;
+                }
+            }
         }
     }
 
-    /// Writes the score of one key for each head to `slot`.
+    /// The rows of a cache for the keys `start..end`, at most [`CHUNK`] of them, in f32: where they lie, or decoded into the state.
     ///
     /// # Safety
     ///
-    /// The CPU has the features of `L`; `q` has `HEADS` heads and `row` one, of `hd` numbers each.
+    /// The contract of the crate; `cache` points to key 0 of a sequence that has these keys.
     #[inline(always)]
-    unsafe fn scores<L: Lanes, K: CacheRow, const HEADS: usize>(
+    unsafe fn floats<L: Lanes, R: CacheRow>(
         self,
-        scores: &mut [[f32; TILE]; HEADS],
-        q: *const f32,
-        row: K,
-        slot: usize,
-    ) {
-        // SAFETY: blocks end at or before `hd`, and so does the rest.
+        state: *mut State,
+        cache: *const u8,
+        stride: usize,
+        start: usize,
+        end: usize,
+    ) -> Floats {
+        // SAFETY: the rows exist; blocks end at or before `hd`, and a decoded row has room for it.
         unsafe {
-            let mut acc = [L::splat(0.0); HEADS];
+            if R::IS_F32 {
+                return Floats { first: cache.add(start * stride), stride };
+            }
+            let first = (&raw mut (*state).decoded).cast::<f32>();
             let whole = self.hd / LANES * LANES;
+            for key in start..end {
+                let row = R::open(cache.add(key * stride), self.hd);
+                let to = first.add((key - start) * MAX_HEAD_DIM);
+                let mut at = 0;
+                while at < whole {
+                    L::store(to.add(at), row.block::<L>(at));
+                    at += LANES;
+                }
+                for at in whole..self.hd {
+                    *to.add(at) = row.number(at);
+                }
+            }
+            Floats { first: first.cast(), stride: 4 * MAX_HEAD_DIM }
+        }
+    }
+
+    /// Writes the scores of `count` keys for one row.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the features of `L`; `q` and each of the keys have `hd` numbers, and `scores` has room for `count`.
+    #[inline(always)]
+    unsafe fn scores<L: Lanes, const KEYS: usize>(self, scores: *mut f32, q: *const f32, keys: Floats, count: usize) {
+        let whole = self.hd / LANES * LANES;
+        let mut key = 0;
+        // SAFETY: blocks end at or before `hd`, and so does the rest; the conditions keep the keys below `count`.
+        unsafe {
+            while whole == self.hd && key + KEYS <= count {
+                let mut acc = [L::splat(0.0); KEYS];
+                let mut at = 0;
+                while at < whole {
+                    let q = L::load(q.add(at));
+                    for next in 0..KEYS {
+                        acc[next] = L::mul_add(q, L::load(keys.row(key + next).add(at)), acc[next]);
+                    }
+                    at += LANES;
+                }
+                let mut dots = [0.0; KEYS];
+                L::sums(&acc, &mut dots);
+                for next in 0..KEYS {
+                    *scores.add(key + next) = dots[next] * self.scale;
+                }
+                key += KEYS;
+            }
+            while key < count {
+                let row = keys.row(key);
+                let mut acc = L::splat(0.0);
+                let mut at = 0;
+                while at < whole {
+                    acc = L::mul_add(L::load(q.add(at)), L::load(row.add(at)), acc);
+                    at += LANES;
+                }
+                let pair = |at: usize| (*q.add(whole + at), *row.add(whole + at));
+                *scores.add(key) = finish_dot::<L>(acc, self.hd - whole, pair) * self.scale;
+                key += 1;
+            }
+        }
+    }
+
+    /// Adds `count` values to `ROWS` rows from `row` on, with their weights from `slot` on.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the features of `L`; the rows and their weights are initialised, and each value has `hd` numbers.
+    #[inline(always)]
+    unsafe fn add_values<L: Lanes, const ROWS: usize>(
+        self,
+        state: *mut State,
+        row: usize,
+        values: Floats,
+        slot: usize,
+        count: usize,
+    ) {
+        let whole = self.hd / LANES * LANES;
+        // SAFETY: blocks end at or before `hd`, and `slot + count` at or before the end of the tile.
+        unsafe {
+            let first = (&raw mut (*state).acc).cast::<f32>().add(row * MAX_HEAD_DIM);
+            let weights = (&raw const (*state).weights).cast::<f32>().add(row * TILE + slot);
             let mut at = 0;
             while at < whole {
-                let keys = row.block::<L>(at);
-                for head in 0..HEADS {
-                    acc[head] = L::mul_add(L::load(q.add(head * self.hd + at)), keys, acc[head]);
+                let mut acc = [L::splat(0.0); ROWS];
+                for row in 0..ROWS {
+                    acc[row] = L::load(first.add(row * MAX_HEAD_DIM + at));
+                }
+                for key in 0..count {
+                    let value = L::load(values.row(key).add(at));
+                    for row in 0..ROWS {
+                        acc[row] = L::mul_add(L::splat(*weights.add(row * TILE + key)), value, acc[row]);
+                    }
+                }
+                for row in 0..ROWS {
+                    L::store(first.add(row * MAX_HEAD_DIM + at), acc[row]);
                 }
                 at += LANES;
             }
-            for head in 0..HEADS {
-                let q = q.add(head * self.hd + whole);
-                let dot = finish_dot::<L>(acc[head], self.hd - whole, |at| (*q.add(at), row.number(whole + at)));
-                scores[head][slot] = dot * self.scale;
+            for d in whole..self.hd {
+                for row in 0..ROWS {
+                    let acc = first.add(row * MAX_HEAD_DIM + d);
+                    for key in 0..count {
+                        *acc = (*weights.add(row * TILE + key)).mul_add(*values.row(key).add(d), *acc);
+                    }
+                }
             }
+        }
+    }
+}
+
+/// Whether a range has no keys.
+#[inline(always)]
+fn is_empty((start, end): (usize, usize)) -> bool {
+    end <= start
+}
+
+/// The same keys, with none in the first range only if there are none at all.
+#[inline(always)]
+fn without_empty([first, second]: [(usize, usize); 2]) -> [(usize, usize); 2] {
+    if is_empty(first) { [second, (0, 0)] } else { [first, second] }
+}
+
+/// `low..high`, cut at the multiples of [`CHUNK`].
+#[inline(always)]
+fn chunks(low: usize, high: usize) -> impl Iterator<Item = (usize, usize)> {
+    (low / CHUNK..high.div_ceil(CHUNK)).map(move |chunk| (low.max(chunk * CHUNK), high.min((chunk + 1) * CHUNK)))
+}
+
+/// Prefetches the rows `start..end` of a cache, which need not be there.
+#[inline(always)]
+fn fetch_rows(cache: *const u8, stride: usize, bytes: usize, start: usize, end: usize) {
+    for key in start..end {
+        for line in 0..bytes.div_ceil(64) {
+            prefetch(cache.wrapping_add(key * stride + 64 * line));
         }
     }
 }
@@ -396,17 +656,10 @@ unsafe fn softmax_tile<L: Lanes>(tile: &mut [f32; TILE], max: &mut f32, sum: &mu
         let (low, high) = (tile.as_mut_ptr(), tile.as_mut_ptr().add(LANES));
         // Which of equal numbers is the maximum, or which NaN, does not show in the results: +0 and -0 have equal differences, and a
         // NaN makes the whole row NaN.
-        let mut lanes = [0.0_f32; LANES];
-        L::store(lanes.as_mut_ptr(), L::max(L::load(low), L::load(high)));
-        let mut distance = LANES / 2;
-        while 0 < distance {
-            for lane in 0..distance {
-                lanes[lane] = if lanes[lane] < lanes[lane + distance] { lanes[lane + distance] } else { lanes[lane] };
-            }
-            distance /= 2;
-        }
-        let new_max = if *max < lanes[0] { lanes[0] } else { *max };
-        let shrink = exp_f32(*max - new_max);
+        let largest = L::largest(L::max(L::load(low), L::load(high)));
+        let new_max = if *max < largest { largest } else { *max };
+        // Most tiles leave the maximum where it is, and the exponential of 0 is 1.
+        let shrink = if *max == new_max && new_max.is_finite() { 1.0 } else { exp_f32(*max - new_max) };
         let shift = L::splat(-new_max);
         let p_low = exp::<L>(L::add(L::load(low), shift));
         let p_high = exp::<L>(L::add(L::load(high), shift));

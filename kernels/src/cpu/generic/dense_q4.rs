@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 
 use crate::MAX_GROUPS;
 use crate::cpu::generic::args::Args;
-use crate::cpu::lanes::{AHEAD, ByteDot};
+use crate::cpu::lanes::{AHEAD, ByteDot, GroupedRow};
 
 /// Rows of `w` in one unit of the grid.
 const UNIT: usize = 4;
@@ -153,26 +153,21 @@ impl Operands {
         x_sums: *const [f32; CHUNK],
         minima: &mut [f32; CHUNK],
     ) {
-        let mut lanes = [[0.0; 16]; TOKENS];
+        let mut sums = [0.0; TOKENS];
         let (groups, group, x_stride) = (self.groups(), self.group, self.x_stride());
         // SAFETY: those records exist, as the caller promises; `out` has `n * m` numbers.
         unsafe {
             let w = self.w.add(row * groups * (group / 2 + 8));
             let x = self.x.add((chunk + at) * x_stride);
-            let ahead = w.wrapping_add(AHEAD);
+            let operands = GroupedRow { w, groups, group, x, x_stride, x_sums, ahead: w.wrapping_add(AHEAD) };
             if at == 0 {
-                D::dot_q4::<TOKENS, true>(w, groups, group, x, x_stride, x_sums, ahead, &mut lanes, minima);
+                D::dot_q4::<TOKENS, true>(operands, &mut sums, minima);
             } else {
-                D::dot_q4::<TOKENS, false>(w, groups, group, x, x_stride, x_sums, ahead, &mut lanes, minima);
+                D::dot_q4::<TOKENS, false>(operands, &mut sums, minima);
             }
-            for (token, lanes) in lanes.iter_mut().enumerate() {
-                for distance in [8, 4, 2, 1] {
-                    for lane in 0..distance {
-                        lanes[lane] += lanes[lane + distance];
-                    }
-                }
+            for (token, sum) in sums.iter().enumerate() {
                 let x_scale = x.add(token * x_stride + self.k.next_multiple_of(16)).cast::<f32>().read_unaligned();
-                *self.out.add((chunk + at + token) * self.m + row) = (lanes[0] + minima[at + token]) * x_scale;
+                *self.out.add((chunk + at + token) * self.m + row) = (sum + minima[at + token]) * x_scale;
             }
         }
     }

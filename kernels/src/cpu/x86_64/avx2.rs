@@ -7,7 +7,7 @@ use half::bf16;
 use crate::cpu::entries;
 use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
 use crate::cpu::generic::{dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
-use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, Lanes, TernaryDot, prefetch};
+use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, GroupedRow, Lanes, TernaryDot, prefetch};
 
 // Sizes of the inner steps fit the 16 registers: 4 tokens of a tile are 8 accumulators, and so are 2 rows with a token and 2 heads; half a
 // tile with 3 tokens are 12.
@@ -22,9 +22,9 @@ entries! {
     dense_matmul_f32xbf16_f32__avx2__r4 = dense::matmul::<Avx2, bf16, 2, 1>;
     dense_matmul_q8xq8_f32__avx2__r4 = dense_q8::matmul::<Avx2, 2>;
     dense_matmul_q8xq4_f32__avx2__r4 = dense_q4::matmul::<Avx2, 2>;
-    attention_f32xf32_f32__avx2__t64 = attention::<Avx2, F32Row, F32Row, 2>;
-    attention_f32xq8q4_f32__avx2__t64 = attention::<Avx2, Q8Row, Q4Row, 2>;
-    attention_f32xq4_f32__avx2__t64 = attention::<Avx2, Q4Row, Q4Row, 2>;
+    attention_f32xf32_f32__avx2__t64 = attention::<Avx2, F32Row, F32Row, 2, 2>;
+    attention_f32xq8q4_f32__avx2__t64 = attention::<Avx2, Q8Row, Q4Row, 2, 2>;
+    attention_f32xq4_f32__avx2__t64 = attention::<Avx2, Q4Row, Q4Row, 2, 2>;
 }
 
 /// Lanes in four registers: lane `l` is lane `l % 8` of register `l / 8`.
@@ -174,12 +174,27 @@ impl Lanes for Avx2 {
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn sum(a: Self::Block) -> f32 {
-        let by_16 = [_mm256_add_ps(a[0], a[2]), _mm256_add_ps(a[1], a[3])];
-        let by_8 = _mm256_add_ps(by_16[0], by_16[1]);
-        let by_4 = _mm_add_ps(_mm256_castps256_ps128(by_8), _mm256_extractf128_ps::<1>(by_8));
-        let by_2 = _mm_add_ps(by_4, _mm_movehl_ps(by_4, by_4));
-        _mm_cvtss_f32(_mm_add_ss(by_2, _mm_movehdup_ps(by_2)))
+        sum_16([_mm256_add_ps(a[0], a[2]), _mm256_add_ps(a[1], a[3])])
     }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn largest(a: Self::Block) -> f32 {
+        let by_8 = _mm256_max_ps(_mm256_max_ps(a[0], a[1]), _mm256_max_ps(a[2], a[3]));
+        let by_4 = _mm_max_ps(_mm256_castps256_ps128(by_8), _mm256_extractf128_ps::<1>(by_8));
+        let by_2 = _mm_max_ps(by_4, _mm_movehl_ps(by_4, by_4));
+        _mm_cvtss_f32(_mm_max_ss(by_2, _mm_movehdup_ps(by_2)))
+    }
+}
+
+/// The sum of 16 lanes by the tree.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sum_16(a: [__m256; 2]) -> f32 {
+    let by_8 = _mm256_add_ps(a[0], a[1]);
+    let by_4 = _mm_add_ps(_mm256_castps256_ps128(by_8), _mm256_extractf128_ps::<1>(by_8));
+    let by_2 = _mm_add_ps(by_4, _mm_movehl_ps(by_4, by_4));
+    _mm_cvtss_f32(_mm_add_ss(by_2, _mm_movehdup_ps(by_2)))
 }
 
 /// As [`crate::math::mul_pow2`].
@@ -429,16 +444,11 @@ impl ByteDot for Avx2 {
     #[inline]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn dot_q4<const TOKENS: usize, const FIRST: bool>(
-        w: *const u8,
-        groups: usize,
-        group: usize,
-        x: *const u8,
-        x_stride: usize,
-        x_sums: *const [f32; 16],
-        ahead: *const u8,
-        lanes: &mut [[f32; 16]; TOKENS],
+        row: GroupedRow,
+        sums: &mut [f32; TOKENS],
         minima: &mut [f32; 16],
     ) {
+        let GroupedRow { w, groups, group, x, x_stride, x_sums, ahead } = row;
         let (mask, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
         let mut acc = [[_mm256_setzero_ps(); 2]; TOKENS];
         let mut minimum = [_mm256_setzero_ps(); 2];
@@ -483,15 +493,14 @@ impl ByteDot for Avx2 {
                 }
             }
         }
-        for half in 0..2 {
-            // SAFETY: there is room for 16 numbers in each.
+        for token in 0..TOKENS {
+            sums[token] = sum_16(acc[token]);
+        }
+        if FIRST {
+            // SAFETY: there is room for 16 numbers.
             unsafe {
-                for token in 0..TOKENS {
-                    _mm256_storeu_ps(lanes[token].as_mut_ptr().add(8 * half), acc[token][half]);
-                }
-                if FIRST {
-                    _mm256_storeu_ps(minima.as_mut_ptr().add(8 * half), minimum[half]);
-                }
+                _mm256_storeu_ps(minima.as_mut_ptr(), minimum[0]);
+                _mm256_storeu_ps(minima.as_mut_ptr().add(8), minimum[1]);
             }
         }
     }

@@ -7,10 +7,10 @@ use half::bf16;
 use crate::cpu::entries;
 use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
 use crate::cpu::generic::{dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
-use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, Lanes, TernaryDot, prefetch};
+use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, GroupedRow, Lanes, TernaryDot, prefetch};
 
 // Sizes of the inner steps fill the 32 registers: 2 blocks by 12 tokens are 24 accumulators, 4 rows by 2 tokens are 16, 2 halves by 4
-// tokens are 16, and 4 heads are 8.
+// tokens are 16, 8 keys are 16, and so are 8 rows of values.
 entries! {
     features "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni":
     ternary_gemv_q8xt2_f32__avx512vnni__r16 = ternary_q8::gemv::<Avx512Vnni>;
@@ -22,9 +22,9 @@ entries! {
     dense_matmul_f32xbf16_f32__avx512vnni__r4 = dense::matmul::<Avx512Vnni, bf16, 4, 2>;
     dense_matmul_q8xq8_f32__avx512vnni__r4 = dense_q8::matmul::<Avx512Vnni, 4>;
     dense_matmul_q8xq4_f32__avx512vnni__r4 = dense_q4::matmul::<Avx512Vnni, 8>;
-    attention_f32xf32_f32__avx512vnni__t64 = attention::<Avx512Vnni, F32Row, F32Row, 4>;
-    attention_f32xq8q4_f32__avx512vnni__t64 = attention::<Avx512Vnni, Q8Row, Q4Row, 4>;
-    attention_f32xq4_f32__avx512vnni__t64 = attention::<Avx512Vnni, Q4Row, Q4Row, 4>;
+    attention_f32xf32_f32__avx512vnni__t64 = attention::<Avx512Vnni, F32Row, F32Row, 8, 8>;
+    attention_f32xq8q4_f32__avx512vnni__t64 = attention::<Avx512Vnni, Q8Row, Q4Row, 8, 8>;
+    attention_f32xq4_f32__avx512vnni__t64 = attention::<Avx512Vnni, Q4Row, Q4Row, 8, 8>;
 }
 
 /// Lanes in two registers: lane `l` is lane `l % 16` of register `l / 16`.
@@ -155,12 +155,69 @@ impl Lanes for Avx512Vnni {
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
     unsafe fn sum(a: Self::Block) -> f32 {
-        let by_16 = _mm512_add_ps(a[0], a[1]);
-        let by_8 = _mm256_add_ps(_mm512_castps512_ps256(by_16), _mm512_extractf32x8_ps::<1>(by_16));
-        let by_4 = _mm_add_ps(_mm256_castps256_ps128(by_8), _mm256_extractf128_ps::<1>(by_8));
-        let by_2 = _mm_add_ps(by_4, _mm_movehl_ps(by_4, by_4));
-        _mm_cvtss_f32(_mm_add_ss(by_2, _mm_movehdup_ps(by_2)))
+        sum_16(_mm512_add_ps(a[0], a[1]))
     }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn largest(a: Self::Block) -> f32 {
+        _mm512_reduce_max_ps(_mm512_max_ps(a[0], a[1]))
+    }
+
+    /// Eight sums share their registers: after each step a register holds the remaining lanes of twice as many blocks.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn sums<const N: usize>(blocks: &[Self::Block; N], to: &mut [f32; N]) {
+        let mut eights = blocks.as_chunks::<8>().0.iter();
+        let (Some(blocks), 8) = (eights.next(), N) else {
+            for (block, to) in blocks.iter().zip(to) {
+                *to = sum_16(_mm512_add_ps(block[0], block[1]));
+            }
+            return;
+        };
+        let by_16 = blocks.map(|block| _mm512_add_ps(block[0], block[1]));
+        let by_8 = [
+            add_halves(by_16[0], by_16[1]),
+            add_halves(by_16[2], by_16[3]),
+            add_halves(by_16[4], by_16[5]),
+            add_halves(by_16[6], by_16[7]),
+        ];
+        // A quarter of a register for each of the blocks 0 to 3, and 4 to 7.
+        let by_4 = [add_quarters(by_8[0], by_8[1]), add_quarters(by_8[2], by_8[3])];
+        let (low, high) = (_mm512_castps_pd(by_4[0]), _mm512_castps_pd(by_4[1]));
+        let by_2 = _mm512_add_ps(
+            _mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)),
+        );
+        let all = _mm512_add_ps(by_2, _mm512_permute_ps::<0xB1>(by_2));
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+        // SAFETY: there are 8 blocks, and so there is room for 8 numbers.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), _mm512_castps512_ps256(_mm512_permutexvar_ps(order, all))) };
+    }
+}
+
+/// In the lower half of the result, the sum of the halves of `a`; in the upper half, that of `b`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn add_halves(a: __m512, b: __m512) -> __m512 {
+    _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b))
+}
+
+/// The sums of the quarters 0 and 1, and 2 and 3, of `a`, and then those of `b`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn add_quarters(a: __m512, b: __m512) -> __m512 {
+    _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xDD>(a, b))
+}
+
+/// The sum of 16 lanes by the tree.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn sum_16(a: __m512) -> f32 {
+    let by_8 = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+    let by_4 = _mm_add_ps(_mm256_castps256_ps128(by_8), _mm256_extractf128_ps::<1>(by_8));
+    let by_2 = _mm_add_ps(by_4, _mm_movehl_ps(by_4, by_4));
+    _mm_cvtss_f32(_mm_add_ss(by_2, _mm_movehdup_ps(by_2)))
 }
 
 /// As [`crate::math::mul_pow2`].
@@ -429,18 +486,13 @@ impl ByteDot for Avx512Vnni {
     /// Widening a byte to 16 bits and adding it to itself 4 bits higher puts its two codes into two bytes in the order of the columns, so
     /// that neither the weights nor the activations have to be shuffled.
     #[inline]
-    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vnni")]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vnni")]
     unsafe fn dot_q4<const TOKENS: usize, const FIRST: bool>(
-        w: *const u8,
-        groups: usize,
-        group: usize,
-        x: *const u8,
-        x_stride: usize,
-        x_sums: *const [f32; 16],
-        ahead: *const u8,
-        lanes: &mut [[f32; 16]; TOKENS],
+        row: GroupedRow,
+        sums: &mut [f32; TOKENS],
         minima: &mut [f32; 16],
     ) {
+        let GroupedRow { w, groups, group, x, x_stride, x_sums, ahead } = row;
         let mask = _mm512_set1_epi8(15);
         let mut acc = [_mm512_setzero_ps(); TOKENS];
         let mut minimum = _mm512_setzero_ps();
@@ -476,14 +528,12 @@ impl ByteDot for Avx512Vnni {
                 }
             }
         }
-        // SAFETY: there is room for 16 numbers in each.
-        unsafe {
-            for token in 0..TOKENS {
-                _mm512_storeu_ps(lanes[token].as_mut_ptr(), acc[token]);
-            }
-            if FIRST {
-                _mm512_storeu_ps(minima.as_mut_ptr(), minimum);
-            }
+        for token in 0..TOKENS {
+            sums[token] = sum_16(acc[token]);
+        }
+        if FIRST {
+            // SAFETY: there is room for 16 numbers.
+            unsafe { _mm512_storeu_ps(minima.as_mut_ptr(), minimum) };
         }
     }
 }
