@@ -124,7 +124,7 @@ proptest! {
         let aligned = |request: &Request| request.bytes.next_multiple_of(ALIGNMENT);
         for (index, left) in requests.iter().enumerate() {
             let start = arena.offsets[&left.buffer];
-            prop_assert!(start % ALIGNMENT == 0 && start + left.bytes <= arena.bytes, "{left:?} at {start}");
+            prop_assert!(start.is_multiple_of(ALIGNMENT) && start + left.bytes <= arena.bytes, "{left:?} at {start}");
             for right in &requests[index + 1..] {
                 let (other, together) = (arena.offsets[&right.buffer], left.lifetime.first <= right.lifetime.last
                     && right.lifetime.first <= left.lifetime.last);
@@ -251,7 +251,7 @@ proptest! {
         match expr.evaluate(&lookup) {
             Some(found) => prop_assert_eq!(Some(u128::from(found)), value.map(|value| value.div_ceil(divisor)), "{}", text),
             // An intermediate is beyond 2^64.
-            None => prop_assert!(value.is_none_or(|value| u128::from(u64::MAX) / 1000_000 < value), "{text}"),
+            None => prop_assert!(value.is_none_or(|value| u128::from(u64::MAX) / 1_000_000 < value), "{text}"),
         }
     }
 

@@ -580,7 +580,7 @@ fn attention_case(desc: &KernelDesc, seed: usize, kind: usize, mask: Mask, sizes
     let scale = 1.0 / (hd as f32).sqrt();
     let q = random.floats(n * heads * hd);
     // Tokens come in any mixture, or as a prompt does: in runs of one sequence, with positions that follow each other.
-    let runs = seed % 2 == 0;
+    let runs = seed.is_multiple_of(2);
     let (run, first) = (1 + random.below(12), random.below(ctx));
     let seq: Vec<usize> = (0..n).map(|at| if runs { at / run % seqs } else { random.below(seqs) }).collect();
     let pos: Vec<usize> = (0..n).map(|at| if runs { (first + at) % ctx } else { random.below(ctx) }).collect();

@@ -628,10 +628,12 @@ impl<'a> PhaseCtx<'_, 'a> {
         let owner = storage_owner(graph, &schedule.views, initial);
         let is_read_elsewhere = graph.values.ids().any(|user| {
             let operands = graph.operands(user).iter().enumerate();
+            // An append lies in its cache as a view does, but reads what it appends.
+            let is_access = !schedule.views.is_view(user) || matches!(graph.op(user), Some(Op::KvAppend(_)));
             let mut reads = operands.filter(|(position, operand)| {
                 storage_owner(graph, &schedule.views, **operand) == owner
                     && !(user == repeat && *position == 0)
-                    && !schedule.views.is_view(user)
+                    && is_access
             });
             reads.next().is_some()
         });
