@@ -14,7 +14,7 @@ use models::spec::KvFormat;
 use models::{BuildOptions, HeadFormat, Naming};
 
 /// Multiplies one of a machine's rates.
-type Perturb = dyn Fn(&mut Machine, f64);
+type Perturb<'a> = dyn Fn(&mut Machine, f64) + 'a;
 
 fn model(name: &str) -> Verified<Program> {
     build(models::find_shipped(name).expect("a shipped spec"))
@@ -160,7 +160,7 @@ fn results_do_not_hang_on_the_guesses_of_the_cost_model() {
                 }
             }
         };
-        let rates: [&Perturb; 5] = [
+        let rates: [&Perturb<'_>; 5] = [
             &|machine, factor| machine.read_gb_per_s *= factor,
             &|machine, factor| products(machine, factor, true),
             &|machine, factor| products(machine, factor, false),
