@@ -57,6 +57,7 @@ pub fn choose(
         desc.family == family
             && desc.inputs == inputs
             && desc.output == output
+            && desc.layout.is_none_or(|layout| layout == TernaryLayout::Tile16)
             && desc.requires.isa.runs_on(isa)
             && desc.tokens.start() <= tokens.start()
             && tokens.end() <= desc.tokens.end()
