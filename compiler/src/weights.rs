@@ -241,6 +241,12 @@ fn stored_bytes(ty: &TensorType, stored: StoredTensor) -> u64 {
     }
 }
 
+/// A tensor of any rank as the matrix that a ternary layout packs: its rows lie along the last axis.
+pub fn as_matrix(dims: &[u64]) -> (u64, u64) {
+    let (&cols, outer) = dims.split_last().unwrap_or((&1, &[]));
+    (outer.iter().product(), cols)
+}
+
 /// The keys of the parameters that a value depends on, each once, in the order of the graph.
 pub(crate) fn keys_of(graph: &Graph, value: ValueId) -> Vec<String> {
     let mut needed = vec![false; graph.values.len()];

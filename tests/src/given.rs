@@ -23,7 +23,10 @@ impl WeightSource for Given<'_> {
             DType::BF16 => values.flat_map(|&value| half::bf16::from_f64(value).to_le_bytes()).collect(),
             DType::I32 => values.flat_map(|&value| (value as i32).to_le_bytes()).collect(),
             DType::I8 => values.map(|&value| value as i8 as u8).collect(),
-            DType::T2 => layout.encode(&values.map(|&value| value as i8).collect::<Vec<_>>(), dims[0], dims[1]),
+            DType::T2 => {
+                let (rows, cols) = compiler::weights::as_matrix(&dims);
+                layout.encode(&values.map(|&value| value as i8).collect::<Vec<_>>(), rows, cols)
+            }
             DType::Q8 | DType::Q4 => unreachable!("parameters are plain numbers"),
         };
         let layout = (tensor.ty.dtype == DType::T2).then_some(layout);

@@ -177,7 +177,10 @@ impl WeightSource for BoundCheckpoint {
             Stored::Float => None,
         };
         let expected_bytes = match (layout, stored) {
-            (Some(layout), _) => layout.bytes(dims[0], dims[1]),
+            (Some(layout), _) => {
+                let (rows, cols) = super::as_matrix(&dims);
+                layout.bytes(rows, cols)
+            }
             (None, Some(stored)) => dims.iter().product::<u64>() * stored.bytes().unwrap_or(1),
             (None, None) => 0,
         };

@@ -112,7 +112,8 @@ impl<'a> Evaluator<'a> {
                 let tensor = self.param(key, value)?;
                 let data = match tensor.layout {
                     Some(layout) => {
-                        let decoded = layout.decode(&tensor.bytes, tensor.dims[0], tensor.dims[1]);
+                        let (rows, cols) = super::as_matrix(&tensor.dims);
+                        let decoded = layout.decode(&tensor.bytes, rows, cols);
                         let bad = |code| WeightError::BadCode { key: key_of_round(key, self.round), code };
                         let values = decoded.map_err(bad)?;
                         values.into_iter().map(f64::from).collect()

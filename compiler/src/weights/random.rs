@@ -72,7 +72,8 @@ impl WeightSource for RandomWeights {
         let bytes = match param.init {
             Init::Ternary => {
                 layout = Some(TernaryLayout::Tile16);
-                random_tiles(&mut random, dims[0], dims[1])
+                let (rows, cols) = super::as_matrix(&dims);
+                random_tiles(&mut random, rows, cols)
             }
             Init::Ones => repeat_bytes(1.0, dtype, elements),
             Init::Zeros => repeat_bytes(0.0, dtype, elements),
