@@ -27,8 +27,8 @@ fn str(path: &Path) -> &str {
 fn nano() -> &'static str {
     static NANO_ARTIFACT: OnceLock<PathBuf> = OnceLock::new();
     let path = NANO_ARTIFACT.get_or_init(|| {
-        let directory =
-            tempfile::Builder::new().prefix("tritter-nano-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap().keep();
+        // Always the same place, so that it is replaced by the next run and not left behind.
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nano.tritter");
         let checkpoint = fixture::checkpoint(NANO);
         Tritterc.succeed(&[
             "compile",
