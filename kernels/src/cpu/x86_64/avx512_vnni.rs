@@ -7,7 +7,7 @@ use half::bf16;
 use crate::cpu::entries;
 use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
 use crate::cpu::generic::{dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
-use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, GroupedRow, Lanes, TernaryDot, prefetch};
+use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, GroupedRow, Lanes, TernaryDot, hold_loads, prefetch};
 
 // Sizes of the inner steps fill the 32 registers: 2 blocks by 12 tokens are 24 accumulators, 4 rows by 2 tokens are 16, 2 halves by 4
 // tokens are 16, 8 keys are 16, and so are 8 rows of values.
@@ -264,6 +264,7 @@ impl TernaryDot for Avx512Vnni {
                         low[block] = _mm512_and_si512(codes[block], mask);
                         codes[block] = _mm512_srli_epi16::<2>(codes[block]);
                     }
+                    hold_loads();
                     for token in 0..TOKENS {
                         let x = x.add(token * x_stride + tile * 16 + 4 * group);
                         let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
@@ -363,6 +364,7 @@ impl TernaryDot for Avx512VnniBase3 {
                     digits[block] = _mm512_mask_add_epi8(one, _mm512_cmpge_epu8_mask(byte, least_two), one, ones);
                     bytes[block] = _mm512_add_epi8(_mm512_add_epi8(byte, byte), byte);
                 }
+                hold_loads();
                 for token in 0..TOKENS {
                     // SAFETY: the caller has 20 activations for each tile.
                     let x = unsafe { x.add(token * x_stride + tile * 20 + 4 * group).cast::<i32>().read_unaligned() };
