@@ -47,7 +47,7 @@ static GROUPED_MATMUL: Signature = Signature {
 static ATTENTION: Signature = Signature {
     args: &[read("q"), read("k"), read("v"), read("seq"), read("pos"), read("span"), write("out")],
     dims: &["n", "heads", "kv_heads", "hd", "ctx", "window", "sinks", "scale_bits"],
-    grid: Grid::Product("n", "kv_heads"),
+    grid: Grid::Product("n", "heads"),
 };
 
 /// `x`: f32, token `t` at element `t * x_stride`, `[kv_heads, hd]` each; `seq`, `pos`: i32 `[n]`, a place of its own for each token;

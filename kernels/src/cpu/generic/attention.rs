@@ -2,9 +2,9 @@
 //!
 //! `q` is f32 `[n, heads, hd]`; `k` and `v` are caches `[seqs, ctx, kv_heads, hd]` in f32 or as records of a row format; token `t` belongs
 //! to sequence `seq[t]`, stands at `pos[t]` and sees the keys of `Mask { window, sinks }` with the span `span[t]`; `out` is f32
-//! `[n, heads, hd]`. A unit of the grid is one token with one KV head, so that the query heads of a group share what is read of the cache.
-//! Neighbouring tokens of one sequence that a call has in whole share it too: they are taken as one block of rows, a row being one query head
-//! of one token, and each row only sees its own keys, in its own order.
+//! `[n, heads, hd]`. A unit of the grid is one token with one query head, which leaves few units even of one token to each thread. Those of one
+//! KV head that a call has share what is read of the cache. Neighbouring tokens of one sequence that a call has in whole share it too: they are
+//! taken as one block of rows, a row being one query head of one token, and each row only sees its own keys, in its own order.
 //!
 //! ```text
 //! for each range of visible keys, for each piece of it between multiples of 64:
@@ -207,29 +207,22 @@ pub(crate) unsafe fn attention<L: Lanes, K: CacheRow, V: CacheRow, const KEYS: u
         }
     };
     debug_assert!(operands.hd <= MAX_HEAD_DIM, "a head of {} numbers", operands.hd);
-    let (mut unit, end, kv_heads) = (begin as usize, end as usize, operands.kv_heads);
+    let (mut unit, end, heads) = (begin as usize, end as usize, operands.heads);
+    let group = heads / operands.kv_heads;
     while unit < end {
-        let group = operands.heads / kv_heads;
-        let (token, kv_head) = (unit / kv_heads, unit % kv_heads);
-        // SAFETY: the units exist, and so do the heads of the group.
+        let (token, first) = (unit / heads, unit % heads);
+        // SAFETY: the units exist, and so do the heads of the groups.
         unsafe {
-            let (tokens, kv_end) = match kv_head {
-                0 if kv_heads <= end - unit => {
-                    let most = (MAX_ROWS / group.clamp(1, MAX_HEADS)).min((end - unit) / kv_heads);
-                    (operands.run(token, most), kv_heads)
-                }
-                _ => (1, kv_head + 1),
-            };
-            for kv_head in kv_head..kv_end {
-                let mut head = 0;
-                while head < group {
-                    let heads = MAX_HEADS.min(group - head);
-                    let rows = Rows { token, tokens, kv_head, head: kv_head * group + head, heads };
-                    operands.attend::<L, K, V, KEYS, ROWS>(rows);
-                    head += heads;
-                }
+            if first == 0 && heads <= end - unit {
+                let most = (MAX_ROWS / group.clamp(1, MAX_HEADS)).min((end - unit) / heads);
+                let tokens = operands.run(token, most);
+                operands.heads::<L, K, V, KEYS, ROWS>(token, tokens, 0, heads);
+                unit += tokens * heads;
+            } else {
+                let last = heads.min(first + end - unit);
+                operands.heads::<L, K, V, KEYS, ROWS>(token, 1, first, last);
+                unit += last - first;
             }
-            unit += tokens * (kv_end - kv_head);
         }
     }
 }
@@ -298,6 +291,30 @@ impl Floats {
 }
 
 impl Operands {
+    /// Computes the query heads `first..last` of `tokens` tokens, in blocks of those that share a KV head.
+    ///
+    /// # Safety
+    ///
+    /// The contract of the crate; the tokens, all of one sequence, and the heads exist.
+    #[inline(always)]
+    unsafe fn heads<L: Lanes, K: CacheRow, V: CacheRow, const KEYS: usize, const ROWS: usize>(
+        self,
+        token: usize,
+        tokens: usize,
+        first: usize,
+        last: usize,
+    ) {
+        let group = self.heads / self.kv_heads;
+        let mut head = first;
+        while head < last {
+            let kv_head = head / group;
+            let heads = MAX_HEADS.min(last.min((kv_head + 1) * group) - head);
+            // SAFETY: as the caller promises.
+            unsafe { self.attend::<L, K, V, KEYS, ROWS>(Rows { token, tokens, kv_head, head, heads }) };
+            head += heads;
+        }
+    }
+
     /// How many tokens from `token` on, at most `most`, belong to the same sequence.
     ///
     /// # Safety

@@ -66,6 +66,12 @@ impl ModelArgs {
         Ok(session)
     }
 
+    /// Where weights are read from, as it is given on the command line.
+    pub(crate) fn weights_name(&self) -> String {
+        let value = clap::ValueEnum::to_possible_value(&self.weights);
+        value.map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
     /// The directory.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
