@@ -441,9 +441,10 @@ impl Operands {
                 }
             }
             for (start, end) in chunks(low, high) {
-                if fetch {
-                    fetch_rows(caches.v, caches.v_stride, self.v_bytes, start, end);
-                }
+                let rows_ahead = if fetch { start..end } else { 0..0 };
+                let steps = rows.heads * (end - start).div_ceil(KEYS) * self.hd.div_ceil(LANES);
+                let mut ahead =
+                    Ahead::new(caches.v, caches.v_stride, self.v_bytes, rows_ahead.start, rows_ahead.end, steps);
                 let keys = self.floats::<L, K>(state, caches.k, caches.k_stride, start, end);
                 for (token, piece) in pieces.iter().enumerate() {
                     let (from, to) = (piece.0.max(start), piece.1.min(end));
@@ -452,7 +453,7 @@ impl Operands {
                         for head in 0..rows.heads {
                             let q = self.args.pointer::<f32>(0).add(self.at(rows, token, head));
                             let row = (&raw mut (*state).weights[token * rows.heads + head]).cast::<f32>();
-                            self.scores::<L, KEYS>(row.add(from % TILE), q, keys, to - from);
+                            self.scores::<L, KEYS>(row.add(from % TILE), q, keys, to - from, &mut ahead);
                         }
                     }
                 }
@@ -472,9 +473,10 @@ impl Operands {
                 }
             }
             for (start, end) in chunks(low, high) {
-                if fetch {
-                    fetch_rows(caches.k, caches.k_stride, self.k_bytes, start + TILE, end + TILE);
-                }
+                let rows_ahead = if fetch { start + TILE..end + TILE } else { 0..0 };
+                let steps = rows.heads.div_ceil(4) * (end - start) * self.hd.div_ceil(LANES);
+                let mut ahead =
+                    Ahead::new(caches.k, caches.k_stride, self.k_bytes, rows_ahead.start, rows_ahead.end, steps);
                 let values = self.floats::<L, V>(state, caches.v, caches.v_stride, start, end);
                 // Tokens that see the same keys of the chunk share each value; a weight of zero instead would make NaN of an infinity.
                 let clip = |piece: &(usize, usize)| (piece.0.max(start), piece.1.min(end));
@@ -486,15 +488,15 @@ impl Operands {
                         let values = Floats { first: values.row(from - start).cast(), stride: values.stride };
                         let (mut row, end_row) = (token * rows.heads, (token + same) * rows.heads);
                         while row + ROWS <= end_row {
-                            self.add_values::<L, ROWS>(state, row, values, from % TILE, to - from);
+                            self.add_values::<L, ROWS>(state, row, values, from % TILE, to - from, &mut ahead);
                             row += ROWS;
                         }
                         while 4 < ROWS && row + 4 <= end_row {
-                            self.add_values::<L, 4>(state, row, values, from % TILE, to - from);
+                            self.add_values::<L, 4>(state, row, values, from % TILE, to - from, &mut ahead);
                             row += 4;
                         }
                         while row < end_row {
-                            self.add_values::<L, 1>(state, row, values, from % TILE, to - from);
+                            self.add_values::<L, 1>(state, row, values, from % TILE, to - from, &mut ahead);
                             row += 1;
                         }
                     }
@@ -547,7 +549,14 @@ impl Operands {
     ///
     /// The CPU has the features of `L`; `q` and each of the keys have `hd` numbers, and `scores` has room for `count`.
     #[inline(always)]
-    unsafe fn scores<L: Lanes, const KEYS: usize>(self, scores: *mut f32, q: *const f32, keys: Floats, count: usize) {
+    unsafe fn scores<L: Lanes, const KEYS: usize>(
+        self,
+        scores: *mut f32,
+        q: *const f32,
+        keys: Floats,
+        count: usize,
+        ahead: &mut Ahead,
+    ) {
         let whole = self.hd / LANES * LANES;
         let mut key = 0;
         // SAFETY: blocks end at or before `hd`, and so does the rest; the conditions keep the keys below `count`.
@@ -556,6 +565,7 @@ impl Operands {
                 let mut acc = [L::splat(0.0); KEYS];
                 let mut at = 0;
                 while at < whole {
+                    ahead.step();
                     let q = L::load(q.add(at));
                     for next in 0..KEYS {
                         acc[next] = L::mul_add(q, L::load(keys.row(key + next).add(at)), acc[next]);
@@ -597,6 +607,7 @@ impl Operands {
         values: Floats,
         slot: usize,
         count: usize,
+        ahead: &mut Ahead,
     ) {
         let whole = self.hd / LANES * LANES;
         // SAFETY: blocks end at or before `hd`, and `slot + count` at or before the end of the tile.
@@ -610,6 +621,7 @@ impl Operands {
                     acc[row] = L::load(first.add(row * MAX_HEAD_DIM + at));
                 }
                 for key in 0..count {
+                    ahead.step();
                     let value = L::load(values.row(key).add(at));
                     for row in 0..ROWS {
                         acc[row] = L::mul_add(L::splat(*weights.add(row * TILE + key)), value, acc[row]);
@@ -650,12 +662,48 @@ fn chunks(low: usize, high: usize) -> impl Iterator<Item = (usize, usize)> {
     (low / CHUNK..high.div_ceil(CHUNK)).map(move |chunk| (low.max(chunk * CHUNK), high.min((chunk + 1) * CHUNK)))
 }
 
-/// Prefetches the rows `start..end` of a cache, which need not be there.
-#[inline(always)]
-fn fetch_rows(cache: *const u8, stride: usize, bytes: usize, start: usize, end: usize) {
-    for key in start..end {
-        for line in 0..bytes.div_ceil(64) {
-            prefetch(cache.wrapping_add(key * stride + 64 * line));
+/// Rows of a cache that are prefetched while others are computed with, a few lines at each step: all of them at once would be more than a core can
+/// have under way, and it would wait for them.
+struct Ahead {
+    row: *const u8,
+    stride: usize,
+    /// Bytes of a row that are asked for, a multiple of a line, and of all rows.
+    row_bytes: usize,
+    at: usize,
+    rows: usize,
+    /// Lines of a step.
+    lines: usize,
+}
+
+impl Ahead {
+    /// The rows `start..end`, which need not be there, in about so many steps.
+    #[inline(always)]
+    fn new(cache: *const u8, stride: usize, bytes: usize, start: usize, end: usize, steps: usize) -> Self {
+        let lines = bytes.div_ceil(64);
+        let rows = end - start;
+        Self {
+            row: cache.wrapping_add(start * stride),
+            stride,
+            row_bytes: 64 * lines,
+            at: 0,
+            rows,
+            lines: (lines * rows).div_ceil(steps.max(1)),
+        }
+    }
+
+    #[inline(always)]
+    fn step(&mut self) {
+        for _ in 0..self.lines {
+            if self.rows == 0 {
+                return;
+            }
+            prefetch(self.row.wrapping_add(self.at));
+            self.at += 64;
+            if self.at == self.row_bytes {
+                self.at = 0;
+                self.row = self.row.wrapping_add(self.stride);
+                self.rows -= 1;
+            }
         }
     }
 }
