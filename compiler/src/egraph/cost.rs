@@ -10,7 +10,7 @@
 //! **The phases and weights below are guesses**, like the rates of a [`crate::target::Machine`] that was not measured.
 
 use ir::packing::RowFormat;
-use ir::{DType, Dim, Op, TensorType};
+use ir::{DType, Dim, Op, Shape, TensorType};
 use kernels::Family;
 
 use crate::target::{Machine, ProductRate};
@@ -99,8 +99,8 @@ fn traffic(machine: &Machine, phase: Phase, op: &Op, inputs: &[&TensorType], out
         }
         Op::Attention(_) => {
             let row = |cache: &TensorType| {
-                let dims = &cache.shape.0[2..];
-                bytes(phase, &TensorType::new(cache.dtype, dims.iter().cloned().collect()))
+                let [_, kv_heads, _, d] = &cache.shape.0[..] else { unreachable!("the rank was checked") };
+                bytes(phase, &TensorType::new(cache.dtype, Shape::new([kv_heads.clone(), d.clone()])))
             };
             let cache_bytes = CONTEXT * (row(inputs[1]) + row(inputs[2]));
             (

@@ -514,7 +514,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             total = total
                 + match graph.op(value) {
                     Some(Op::Attention(_)) if position == 1 || position == 2 => {
-                        Expr::symbol(KEYS) * Expr::product(&ty.shape.0[2..3]) * Expr::from(row_bytes(ty))
+                        Expr::symbol(KEYS) * Expr::product(&ty.shape.0[1..2]) * Expr::from(row_bytes(ty))
                     }
                     // An append writes one row for each that it reads.
                     Some(Op::KvAppend(_)) if position == 0 => {

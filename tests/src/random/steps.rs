@@ -303,7 +303,7 @@ impl Maker {
         let (kv_heads, groups, d) = (1 + u64::from(c0 % 2), 1 + u64::from(c1 % 3), size(c2));
         let (seq, pos, span) = self.places();
         let formats = [DType::F32, DType::Q8, DType::Q4];
-        let cache = Shape::of(&[SEQUENCES, CONTEXT, kv_heads, d]);
+        let cache = Shape::of(&[SEQUENCES, kv_heads, CONTEXT, d]);
         let mut after = Vec::new();
         for (choice, format) in [(c3, c4), (c4, c5)] {
             let ty = TensorType::new(formats[format as usize % 3], cache.clone());

@@ -1,6 +1,6 @@
 //! Attention over a KV cache, with an online softmax; the evaluation order is the one in the documentation of the crate.
 //!
-//! `q` is f32 `[n, heads, hd]`; `k` and `v` are caches `[seqs, ctx, kv_heads, hd]` in f32 or as records of a row format; token `t` belongs
+//! `q` is f32 `[n, heads, hd]`; `k` and `v` are caches `[seqs, kv_heads, ctx, hd]` in f32 or as records of a row format; token `t` belongs
 //! to sequence `seq[t]`, stands at `pos[t]` and sees the keys of `Mask { window, sinks }` with the span `span[t]`; `out` is f32
 //! `[n, heads, hd]`. A unit of the grid is one token with one query head, which leaves few units even of one token to each thread. Those of one
 //! KV head that a call has share what is read of the cache. Neighbouring tokens of one sequence that a call has in whole share it too: they are
@@ -18,6 +18,7 @@
 //! once for all rows of a block, 16 at a time, which fits the first cache beside all else.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use ir::DType;
 use ir::mask::{Mask, Span};
@@ -263,13 +264,13 @@ struct State {
     decoded: [[f32; MAX_HEAD_DIM]; CHUNK],
 }
 
-/// The caches of one KV head of one sequence: pointers to key 0 and bytes from key to key.
+/// The caches of one KV head of one sequence: pointers to key 0.
 #[derive(Clone, Copy)]
 struct Caches {
     k: *const u8,
     v: *const u8,
-    k_stride: usize,
-    v_stride: usize,
+    /// The keys that are read after those of this tile.
+    next_k: Option<*const u8>,
 }
 
 /// Rows of a cache in f32, `stride` bytes apart.
@@ -309,9 +310,11 @@ impl Operands {
         while head < last {
             let kv_head = head / group;
             let heads = MAX_HEADS.min(last.min((kv_head + 1) * group) - head);
-            // SAFETY: as the caller promises.
-            unsafe { self.attend::<L, K, V, KEYS, ROWS>(Rows { token, tokens, kv_head, head, heads }) };
+            let rows = Rows { token, tokens, kv_head, head, heads };
             head += heads;
+            let next_kv_head = (head < last).then_some(head / group);
+            // SAFETY: as the caller promises.
+            unsafe { self.attend::<L, K, V, KEYS, ROWS>(rows, next_kv_head) };
         }
     }
 
@@ -358,13 +361,17 @@ impl Operands {
         ((rows.token + token) * self.heads + rows.head + head) * self.hd
     }
 
-    /// Computes a block of rows.
+    /// Computes a block of rows. `next_kv_head` is that of the block which comes next and whose keys are fetched towards the end of this one.
     ///
     /// # Safety
     ///
     /// The contract of the crate; the tokens, all of one sequence, and the heads exist, and they are at most [`MAX_ROWS`] rows.
     #[inline(always)]
-    unsafe fn attend<L: Lanes, K: CacheRow, V: CacheRow, const KEYS: usize, const ROWS: usize>(self, rows: Rows) {
+    unsafe fn attend<L: Lanes, K: CacheRow, V: CacheRow, const KEYS: usize, const ROWS: usize>(
+        self,
+        rows: Rows,
+        next_kv_head: Option<usize>,
+    ) {
         let mut room = MaybeUninit::<State>::uninit();
         // SAFETY: the tokens and the heads exist; `seq` has a sequence of the cache for every token; every row of the state that is used is
         // initialised first, and references are only made to such rows.
@@ -376,12 +383,12 @@ impl Operands {
                 (&raw mut (*state).acc[row]).cast::<f32>().write_bytes(0, self.hd.next_multiple_of(LANES));
             }
             let seq = *self.args.pointer::<i32>(3).add(rows.token) as usize;
-            let first = seq * self.ctx * self.kv_heads + rows.kv_head;
-            let caches = Caches {
-                k: self.args.pointer::<u8>(1).add(first * self.k_bytes),
-                v: self.args.pointer::<u8>(2).add(first * self.v_bytes),
-                k_stride: self.kv_heads * self.k_bytes,
-                v_stride: self.kv_heads * self.v_bytes,
+            let first_row = |kv_head: usize| (seq * self.kv_heads + kv_head) * self.ctx;
+            let (k, v) = (self.args.pointer::<u8>(1), self.args.pointer::<u8>(2));
+            let mut caches = Caches {
+                k: k.add(first_row(rows.kv_head) * self.k_bytes),
+                v: v.add(first_row(rows.kv_head) * self.v_bytes),
+                next_k: None,
             };
             // What each token has still to see; a range that has come to its end makes place for the next.
             let mut left = [[(0, 0); 2]; MAX_ROWS];
@@ -390,6 +397,10 @@ impl Operands {
                 left[token] = without_empty(self.ranges(rows.token + token));
                 sees_nothing[token] = is_empty(left[token][0]);
             }
+            let next_block = next_kv_head.map(|kv_head| {
+                let first_key = left[0][0].0 / CHUNK * CHUNK;
+                k.wrapping_add((first_row(kv_head) + first_key) * self.k_bytes).cast_const()
+            });
             loop {
                 let next = left[..rows.tokens].iter().filter(|left| !is_empty(left[0])).map(|left| left[0].0 / TILE);
                 let Some(tile) = next.min() else { break };
@@ -402,6 +413,9 @@ impl Operands {
                         left[token] = without_empty([(stop, end), later]);
                     }
                 }
+                let is_last = left[..rows.tokens].iter().all(|left| is_empty(left[0]));
+                let next_tile = caches.k.wrapping_add((tile + 1) * TILE * self.k_bytes);
+                caches.next_k = if is_last { next_block } else { Some(next_tile) };
                 self.add_tile::<L, K, V, KEYS, ROWS>(state, rows, caches, &pieces[..rows.tokens]);
             }
             for row in 0..rows.tokens * rows.heads {
@@ -443,9 +457,8 @@ impl Operands {
             for (start, end) in chunks(low, high) {
                 let rows_ahead = if fetch { start..end } else { 0..0 };
                 let steps = rows.heads * (end - start).div_ceil(KEYS) * self.hd.div_ceil(LANES);
-                let mut ahead =
-                    Ahead::new(caches.v, caches.v_stride, self.v_bytes, rows_ahead.start, rows_ahead.end, steps);
-                let keys = self.floats::<L, K>(state, caches.k, caches.k_stride, start, end);
+                let mut ahead = Ahead::new(caches.v, self.v_bytes, rows_ahead, steps);
+                let keys = self.floats::<L, K>(state, caches.k, self.k_bytes, start, end);
                 for (token, piece) in pieces.iter().enumerate() {
                     let (from, to) = (piece.0.max(start), piece.1.min(end));
                     if from < to {
@@ -473,11 +486,11 @@ impl Operands {
                 }
             }
             for (start, end) in chunks(low, high) {
-                let rows_ahead = if fetch { start + TILE..end + TILE } else { 0..0 };
+                let (next_k, in_tile) = (caches.next_k.unwrap_or(caches.k), start % TILE);
+                let rows_ahead = if fetch && caches.next_k.is_some() { in_tile..in_tile + end - start } else { 0..0 };
                 let steps = rows.heads.div_ceil(4) * (end - start) * self.hd.div_ceil(LANES);
-                let mut ahead =
-                    Ahead::new(caches.k, caches.k_stride, self.k_bytes, rows_ahead.start, rows_ahead.end, steps);
-                let values = self.floats::<L, V>(state, caches.v, caches.v_stride, start, end);
+                let mut ahead = Ahead::new(next_k, self.k_bytes, rows_ahead, steps);
+                let values = self.floats::<L, V>(state, caches.v, self.v_bytes, start, end);
                 // Tokens that see the same keys of the chunk share each value; a weight of zero instead would make NaN of an infinity.
                 let clip = |piece: &(usize, usize)| (piece.0.max(start), piece.1.min(end));
                 let mut token = 0;
@@ -665,45 +678,26 @@ fn chunks(low: usize, high: usize) -> impl Iterator<Item = (usize, usize)> {
 /// Rows of a cache that are prefetched while others are computed with, a few lines at each step: all of them at once would be more than a core can
 /// have under way, and it would wait for them.
 struct Ahead {
-    row: *const u8,
-    stride: usize,
-    /// Bytes of a row that are asked for, a multiple of a line, and of all rows.
-    row_bytes: usize,
-    at: usize,
-    rows: usize,
-    /// Lines of a step.
+    at: *const u8,
+    /// Lines that are left, and those of a step.
     lines: usize,
+    step: usize,
 }
 
 impl Ahead {
-    /// The rows `start..end`, which need not be there, in about so many steps.
+    /// Rows of a cache, which need not be there, in about so many steps.
     #[inline(always)]
-    fn new(cache: *const u8, stride: usize, bytes: usize, start: usize, end: usize, steps: usize) -> Self {
-        let lines = bytes.div_ceil(64);
-        let rows = end - start;
-        Self {
-            row: cache.wrapping_add(start * stride),
-            stride,
-            row_bytes: 64 * lines,
-            at: 0,
-            rows,
-            lines: (lines * rows).div_ceil(steps.max(1)),
-        }
+    fn new(cache: *const u8, row_bytes: usize, rows: Range<usize>, steps: usize) -> Self {
+        let (at, end) = (cache.wrapping_add(rows.start * row_bytes), rows.len() * row_bytes);
+        Self { at, lines: end.div_ceil(64), step: end.div_ceil(64).div_ceil(steps.max(1)) }
     }
 
     #[inline(always)]
     fn step(&mut self) {
-        for _ in 0..self.lines {
-            if self.rows == 0 {
-                return;
-            }
-            prefetch(self.row.wrapping_add(self.at));
-            self.at += 64;
-            if self.at == self.row_bytes {
-                self.at = 0;
-                self.row = self.row.wrapping_add(self.stride);
-                self.rows -= 1;
-            }
+        for _ in 0..self.step.min(self.lines) {
+            prefetch(self.at);
+            self.at = self.at.wrapping_add(64);
+            self.lines -= 1;
         }
     }
 }

@@ -34,9 +34,9 @@ pub(crate) struct ModelArgs {
     /// Refuse models whose caches and activations take more than so many MiB.
     #[arg(long, value_name = "MIB")]
     memory_limit: Option<u64>,
-    /// Where the weights are read from: the file as it is mapped, or a copy of it in memory on huge pages. A copy takes its time at the start
-    /// and memory of its own, and saves address translations.
-    #[arg(long, value_enum, default_value = "map")]
+    /// Where the weights are read from: a copy of their file in memory on huge pages, which saves address translations, or the file as it is
+    /// mapped, which starts sooner and shares its memory with other processes.
+    #[arg(long, value_enum, default_value = "copy")]
     weights: Weights,
 }
 
