@@ -2,10 +2,11 @@
 
 use std::ops::RangeInclusive;
 
-use ir::packing::TernaryLayout;
 use ir::plan::Expr;
 use ir::{DType, Graph, Op, Shape, TensorType, ValueId};
 use kernels::{Family, Isa, KernelDesc};
+
+use crate::egraph::cost;
 
 /// Why no row of the table fits.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,7 +42,9 @@ pub fn choose(
     let dtype = |position: usize| graph.ty(operands[position]).dtype;
     let op = graph.op(value).expect("groups of the table are ops");
     let (family, inputs, output): (Family, Vec<DType>, DType) = match op {
-        Op::TernaryMatmul(_) => (Family::TernaryMatmul, vec![dtype(0), DType::T2], DType::F32),
+        Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) => {
+            (Family::TernaryMatmul, vec![dtype(0), DType::T2], DType::F32)
+        }
         // Weights in half precision are widened when they are packed.
         Op::Matmul(_) => (Family::DenseMatmul, vec![DType::F32, stored_dtype(dtype(1))], DType::F32),
         Op::QuantizedMatmul(_) => (Family::DenseMatmul, vec![dtype(0), dtype(1)], DType::F32),
@@ -50,14 +53,14 @@ pub fn choose(
         _ => (Family::DenseMatmul, Vec::new(), DType::F32),
     };
     let tokens = match op {
-        Op::TernaryMatmul(_) | Op::Matmul(_) => rows(graph.ty(operands[0]), tokens),
+        Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::Matmul(_) => rows(graph.ty(operands[0]), tokens),
         _ => tokens.clone(),
     };
     let fits = |desc: &&KernelDesc| {
         desc.family == family
             && desc.inputs == inputs
             && desc.output == output
-            && desc.layout.is_none_or(|layout| layout == TernaryLayout::Tile16)
+            && desc.layout == cost::layout_of(op)
             && desc.requires.isa.runs_on(isa)
             && desc.tokens.start() <= tokens.start()
             && tokens.end() <= desc.tokens.end()
@@ -107,25 +110,22 @@ pub fn stored_dtype_of(graph: &Graph, value: ValueId) -> DType {
     if graph.values.ids().any(is_product_of_it) { stored_dtype(dtype) } else { dtype }
 }
 
-/// The packing that a kernel wants its ternary weights in.
-pub fn layout_of(desc: &KernelDesc) -> TernaryLayout {
-    desc.layout.unwrap_or(TernaryLayout::Tile16)
-}
-
 /// The value of a kernel's dim, by its name in the signature. `x_stride` is that of [`Op::KvAppend`]'s `x`.
 pub fn dim(graph: &Graph, value: ValueId, name: &str, x_stride: i64) -> Option<Expr> {
     let operands = graph.operands(value);
     let size = |position: usize, axis: usize| Expr::from(&graph.ty(operands[position]).shape.0[axis]);
     let constant = |value: u64| Some(Expr::from(value));
     match (graph.op(value)?, name) {
-        (Op::TernaryMatmul(_) | Op::Matmul(_) | Op::QuantizedMatmul(_), "n") => {
+        (Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::Matmul(_) | Op::QuantizedMatmul(_), "n") => {
             Some(Expr::product(graph.ty(operands[0]).shape.outer()))
         }
-        (Op::TernaryMatmul(_) | Op::Matmul(_), "k") => Some(size(1, 1)),
+        (Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::Matmul(_), "k") => Some(size(1, 1)),
         // The weights may be cut into groups; the activations never are.
         (Op::QuantizedMatmul(_), "k") => graph.ty(operands[0]).shape.last().map(Expr::from),
         (Op::QuantizedMatmul(_), "group") => graph.ty(operands[1]).shape.last().map(Expr::from),
-        (Op::TernaryMatmul(_) | Op::Matmul(_) | Op::QuantizedMatmul(_), "m") => Some(size(1, 0)),
+        (Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::Matmul(_) | Op::QuantizedMatmul(_), "m") => {
+            Some(size(1, 0))
+        }
         (Op::Attention(_), "n") => Some(size(0, 0)),
         (Op::Attention(_), "heads") => Some(size(0, 1)),
         (Op::Attention(_), "hd") => Some(size(0, 2)),

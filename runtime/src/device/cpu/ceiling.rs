@@ -55,25 +55,27 @@ pub(super) fn read_rate(pool: &mut Pool) -> Result<f64, RuntimeError> {
 }
 
 /// Words that are read, on huge pages where the system has them: a ceiling should not wait for address translations.
-struct Buffer {
+pub(super) struct Buffer {
     map: MmapMut,
 }
 
 impl Buffer {
-    /// The words 0, 1, 2 and so on. Pages that were never written would all be the same one, and in a cache.
-    fn new(bytes: u64) -> Result<Self, RuntimeError> {
+    /// Words that repeat now and then. Pages that were never written would all be the same one, and in a cache. As floats they are between -1
+    /// and 1, and no subnormals.
+    pub(super) fn new(bytes: u64) -> Result<Self, RuntimeError> {
         let error = |source| RuntimeError::Memory { bytes, purpose: "measuring memory", source };
         let mut map = MmapMut::map_anon(bytes as usize).map_err(error)?;
         // A hint that a system may not know.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         for (index, word) in map.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            *word = (index as u64).to_ne_bytes();
+            let mantissas = (index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) & 0x807F_FFFF_807F_FFFF;
+            *word = (mantissas | 0x3E80_0000_3E80_0000).to_ne_bytes();
         }
         Ok(Self { map })
     }
 
-    fn words(&self) -> &[u64] {
+    pub(super) fn words(&self) -> &[u64] {
         // SAFETY: any bytes are words, and all of them are initialised.
         let (before, words, after) = unsafe { self.map.align_to::<u64>() };
         debug_assert!(before.is_empty() && after.is_empty(), "a map starts at a page");
