@@ -19,7 +19,7 @@ use crate::{say, say_json};
 pub(crate) struct Args {
     /// Checkpoint directory, .ron spec, .tri program, or name of a shipped spec.
     model: String,
-    /// Run only these stages: canonicalise, ternary, fuse, merge.
+    /// Run only these stages.
     #[arg(long, value_delimiter = ',', value_name = "STAGE,...", value_parser = stage_names())]
     passes: Option<Vec<String>>,
     /// Print which rules fired instead of the program.
