@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use compiler::emit::nvrtc::Search;
 use compiler::weights::{Checkpoint, RandomWeights, WeightSource};
 use compiler::{Compiled, Options, Target, artifact, rewrite};
 use ir::param::ParamBinding;
@@ -50,7 +51,7 @@ impl Build {
 pub fn targets() -> Vec<Target> {
     let all = ["scalar", "x86_64:avx2", "x86_64:avx512vnni", "aarch64:neon"];
     let targets = all.iter().map(|name| name.parse::<Target>().expect("the targets are known"));
-    targets.filter(|target| Requires { isa: target.isa() }.is_available()).collect()
+    targets.filter(|target| target.isa().is_some_and(|isa| Requires { isa }.is_available())).collect()
 }
 
 /// A model: what it is, and where its weights are.
@@ -160,7 +161,13 @@ fn open(directory: &Path) -> anyhow::Result<Checkpoint> {
 /// As [`compiler::compile`].
 pub fn compile(program: Verified<Program>, build: &Build) -> anyhow::Result<Compiled> {
     let rewrite = if build.optimise { rewrite::Options::all() } else { rewrite::Options::none() };
-    let options = Options { rewrite, context: build.context.into(), sequences: build.sequences.into(), dumps: false };
+    let options = Options {
+        rewrite,
+        context: build.context.into(),
+        sequences: build.sequences.into(),
+        dumps: false,
+        nvrtc: Search::default(),
+    };
     Ok(compiler::compile(program, &build.target, &options)?)
 }
 

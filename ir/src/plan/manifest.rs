@@ -41,6 +41,16 @@ pub struct Part {
     pub blake3: String,
 }
 
+/// The cubin of a kernel, by the kernel's name.
+pub fn cubin(kernel: &str) -> String {
+    format!("{CUBINS}{kernel}.cubin")
+}
+
+/// The source that a kernel's cubin was compiled from, by the kernel's name.
+pub fn cuda_source(kernel: &str) -> String {
+    format!("{CUBINS}{kernel}.cu")
+}
+
 /// Whether a name is that of a cubin: a plain name in [`CUBINS`].
 pub fn is_cubin(file: &str) -> bool {
     file.ends_with(".cubin") && is_kernel_file(file)
