@@ -5,7 +5,6 @@
 //! gaps, ids below the width of the logits. A target that this CPU does not have is listed by the test program as ignored.
 
 use anyhow::{Context, ensure};
-use compiler::emit::nvrtc::Search;
 use compiler::{Options, Target, artifact, rewrite};
 use ir::graph::Program;
 use ir::mask::Span;
@@ -55,7 +54,7 @@ fn on(
     rewrite: rewrite::Options,
 ) -> anyhow::Result<()> {
     let (sequences, context) = cache_size(program);
-    let options = Options { rewrite, context, sequences, dumps: false, nvrtc: Search::default() };
+    let options = Options { rewrite, context, sequences, dumps: false, nvrtc: session::nvrtc() };
     let compiled = compiler::compile(program.clone(), target, &options)?;
     for run in runs {
         let directory = tempfile::tempdir()?;

@@ -58,19 +58,19 @@ impl Context {
             return Err(RuntimeError::NoCuda { reason: "the driver's library, libcuda, is not installed".to_owned() });
         }
         let absent = |error: RuntimeError| RuntimeError::NoCuda { reason: error.to_string() };
-        // First of all calls.
+        // SAFETY: first of all calls.
         driver!(cuInit(0)).map_err(absent)?;
         let mut count = 0;
-        // A place for a number.
+        // SAFETY: a place for a number.
         driver!(cuDeviceGetCount(&raw mut count)).map_err(absent)?;
         if count < 1 {
             return Err(RuntimeError::NoCuda { reason: "the driver shows no device".to_owned() });
         }
         let mut device = 0;
-        // There is a first device.
+        // SAFETY: there is a first device.
         driver!(cuDeviceGet(&raw mut device, 0))?;
         let mut context = ptr::null_mut();
-        // The device exists.
+        // SAFETY: the device exists.
         driver!(cuDevicePrimaryCtxRetain(&raw mut context, device))?;
         let context = Arc::new(Self { device, context });
         context.make_current()?;
@@ -79,14 +79,14 @@ impl Context {
 
     /// Makes it the one that this thread's calls are for.
     pub(super) fn make_current(&self) -> Result<(), RuntimeError> {
-        // The context is retained.
+        // SAFETY: the context is retained.
         driver!(cuCtxSetCurrent(self.context))
     }
 
     /// The device's name.
     pub(super) fn name(&self) -> Result<String, RuntimeError> {
         let mut name = [0_u8; 128];
-        // There is room for as many bytes, the last of which the driver makes zero.
+        // SAFETY: there is room for as many bytes, the last of which the driver makes zero.
         driver!(cuDeviceGetName(name.as_mut_ptr().cast(), name.len() as i32, self.device))?;
         Ok(CStr::from_bytes_until_nul(&name).map_or(String::new(), |name| name.to_string_lossy().into_owned()))
     }
@@ -98,7 +98,7 @@ impl Context {
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
         };
         let (mut major, mut minor) = (0, 0);
-        // A place for a number, and a device that exists; twice.
+        // SAFETY: a place for a number, and a device that exists; twice.
         driver!(cuDeviceGetAttribute(&raw mut major, MAJOR, self.device))?;
         driver!(cuDeviceGetAttribute(&raw mut minor, MINOR, self.device))?;
         Ok((major.unsigned_abs(), minor.unsigned_abs()))
@@ -107,7 +107,7 @@ impl Context {
     /// Bytes of memory that can still be had.
     pub(super) fn free_bytes(&self) -> Result<u64, RuntimeError> {
         let (mut free, mut total) = (0, 0);
-        // Places for two numbers.
+        // SAFETY: places for two numbers.
         driver!(cuMemGetInfo_v2(&raw mut free, &raw mut total))?;
         Ok(free as u64)
     }
@@ -115,7 +115,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // It was retained once. A failure leaks it, and nothing else.
+        // SAFETY: it was retained once. A failure leaks it, and nothing else.
         let _ = driver!(cuDevicePrimaryCtxRelease_v2(self.device));
     }
 }
@@ -132,16 +132,12 @@ impl Memory {
     /// So many bytes, all zero.
     pub(super) fn zeroed(context: &Arc<Context>, bytes: u64) -> Result<Self, RuntimeError> {
         let mut start = 0;
-        // A place for an address; the driver refuses sizes of 0.
+        // SAFETY: a place for an address; the driver refuses sizes of 0.
         driver!(cuMemAlloc_v2(&raw mut start, bytes.max(1) as usize))?;
         let memory = Self { start, bytes, context: Arc::clone(context) };
-        // The allocation has as many bytes.
+        // SAFETY: the allocation has as many bytes.
         driver!(cuMemsetD8_v2(start, 0, bytes.max(1) as usize))?;
         Ok(memory)
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// The address of a byte.
@@ -161,7 +157,7 @@ impl Memory {
         if data.is_empty() {
             return Ok(());
         }
-        // Both have as many bytes.
+        // SAFETY: both have as many bytes.
         driver!(cuMemcpyHtoD_v2(to, data.as_ptr().cast(), data.len()))
     }
 }
@@ -169,7 +165,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         let _ = self.context.make_current();
-        // It was allocated, and programs that use it keep it.
+        // SAFETY: it was allocated, and programs that use it keep it.
         let _ = driver!(cuMemFree_v2(self.start));
     }
 }
@@ -188,7 +184,7 @@ unsafe impl Send for Pinned {}
 impl Pinned {
     pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self, RuntimeError> {
         let mut start = ptr::null_mut();
-        // A place for an address.
+        // SAFETY: a place for an address.
         driver!(cuMemAllocHost_v2(&raw mut start, bytes.max(1)))?;
         // SAFETY: the allocation has as many bytes.
         unsafe { ptr::write_bytes(start.cast::<u8>(), 0, bytes) };
@@ -228,7 +224,7 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         let _ = self.context.make_current();
-        // It was allocated so, and the device that owned it waits for its copies.
+        // SAFETY: it was allocated so, and the device that owned it waits for its copies.
         let _ = driver!(cuMemFreeHost(self.start));
     }
 }
@@ -243,7 +239,7 @@ pub(super) struct Module {
 impl Module {
     pub(super) fn load(context: &Arc<Context>, cubin: &[u8]) -> Result<Self, RuntimeError> {
         let mut module = ptr::null_mut();
-        // The image is an ELF file, which says itself how long it is; its reader was told by a hash that it is whole.
+        // SAFETY: the image is an ELF file, which says itself how long it is; its reader was told by a hash that it is whole.
         driver!(cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()))?;
         Ok(Self { module, context: Arc::clone(context) })
     }
@@ -257,10 +253,10 @@ impl Module {
             step: None,
         })?;
         let mut function = ptr::null_mut();
-        // The module is loaded, and the text ends in zero.
+        // SAFETY: the module is loaded, and the text ends in zero.
         driver!(cuModuleGetFunction(&raw mut function, self.module, entry.as_ptr()))?;
         if 0 < shared_bytes {
-            // The function exists.
+            // SAFETY: the function exists.
             driver!(cuFuncSetAttribute(function, SHARED_BYTES, shared_bytes as i32))?;
         }
         Ok(Function { function, _module: Arc::clone(self) })
@@ -270,7 +266,7 @@ impl Module {
 impl Drop for Module {
     fn drop(&mut self) {
         let _ = self.context.make_current();
-        // It was loaded, and its functions keep it.
+        // SAFETY: it was loaded, and its functions keep it.
         let _ = driver!(cuModuleUnload(self.module));
     }
 }
@@ -320,7 +316,7 @@ impl Stream {
     pub(super) fn new(context: &Arc<Context>) -> Result<Self, RuntimeError> {
         const NON_BLOCKING: u32 = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         let mut stream = ptr::null_mut();
-        // A place for a handle.
+        // SAFETY: a place for a handle.
         driver!(cuStreamCreate(&raw mut stream, NON_BLOCKING))?;
         Ok(Self { stream, context: Arc::clone(context) })
     }
@@ -331,7 +327,7 @@ impl Stream {
         let sizes = launch.sizes.iter().map(|size| ptr::from_ref(size).cast_mut().cast::<c_void>());
         let mut parameters: Vec<*mut c_void> = pointers.chain(sizes).collect();
         let [x, y, z] = launch.grid;
-        // The parameters are those of the kernel, as the compiler promised and the artifact's reader checked as far as it can; the driver
+        // SAFETY: the parameters are those of the kernel, as the compiler promised and the artifact's reader checked as far as it can; the driver
         // copies them before it returns.
         driver!(cuLaunchKernel(
             launch.function.function,
@@ -365,30 +361,30 @@ impl Stream {
 
     /// Queues a graph.
     pub(super) fn run(&self, graph: &Graph) -> Result<(), RuntimeError> {
-        // The graph exists, and what its nodes use is kept by the program that has it.
+        // SAFETY: the graph exists, and what its nodes use is kept by the program that has it.
         driver!(cuGraphLaunch(graph.graph, self.stream))
     }
 
     /// Returns when all that was queued is done.
     pub(super) fn wait(&self) -> Result<(), RuntimeError> {
-        // The stream exists.
+        // SAFETY: the stream exists.
         driver!(cuStreamSynchronize(self.stream))
     }
 
     /// What `queue` queues, as a graph, instead of doing it.
     pub(super) fn record(&self, queue: impl FnOnce() -> Result<(), RuntimeError>) -> Result<Graph, RuntimeError> {
         const MODE: sys::CUstreamCaptureMode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // The stream exists and records nothing yet.
+        // SAFETY: the stream exists and records nothing yet.
         driver!(cuStreamBeginCapture_v2(self.stream, MODE))?;
         let queued = queue();
         let mut recorded = ptr::null_mut();
-        // It records; this also ends a recording that failed.
+        // SAFETY: it records; this also ends a recording that failed.
         let ended = driver!(cuStreamEndCapture(self.stream, &raw mut recorded));
         queued.and(ended)?;
         let mut graph = ptr::null_mut();
-        // The recording is whole.
+        // SAFETY: the recording is whole.
         let made = driver!(cuGraphInstantiateWithFlags(&raw mut graph, recorded, 0));
-        // The recording is used no more.
+        // SAFETY: the recording is used no more.
         let _ = driver!(cuGraphDestroy(recorded));
         made?;
         Ok(Graph { graph, context: Arc::clone(&self.context) })
@@ -396,7 +392,7 @@ impl Stream {
 
     /// Queues the taking of a time.
     pub(super) fn mark(&self, event: &Event) -> Result<(), RuntimeError> {
-        // Both exist.
+        // SAFETY: both exist.
         driver!(cuEventRecord(event.event, self.stream))
     }
 }
@@ -406,7 +402,7 @@ impl Drop for Stream {
         let _ = self.context.make_current();
         // What was queued is done first.
         let _ = self.wait();
-        // It exists, and is used no more.
+        // SAFETY: it exists, and is used no more.
         let _ = driver!(cuStreamDestroy_v2(self.stream));
     }
 }
@@ -426,7 +422,7 @@ unsafe impl Sync for Graph {}
 impl Drop for Graph {
     fn drop(&mut self) {
         let _ = self.context.make_current();
-        // It exists, and runs no more: whoever queued it has waited.
+        // SAFETY: it exists, and runs no more: whoever queued it has waited.
         let _ = driver!(cuGraphExecDestroy(self.graph));
     }
 }
@@ -441,7 +437,7 @@ pub(super) struct Event {
 impl Event {
     pub(super) fn new(context: &Arc<Context>) -> Result<Self, RuntimeError> {
         let mut event = ptr::null_mut();
-        // A place for a handle.
+        // SAFETY: a place for a handle.
         driver!(cuEventCreate(&raw mut event, 0))?;
         Ok(Self { event, context: Arc::clone(context) })
     }
@@ -449,7 +445,7 @@ impl Event {
     /// Seconds from another event to this one; both have happened.
     pub(super) fn seconds_since(&self, start: &Event) -> Result<f64, RuntimeError> {
         let mut milliseconds = 0.0_f32;
-        // Both exist.
+        // SAFETY: both exist.
         driver!(cuEventElapsedTime(&raw mut milliseconds, start.event, self.event))?;
         Ok(f64::from(milliseconds) / 1e3)
     }
@@ -458,7 +454,7 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         let _ = self.context.make_current();
-        // It exists, and is used no more.
+        // SAFETY: it exists, and is used no more.
         let _ = driver!(cuEventDestroy_v2(self.event));
     }
 }
