@@ -145,10 +145,13 @@ impl fmt::Display for Report {
             }
         }
         if !self.resources.is_empty() {
-            writeln!(f, "\nregisters of a thread, bytes of shared memory of a block, bytes of a thread's stack")?;
+            writeln!(
+                f,
+                "\nregisters of a thread, bytes of shared memory of a block, bytes of a thread's stack, bytes it spills"
+            )?;
         }
-        for (kernel, Resources { registers, shared_bytes, stack_bytes, .. }) in &self.resources {
-            writeln!(f, "  {registers:>5} {shared_bytes:>6} {stack_bytes:>6}  {kernel}")?;
+        for (kernel, Resources { registers, shared_bytes, stack_bytes, spill_store_bytes, .. }) in &self.resources {
+            writeln!(f, "  {registers:>5} {shared_bytes:>6} {stack_bytes:>6} {spill_store_bytes:>6}  {kernel}")?;
         }
         writeln!(f, "\nrewriting\n{}", self.rewriting)
     }

@@ -244,6 +244,8 @@ pub enum Code {
         threads: u32,
         /// Bytes of dynamic shared memory of a block.
         shared_bytes: u32,
+        /// Whether it waits itself for the kernels before it, and so may be started before they are done.
+        waits: bool,
     },
 }
 

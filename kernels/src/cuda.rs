@@ -146,6 +146,19 @@ pub enum Blocks {
     Product(&'static str, &'static str),
 }
 
+impl CudaKernelDesc {
+    /// Whether a compilation in which registers run out is good enough: that of a row which stands in wherever no better one fits.
+    pub fn may_spill(&self) -> bool {
+        self.requires == Sm::LEAST
+    }
+
+    /// Whether it may be started before the kernels before it are done, because it waits for them itself: by `wait_for_previous()` of
+    /// `lib/exact.cuh`, before it touches memory that they write.
+    pub fn waits(&self) -> bool {
+        self.source.contains("wait_for_previous();")
+    }
+}
+
 impl Blocks {
     /// The number, where `dim` gives the value of a dim by its name.
     pub fn count(self, dim: impl Fn(&str) -> i64) -> i64 {
@@ -299,11 +312,11 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     plain!(dense_matmul_q8xq4_f32__cuda__r8, "dense_q4.cu", [], DenseMatmul, [Q8, Q4] => F32, None, 128,
         [Blocks::CeilDiv("m", 8), Blocks::Dim("n")]),
     plain!(attention_f32xf32_f32__cuda__t64, "attention.cu", [K_ROW = "RowF32", V_ROW = "RowF32"], Attention, [F32, F32, F32] => F32, None,
-        128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+        512, [Blocks::Dim("heads"), Blocks::Dim("n")]),
     plain!(attention_f32xq8q4_f32__cuda__t64, "attention.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4"], Attention, [F32, Q8, Q4] => F32, None,
-        128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+        512, [Blocks::Dim("heads"), Blocks::Dim("n")]),
     plain!(attention_f32xq4_f32__cuda__t64, "attention.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4"], Attention, [F32, Q4, Q4] => F32, None,
-        128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+        512, [Blocks::Dim("heads"), Blocks::Dim("n")]),
     plain!(kv_append_f32_f32__cuda__t1, "kv_append.cu", [ROW = "RowF32"], KvAppend, [F32] => F32, None, 32,
         [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
     plain!(kv_append_f32_q8__cuda__t1, "kv_append.cu", [ROW = "RowQ8"], KvAppend, [F32] => Q8, None, 32,

@@ -128,6 +128,7 @@ impl<'a> Body<'a> {
             nest.stages.iter().any(|stage| matches!(stage, Stage::Reduce { .. } | Stage::StoreRow { .. }));
         w.line("extern \"C\" __global__ void __launch_bounds__(THREADS)");
         w.block(format!("{}({}) {{", nest.name, parameters.join(", ")), "}", |w| {
+            w.line("wait_for_previous();");
             if has_reduction {
                 w.line(format!("__shared__ u32 scratch[{}];", self.chunk.max(32)));
             }

@@ -218,6 +218,7 @@ impl<'a> Emitter<'a> {
                         entry: name.clone(),
                         threads: cuda_c::threads(&lowered.nest),
                         shared_bytes: 0,
+                        waits: true,
                     },
                 };
                 self.plan.kernels.push(Kernel { name, code });
@@ -401,6 +402,7 @@ impl<'a> Emitter<'a> {
             entry: desc.name.to_owned(),
             threads: desc.launch.threads,
             shared_bytes: launch.shared_bytes,
+            waits: desc.waits(),
         };
         let is_new = !self.table_kernels.contains_key(&label);
         let kernel = self.table_kernel(label, code);

@@ -5,6 +5,7 @@
 #include "lib/rows.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const float *x, const int *seq, const int *pos, u8 *cache, int n) {
+    wait_for_previous();
     typedef ROW<HD> Row;
     int head = blockIdx.x, token = blockIdx.y, s = seq[token], p = pos[token];
     if (s < 0 || SEQS <= s || p < 0 || CTX <= p) return;

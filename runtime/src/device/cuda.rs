@@ -2,7 +2,8 @@
 //!
 //! Weights are uploaded once; slab and weights are one allocation each, refused before anything is allocated if they do not fit. A program is a
 //! CUDA graph: what differs from call to call of the same sizes (ids, positions, sequences) is read from the slab, so that the same graph runs
-//! again. Only when times are wanted are the launches queued one by one, with events between them.
+//! again. A kernel that waits itself for those before it is started while they still run, which hides the time that a start takes. Only when
+//! times are wanted are the launches queued one by one, with events between them.
 
 mod driver;
 
@@ -41,6 +42,8 @@ pub struct CudaDevice {
     /// What was read last.
     outputs: Pinned,
     name: String,
+    /// Whether kernels can be started before those before them are done.
+    has_early_start: bool,
     context: Arc<Context>,
 }
 
@@ -55,6 +58,7 @@ struct Kernel {
     function: Function,
     threads: u32,
     shared_bytes: u32,
+    waits: bool,
 }
 
 /// A list of launches with all addresses resolved.
@@ -106,6 +110,7 @@ impl CudaDevice {
             inputs: Pinned::new(&context, STAGED_BYTES)?,
             inputs_used: 0,
             outputs: Pinned::new(&context, STAGED_BYTES)?,
+            has_early_start: 9 <= major,
             name: format!("{name} (compute capability {major}.{minor})"),
             context,
         })
@@ -171,7 +176,7 @@ fn load_kernels(
     let mut kernels = Vec::with_capacity(plan.kernels.len());
     for kernel in &plan.kernels {
         let refuse = |problem| RuntimeError::Artifact { dir: weights.path().into(), problems: vec![problem] };
-        let Code::Cuda { file, entry, threads, shared_bytes } = &kernel.code else {
+        let Code::Cuda { file, entry, threads, shared_bytes, waits } = &kernel.code else {
             return Err(refuse(ArtifactProblem::Foreign { kernel: kernel.name.clone() }));
         };
         let Some(cubin) = cubins.get(file) else {
@@ -192,8 +197,8 @@ fn load_kernels(
             }
         };
         let function = module.function(entry, *shared_bytes).map_err(of_kernel)?;
-        let (threads, shared_bytes) = (*threads, *shared_bytes);
-        kernels.push(Kernel { name: kernel.name.clone(), function, threads, shared_bytes });
+        let (threads, shared_bytes, waits) = (*threads, *shared_bytes, *waits);
+        kernels.push(Kernel { name: kernel.name.clone(), function, threads, shared_bytes, waits });
     }
     Ok(kernels)
 }
@@ -211,7 +216,7 @@ impl Device for CudaDevice {
         for work in works {
             steps.push(match work {
                 Work::Launch { kernel, grid, args, dims } => {
-                    let Kernel { name, function, threads, shared_bytes } = &self.kernels[kernel.index()];
+                    let Kernel { name, function, threads, shared_bytes, waits } = &self.kernels[kernel.index()];
                     let too_large = |what: String| RuntimeError::Cuda {
                         call: "cuLaunchKernel",
                         reason: format!("{what} is beyond what a launch can have"),
@@ -227,6 +232,10 @@ impl Device for CudaDevice {
                         grid: blocks,
                         threads: *threads,
                         shared_bytes: *shared_bytes,
+                        // Only a kernel can be waited for so, and below 9.0 none.
+                        starts_early: *waits
+                            && self.has_early_start
+                            && matches!(steps.last(), Some(Step::Launch { .. })),
                         pointers: args.iter().map(|&place| self.address(place, 0)).collect(),
                         sizes: dims.iter().map(size).collect::<Result<_, _>>()?,
                     };

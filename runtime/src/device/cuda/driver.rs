@@ -286,6 +286,8 @@ pub(super) struct Launch {
     pub(super) grid: [u32; 3],
     pub(super) threads: u32,
     pub(super) shared_bytes: u32,
+    /// Whether it may start while the kernel before it still runs.
+    pub(super) starts_early: bool,
     /// The addresses it is given.
     pub(super) pointers: Vec<u64>,
     /// The sizes after them.
@@ -327,21 +329,25 @@ impl Stream {
         let sizes = launch.sizes.iter().map(|size| ptr::from_ref(size).cast_mut().cast::<c_void>());
         let mut parameters: Vec<*mut c_void> = pointers.chain(sizes).collect();
         let [x, y, z] = launch.grid;
-        // SAFETY: the parameters are those of the kernel, as the compiler promised and the artifact's reader checked as far as it can; the driver
-        // copies them before it returns.
-        driver!(cuLaunchKernel(
-            launch.function.function,
-            x,
-            y,
-            z,
-            launch.threads,
-            1,
-            1,
-            launch.shared_bytes,
-            self.stream,
-            parameters.as_mut_ptr(),
-            ptr::null_mut()
-        ))
+        // SAFETY: an attribute is plain data, for which zeros are a value.
+        let mut early: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+        early.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        early.value.programmaticStreamSerializationAllowed = 1;
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.stream,
+            attrs: &raw mut early,
+            numAttrs: u32::from(launch.starts_early),
+        };
+        // SAFETY: the parameters are those of the kernel, as the compiler promised and the artifact's reader checked as far as it can; the
+        // driver copies them before it returns.
+        driver!(cuLaunchKernelEx(&raw const config, launch.function.function, parameters.as_mut_ptr(), ptr::null_mut()))
     }
 
     /// Queues a copy within the device; the regions were found to be inside their memories.
