@@ -276,17 +276,24 @@ pub fn find_cuda(name: &str) -> Option<&'static CudaKernelDesc> {
     CUDA_TABLE.iter().find(|desc| desc.name == name)
 }
 
+/// So few tokens that blocks of one token leave most of a device idle.
+const FEW: RangeInclusive<u64> = 1..=16;
+
 /// A row that any supported device runs.
 macro_rules! plain {
     ($name:ident, $source:literal, [$($define:ident = $value:literal),*], $family:ident, $inputs:expr => $output:expr, $layout:expr,
      $threads:literal, [$x:expr, $y:expr]) => {
+        plain!($name, $source, [$($define = $value),*], $family, $inputs => $output, $layout, $threads, [$x, $y], ANY)
+    };
+    ($name:ident, $source:literal, [$($define:ident = $value:literal),*], $family:ident, $inputs:expr => $output:expr, $layout:expr,
+     $threads:literal, [$x:expr, $y:expr], $tokens:expr) => {
         CudaKernelDesc {
             name: stringify!($name),
             family: Family::$family,
             inputs: &$inputs,
             output: $output,
             layout: $layout,
-            tokens: ANY,
+            tokens: $tokens,
             requires: Sm::LEAST,
             signature: signature(Family::$family, &$inputs),
             source: include_str!(concat!("../cuda/plain/", $source)),
@@ -312,11 +319,17 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     plain!(dense_matmul_q8xq4_f32__cuda__r8, "dense_q4.cu", [], DenseMatmul, [Q8, Q4] => F32, None, 128,
         [Blocks::CeilDiv("m", 8), Blocks::Dim("n")]),
     plain!(attention_f32xf32_f32__cuda__t64, "attention.cu", [K_ROW = "RowF32", V_ROW = "RowF32"], Attention, [F32, F32, F32] => F32, None,
-        512, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+        128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+    plain!(attention_f32xf32_f32__cuda__t1024, "attention_few.cu", [K_ROW = "RowF32", V_ROW = "RowF32"], Attention, [F32, F32, F32] => F32, None,
+        512, [Blocks::Dim("heads"), Blocks::Dim("n")], FEW),
     plain!(attention_f32xq8q4_f32__cuda__t64, "attention.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4"], Attention, [F32, Q8, Q4] => F32, None,
-        512, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+        128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+    plain!(attention_f32xq8q4_f32__cuda__t1024, "attention_few.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4"], Attention, [F32, Q8, Q4] => F32, None,
+        512, [Blocks::Dim("heads"), Blocks::Dim("n")], FEW),
     plain!(attention_f32xq4_f32__cuda__t64, "attention.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4"], Attention, [F32, Q4, Q4] => F32, None,
-        512, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+        128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+    plain!(attention_f32xq4_f32__cuda__t1024, "attention_few.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4"], Attention, [F32, Q4, Q4] => F32, None,
+        512, [Blocks::Dim("heads"), Blocks::Dim("n")], FEW),
     plain!(kv_append_f32_f32__cuda__t1, "kv_append.cu", [ROW = "RowF32"], KvAppend, [F32] => F32, None, 32,
         [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
     plain!(kv_append_f32_q8__cuda__t1, "kv_append.cu", [ROW = "RowQ8"], KvAppend, [F32] => Q8, None, 32,
