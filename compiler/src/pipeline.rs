@@ -93,7 +93,7 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
         }
         Hardware::Cuda(sm) => {
             cuda = stages.time("code", || -> Result<_, CompileError> {
-                let nvrtc = Nvrtc::load(&options.nvrtc).map_err(cuda::CudaEmitError::from)?;
+                let nvrtc = Nvrtc::load(&options.nvrtc)?;
                 Ok(cuda::assemble(&nests, &specialised, sm, &nvrtc)?)
             })?;
         }

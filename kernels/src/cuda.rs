@@ -147,9 +147,9 @@ pub enum Blocks {
 }
 
 impl CudaKernelDesc {
-    /// Whether a compilation in which registers run out is good enough: that of a row which stands in wherever no better one fits.
-    pub fn may_spill(&self) -> bool {
-        self.requires == Sm::LEAST
+    /// Whether it is a plain row, with `cuda` in its name: one that stands in wherever no other fits.
+    pub fn is_plain(&self) -> bool {
+        self.name.contains("__cuda__")
     }
 
     /// Whether it may be started before the kernels before it are done, because it waits for them itself: by `wait_for_previous()` of
@@ -303,7 +303,8 @@ macro_rules! plain {
     };
 }
 
-/// All CUDA kernels of this version. Of those that fit, the one of the highest capability is taken, then the one for the fewest tokens.
+/// All CUDA kernels of this version. Of those that fit, one that is not plain is taken, then the one of the highest capability, then the one for the
+/// fewest tokens.
 #[rustfmt::skip]
 pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     plain!(ternary_gemm_q8xt2_f32__cuda__r16, "ternary_q8.cu", [], TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 128,

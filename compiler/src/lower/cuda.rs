@@ -9,8 +9,8 @@ use kernels::{CUDA_TABLE, CudaKernelDesc, Sm, Specialised, extent};
 
 use crate::lower::cpu::{self, NoKernel, Wanted};
 
-/// The kernel of an op for calls of a range of tokens: among those that the target can run, the one of the highest capability, and then the row made
-/// for the fewest tokens.
+/// The kernel of an op for calls of a range of tokens: among those that the target can run, one that is not plain, of the highest capability, made for
+/// the fewest tokens.
 ///
 /// # Errors
 ///
@@ -30,10 +30,9 @@ pub fn choose(
             && desc.tokens.start() <= tokens.start()
             && tokens.end() <= desc.tokens.end()
     };
-    let best = CUDA_TABLE
-        .iter()
-        .filter(fits)
-        .min_by_key(|desc| (std::cmp::Reverse(desc.requires), desc.tokens.end() - desc.tokens.start(), desc.name));
+    let best = CUDA_TABLE.iter().filter(fits).min_by_key(|desc| {
+        (desc.is_plain(), std::cmp::Reverse(desc.requires), desc.tokens.end() - desc.tokens.start(), desc.name)
+    });
     let refuse = |reason: String| {
         let closest: Vec<&str> = CUDA_TABLE.iter().filter(|desc| desc.family == family).map(|desc| desc.name).collect();
         cpu::refuse(graph, value, sm.to_string(), reason, &closest)
