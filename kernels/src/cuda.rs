@@ -147,7 +147,7 @@ pub enum Blocks {
 }
 
 impl CudaKernelDesc {
-    /// Whether it is a plain row, with `cuda` in its name: one that stands in wherever no other fits.
+    /// Whether it is a plain row, with `cuda` in its name: one that is taken only where no other fits.
     pub fn is_plain(&self) -> bool {
         self.name.contains("__cuda__")
     }
@@ -303,8 +303,7 @@ macro_rules! plain {
     };
 }
 
-/// All CUDA kernels of this version. Of those that fit, one that is not plain is taken, then the one of the highest capability, then the one for the
-/// fewest tokens.
+/// All CUDA kernels of this version. Of those that fit, the one of the highest capability is taken, then the one for the fewest tokens.
 #[rustfmt::skip]
 pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     plain!(ternary_gemm_q8xt2_f32__cuda__r16, "ternary_q8.cu", [], TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 128,
