@@ -69,7 +69,8 @@ pub trait Device {
     /// If a place is outside its address space or a kernel is not in the plan: the executor has checked both.
     fn load(&self, works: &[Work]) -> Result<Self::Program, RuntimeError>;
 
-    /// Does all the work in order and returns when it is done. With `times`, appends how long each took.
+    /// Does all the work in order, after what was written before. With `times`, returns when it is done and appends how long each took; without, a
+    /// GPU may still work, and what reads or writes next waits for it.
     ///
     /// # Errors
     ///

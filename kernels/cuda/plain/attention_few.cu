@@ -28,8 +28,8 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos,
     const int head = blockIdx.x, token = blockIdx.y, kv_head = head / (HEADS / KV_HEADS);
     const float *query = q + ((size_t)token * HEADS + head) * HD;
     float *result = out + ((size_t)token * HEADS + head) * HD;
-    const u8 *keys = k + ((size_t)seq[token] * CTX * KV_HEADS + kv_head) * KRow::BYTES;
-    const u8 *values = v + ((size_t)seq[token] * CTX * KV_HEADS + kv_head) * VRow::BYTES;
+    const u8 *keys = k + row_of_first_key(seq[token], kv_head) * KRow::BYTES;
+    const u8 *values = v + row_of_first_key(seq[token], kv_head) * VRow::BYTES;
     const float scale = __int_as_float(SCALE_BITS);
     float own[PARTS];
     for (int part = 0; part < PARTS; part++) own[part] = 32 * part + lane < HD ? query[32 * part + lane] : 0.0f;
@@ -63,7 +63,7 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos,
 #pragma unroll
                 for (int next = 0; next < KEYS; next++) {
                     // Keys beyond the last compute it again.
-                    KRow row = KRow::open(keys + (size_t)min(key + next, stop - 1) * KV_HEADS * KRow::BYTES);
+                    KRow row = KRow::open(keys + (size_t)min(key + next, stop - 1) * ROWS_TO_NEXT_KEY * KRow::BYTES);
                     float dot = 0.0f;
 #pragma unroll
                     for (int part = 0; part < PARTS; part++)
@@ -115,7 +115,7 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos,
                 for (int i = 0; i < FETCH; i++) {
                     int e = threadIdx.x + i * THREADS, key = base + stage * STAGE + e / HD;
                     if (e < STAGE * HD && start <= key && key < stop)
-                        to[i] = VRow::open(values + (size_t)key * KV_HEADS * VRow::BYTES).at(e % HD);
+                        to[i] = VRow::open(values + (size_t)key * ROWS_TO_NEXT_KEY * VRow::BYTES).at(e % HD);
                 }
             };
             auto keep = [&](const float(&from)[FETCH], int stage) {

@@ -8,11 +8,12 @@
 mod driver;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ir::entity::Id;
-use ir::plan::{Code, Plan};
+use ir::plan::{Code, Plan, Role};
 use kernels::Sm;
 
 use self::driver::{Context, Event, Function, Graph, Launch, Memory, Module, Pinned, Stream};
@@ -23,8 +24,8 @@ use crate::error::{ArtifactProblem, RuntimeError};
 /// Memory that is left to the driver, for graphs and the code of kernels.
 const RESERVED_BYTES: u64 = 64 << 20;
 
-/// The inputs of a call beyond which they are copied without pinned memory: some ten thousand tokens.
-const STAGED_BYTES: usize = 1 << 20;
+/// Bytes of the first buffer for what is read.
+const READ_BYTES: usize = 1 << 20;
 
 /// Bytes of each of the two buffers whose copying measures memory: far more than the cache.
 const RATE_BYTES: u64 = 1 << 30;
@@ -35,10 +36,14 @@ pub struct CudaDevice {
     stream: Stream,
     memory: Arc<Memories>,
     kernels: Vec<Kernel>,
-    /// Inputs of the next call on their way.
+    /// What the input buffers of the slab hold, or will when the next program runs.
     inputs: Pinned,
-    /// Bytes of `inputs` that are in use until the stream is waited for.
-    inputs_used: usize,
+    /// Where they lie in the slab.
+    input_bytes: Range<u64>,
+    /// The part of the slab's inputs that is yet to be copied; empty if none is.
+    written: Range<u64>,
+    /// Whether something that was queued may not be done.
+    is_busy: bool,
     /// What was read last.
     outputs: Pinned,
     name: String,
@@ -103,13 +108,16 @@ impl CudaDevice {
             slab: Memory::zeroed(&context, plan.slab_bytes)?,
         };
         memory.weights.fill(data)?;
+        let input_bytes = input_bytes(plan, weights)?;
         Ok(Self {
             stream: Stream::new(&context)?,
             memory: Arc::new(memory),
             kernels,
-            inputs: Pinned::new(&context, STAGED_BYTES)?,
-            inputs_used: 0,
-            outputs: Pinned::new(&context, STAGED_BYTES)?,
+            inputs: Pinned::new(&context, (input_bytes.end - input_bytes.start) as usize)?,
+            input_bytes,
+            written: 0..0,
+            is_busy: false,
+            outputs: Pinned::new(&context, READ_BYTES)?,
             has_early_start: 9 <= major,
             name: format!("{name} (compute capability {major}.{minor})"),
             context,
@@ -160,8 +168,39 @@ impl CudaDevice {
     /// Returns when all that was queued is done.
     fn wait(&mut self) -> Result<(), RuntimeError> {
         self.stream.wait()?;
-        self.inputs_used = 0;
+        self.is_busy = false;
         Ok(())
+    }
+
+    /// Queues the copy of the inputs that were written, in one piece: nothing but inputs lies between them.
+    fn upload(&mut self) -> Result<(), RuntimeError> {
+        let written = std::mem::replace(&mut self.written, 0..0);
+        let bytes = written.end - written.start;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let to = self.memory.slab.address(written.start, bytes);
+        self.is_busy = true;
+        self.stream.upload(&self.inputs, (written.start - self.input_bytes.start) as usize, to, bytes as usize)
+    }
+}
+
+/// The part of the slab that the inputs have for themselves.
+fn input_bytes(plan: &Plan, weights: &WeightMap) -> Result<Range<u64>, RuntimeError> {
+    let inputs = plan.buffers.iter().filter(|buffer| buffer.role == Role::Input);
+    let start = inputs.clone().map(|input| input.offset).min().unwrap_or(0);
+    let end = inputs.filter_map(|input| input.end()).max().unwrap_or(start);
+    let is_between = |buffer: &&ir::plan::Buffer| {
+        !matches!(buffer.role, Role::Input | Role::Weight)
+            && buffer.offset < end
+            && buffer.end().is_none_or(|buffer_end| start < buffer_end)
+    };
+    match plan.buffers.iter().find(is_between) {
+        None => Ok(start..end),
+        Some(other) => {
+            let problems = vec![ArtifactProblem::Interface { what: format!("`{}` lies between inputs", other.name) }];
+            Err(RuntimeError::Artifact { dir: weights.path().into(), problems })
+        }
     }
 }
 
@@ -258,11 +297,13 @@ impl Device for CudaDevice {
 
     fn run(&mut self, program: &CudaProgram, times: Option<&mut Vec<Duration>>) -> Result<(), RuntimeError> {
         self.context.make_current()?;
+        self.upload()?;
+        self.is_busy = true;
         let Some(times) = times else {
-            if let Some(graph) = &program.graph {
-                self.stream.run(graph)?;
-            }
-            return self.wait();
+            return match &program.graph {
+                Some(graph) => self.stream.run(graph),
+                None => Ok(()),
+            };
         };
         let events = (0..=program.steps.len()).map(|_| Event::new(&self.context)).collect::<Result<Vec<_>, _>>()?;
         self.stream.mark(&events[0])?;
@@ -279,20 +320,20 @@ impl Device for CudaDevice {
 
     fn write_i32(&mut self, offset: u64, values: &[i32]) -> Result<(), RuntimeError> {
         self.context.make_current()?;
-        let bytes = 4 * values.len();
-        let to = self.memory.slab.address(offset, bytes as u64);
-        if bytes == 0 {
+        let end = offset + 4 * values.len() as u64;
+        assert!(self.input_bytes.start <= offset && end <= self.input_bytes.end, "byte {offset} is of no input");
+        if values.is_empty() {
             return Ok(());
         }
-        if self.inputs.bytes() < self.inputs_used + bytes {
+        // What is on its way must not change.
+        if self.is_busy {
             self.wait()?;
         }
-        if self.inputs.bytes() < bytes {
-            self.inputs = Pinned::new(&self.context, bytes)?;
-        }
-        self.inputs.write_i32(self.inputs_used, values);
-        self.stream.upload(&self.inputs, self.inputs_used, to, bytes)?;
-        self.inputs_used += bytes;
+        self.inputs.write_i32((offset - self.input_bytes.start) as usize, values);
+        self.written = match self.written.is_empty() {
+            true => offset..end,
+            false => self.written.start.min(offset)..self.written.end.max(end),
+        };
         Ok(())
     }
 

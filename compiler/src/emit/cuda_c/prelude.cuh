@@ -74,7 +74,7 @@ template <class Op, int CHUNK, class Column> __device__ typename Op::T fold(i64 
         for (int j = threadIdx.x; j < count; j += THREADS) values[j] = column(start + j);
         __syncthreads();
         if (threadIdx.x < 32)
-#pragma unroll 8
+#pragma unroll 16
             for (int j = threadIdx.x; j < count; j += 32) lane = Op::take(lane, values[j]);
         __syncthreads();
     }
