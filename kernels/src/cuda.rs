@@ -152,10 +152,10 @@ impl CudaKernelDesc {
         self.name.contains("__cuda__")
     }
 
-    /// Whether it may be started before the kernels before it are done, because it waits for them itself: by `wait_for_previous()` of
-    /// `lib/exact.cuh`, before it touches memory that they write.
+    /// Whether it may be started before the kernels before it are done, because it waits for them itself before it touches memory that they write:
+    /// by `wait_for_previous()`, first of all, or by `wait_for_inputs()`, after it has begun with its weights.
     pub fn waits(&self) -> bool {
-        self.source.contains("wait_for_previous();")
+        self.source.contains("wait_for_previous();") || self.source.contains("wait_for_inputs();")
     }
 }
 
@@ -303,7 +303,7 @@ macro_rules! plain {
     };
 }
 
-/// All CUDA kernels of this version. Of those that fit, the one of the highest capability is taken, then the one for the fewest tokens.
+/// All CUDA kernels of this version. Of those that fit, the one for the fewest tokens is taken, then the one of the highest capability.
 #[rustfmt::skip]
 pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     plain!(ternary_gemm_q8xt2_f32__cuda__r16, "ternary_q8.cu", [], TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 128,

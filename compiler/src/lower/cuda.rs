@@ -9,8 +9,8 @@ use kernels::{CUDA_TABLE, CudaKernelDesc, Sm, Specialised, extent};
 
 use crate::lower::cpu::{self, NoKernel, Wanted};
 
-/// The kernel of an op for calls of a range of tokens: among those that the target can run, one that is not plain, of the highest capability, made for
-/// the fewest tokens.
+/// The kernel of an op for calls of a range of tokens: among those that the target can run, one that is not plain, made for the fewest tokens, of
+/// the highest capability.
 ///
 /// # Errors
 ///
@@ -31,7 +31,8 @@ pub fn choose(
             && tokens.end() <= desc.tokens.end()
     };
     let best = CUDA_TABLE.iter().filter(fits).min_by_key(|desc| {
-        (desc.is_plain(), std::cmp::Reverse(desc.requires), desc.tokens.end() - desc.tokens.start(), desc.name)
+        let tokens = desc.tokens.end() - desc.tokens.start();
+        (desc.is_plain(), tokens, std::cmp::Reverse(desc.requires), desc.name)
     });
     let refuse = |reason: String| {
         let closest: Vec<&str> = CUDA_TABLE.iter().filter(|desc| desc.family == family).map(|desc| desc.name).collect();
