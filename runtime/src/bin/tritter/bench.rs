@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 
 use anyhow::Result;
 use runtime::bench::{Ceiling, Measurement, Spread, StepRate, Workload, measure};
+use runtime::device::Device;
 use serde_json::json;
 
 use crate::ui::{self, ModelArgs, Progress, Unit};
@@ -55,6 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let run = Run {
         measurement,
         workload,
+        device: session.device().name(),
         threads: session.device().threads(),
         assumed_threads: session.plan().machine.threads as usize,
         weights_bytes: session.plan().weights_bytes,
@@ -66,6 +68,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 struct Run {
     measurement: Measurement,
     workload: Workload,
+    /// What ran.
+    device: String,
     threads: usize,
     /// Threads that predictions are for.
     assumed_threads: usize,
@@ -73,7 +77,7 @@ struct Run {
 }
 
 fn report(run: &Run) -> serde_json::Value {
-    let Run { measurement, workload, threads, assumed_threads, weights_bytes } = run;
+    let Run { measurement, workload, device, threads, assumed_threads, weights_bytes } = run;
     let steps: Vec<_> = measurement
         .steps
         .iter()
@@ -108,6 +112,7 @@ fn report(run: &Run) -> serde_json::Value {
         "prompt": workload.prompt,
         "generate": workload.generate,
         "chunk": workload.chunk,
+        "device": device,
         "threads": threads,
         "prefill_tokens_per_s": measurement.prefill_tokens_per_s.median,
         "decode_tokens_per_s": measurement.decode_tokens_per_s.median,
@@ -137,24 +142,30 @@ fn percent(part: f64, whole: f64) -> f64 {
 }
 
 fn print(run: &Run) -> Result<()> {
-    let Run { measurement, workload, threads, assumed_threads, weights_bytes } = run;
+    let Run { measurement, workload, device, threads: _, assumed_threads, weights_bytes } = run;
     let mut text = String::new();
     writeln!(
         text,
-        "{threads} threads, prompt of {} tokens in chunks of {}, {} generated, timed from {} to {} tokens in the cache",
+        "{device}, prompt of {} tokens in chunks of {}, {} generated, timed from {} to {} tokens in the cache",
         workload.prompt, workload.chunk, workload.generate, measurement.decode_between.0, measurement.decode_between.1
     )?;
     let rate = |spread: Spread| format!("{:8.1} tokens/s ({:.1} to {:.1})", spread.median, spread.min, spread.max);
-    writeln!(
-        text,
-        "prefill {}  {:8.1} GMAC/s of {:.1} that the dot instruction reaches ({:.1} before, {:.1} after): {:.0} %",
-        rate(measurement.prefill_tokens_per_s),
-        measurement.prefill_gmac_per_s,
-        measurement.dot.best(),
-        measurement.dot.before,
-        measurement.dot.after,
-        percent(measurement.prefill_gmac_per_s, measurement.dot.best())
-    )?;
+    // What int8 instructions of a GPU reach is not measured.
+    if measurement.dot.best() == 0.0 {
+        let rate = rate(measurement.prefill_tokens_per_s);
+        writeln!(text, "prefill {rate}  {:8.1} GMAC/s", measurement.prefill_gmac_per_s)?;
+    } else {
+        writeln!(
+            text,
+            "prefill {}  {:8.1} GMAC/s of {:.1} that the dot instruction reaches ({:.1} before, {:.1} after): {:.0} %",
+            rate(measurement.prefill_tokens_per_s),
+            measurement.prefill_gmac_per_s,
+            measurement.dot.best(),
+            measurement.dot.before,
+            measurement.dot.after,
+            percent(measurement.prefill_gmac_per_s, measurement.dot.best())
+        )?;
+    }
     writeln!(
         text,
         "decode  {}  {:8.1} GB/s of {:.1} that memory delivers ({:.1} before, {:.1} after): {:.0} % ({:.1} MB a token)",
