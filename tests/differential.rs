@@ -316,6 +316,7 @@ fn build(target: &Target, optimise: bool) -> Build {
         kv: KvFormat::F32,
         target: target.clone(),
         optimise,
+        packing: None,
     }
 }
 

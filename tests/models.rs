@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use ir::DType;
+use ir::packing::TernaryLayout;
 use ir::reference::Evaluator;
 use models::spec::KvFormat;
 use runtime::evaluate::{Windows, evaluate};
@@ -179,6 +180,29 @@ fn threads_change_no_bit() {
                 let ours = all_logits(&mut session, &ids, chunk);
                 let what = format!("{name} on {threads} threads in chunks of {chunk}");
                 assert_same_bits(&what, first.get_or_insert_with(|| ours.clone()), &ours);
+            }
+        }
+    }
+}
+
+/// Five weights a byte or four: the same weights, summed exactly, on every target.
+#[test]
+fn packings_change_no_bit() {
+    for name in ["bitnet-packed", "bitnet-wide"] {
+        let ids = expected(name).ids("input_ids").unwrap();
+        for target in targets() {
+            let logits = |packing: TernaryLayout| {
+                let build = Build { packing: Some(packing), ..Build::new(ids[0].len()).on(&target) };
+                let compiled = model(name).build(&build).unwrap();
+                let compiled = tritter_tests::session::compile(compiled.program, &build).unwrap();
+                let is_used = compiled.plan.kernels.iter().any(|kernel| kernel.name.contains("_q8xt2b3_"));
+                assert_eq!(is_used, packing == TernaryLayout::Tile16Base3, "{name} on {target}");
+                let mut session = model(name).session(&build, 2).unwrap();
+                [ids[0].len(), 1].map(|chunk| all_logits(&mut session, &ids, chunk))
+            };
+            let (two_bits, base3) = (logits(TernaryLayout::Tile16), logits(TernaryLayout::Tile16Base3));
+            for (two_bits, base3) in two_bits.iter().zip(&base3) {
+                assert_same_bits(&format!("{name} on {target}"), two_bits, base3);
             }
         }
     }

@@ -8,6 +8,7 @@ use compiler::rewrite::{Exactness, Options, Stop, optimise};
 use compiler::target::Machine;
 use ir::graph::Def;
 use ir::op::Concrete;
+use ir::packing::TernaryLayout;
 use ir::reference::{Evaluator, Tensor, concrete, key_of_round};
 use ir::{DType, Graph, Program, Verified};
 use models::spec::KvFormat;
@@ -39,6 +40,11 @@ fn target() -> Target {
     "x86_64:avx2".parse().unwrap()
 }
 
+/// The rules as they are, but weights in 2 bits: these tests count ops, and a small matrix may be smaller in either packing.
+fn two_bits() -> Options {
+    Options { packing: Some(TernaryLayout::Tile16), ..Options::all() }
+}
+
 /// How often each op occurs at run time: ops of weights only are left out.
 fn run_time_ops(graph: &Graph) -> BTreeMap<&'static str, usize> {
     let mut is_weight_time = vec![false; graph.values.len()];
@@ -59,7 +65,7 @@ fn run_time_ops(graph: &Graph) -> BTreeMap<&'static str, usize> {
 #[test]
 fn a_bitnet_layer_is_four_sweeps_over_its_weights() {
     for name in ["tiny", "bitnet-code-nano", "bitnet-2b-4t"] {
-        let (program, report) = optimise(&model(name), &target(), &Options::all()).unwrap();
+        let (program, report) = optimise(&model(name), &target(), &two_bits()).unwrap();
         let ops = run_time_ops(program.graph("layer").unwrap());
         println!("{report}");
         let expected = BTreeMap::from([
@@ -82,7 +88,7 @@ fn a_bitnet_layer_is_four_sweeps_over_its_weights() {
 #[test]
 fn a_tritter_layer_is_four_sweeps_over_its_weights() {
     for name in ["test", "7b"] {
-        let (program, report) = optimise(&model(name), &target(), &Options::all()).unwrap();
+        let (program, report) = optimise(&model(name), &target(), &two_bits()).unwrap();
         let ops = run_time_ops(program.graph("layer").unwrap());
         println!("{report}");
         assert_eq!(ops["ternary_matmul"], 4, "{name}: {ops:?}");
@@ -151,7 +157,9 @@ fn results_do_not_hang_on_the_guesses_of_the_cost_model() {
     for name in ["tiny", "bitnet-2b-4t", "test", "7b"] {
         let source = model(name);
         let base = target();
-        let (expected, _) = optimise(&source, &base, &Options::all()).unwrap();
+        // How weights are packed is what the rates are there to decide.
+        let options = two_bits();
+        let (expected, _) = optimise(&source, &base, &options).unwrap();
         let products = |machine: &mut Machine, factor: f64, is_ternary: bool| {
             for rate in &mut machine.products {
                 if (rate.weights == DType::T2) == is_ternary {
@@ -172,11 +180,41 @@ fn results_do_not_hang_on_the_guesses_of_the_cost_model() {
                 let mut machine = base.machine.clone();
                 rates[rate](&mut machine, factor);
                 rates[(rate + 1) % rates.len()](&mut machine, 2.0 - factor);
-                let (found, _) = optimise(&source, &base.clone().with_machine(machine), &Options::all()).unwrap();
+                let (found, _) = optimise(&source, &base.clone().with_machine(machine), &options).unwrap();
                 assert_eq!(ir::text::print(&found), ir::text::print(&expected), "{name}: rate {rate} times {factor}");
             }
         }
     }
+}
+
+/// Fewer bytes win where memory decides, fewer operations where arithmetic does; and what is asked for is done.
+#[test]
+fn weights_are_packed_in_the_way_that_is_faster() {
+    let source = model("bitnet-2b-4t");
+    let packed = |base3_one: f64, only: Option<TernaryLayout>| {
+        let mut machine = target().machine.clone();
+        machine.read_gb_per_s = 60.0;
+        for rate in machine.products.iter_mut().filter(|rate| rate.activations == DType::Q8) {
+            match rate.layout {
+                Some(TernaryLayout::Tile16) => (rate.one, rate.many) = (50.0, 480.0),
+                Some(TernaryLayout::Tile16Base3) => (rate.one, rate.many) = (base3_one, 440.0),
+                _ => {}
+            }
+        }
+        let options = Options { packing: only, ..Options::all() };
+        let (program, report) = optimise(&source, &target().with_machine(machine), &options).unwrap();
+        let ops = run_time_ops(program.graph("layer").unwrap());
+        let count = |name: &str| ops.get(name).copied().unwrap_or_default();
+        for packing in report.graphs.iter().flat_map(|graph| &graph.packings) {
+            let best = packing.ways.iter().min_by_key(|way| way.cost).unwrap().layout;
+            assert_eq!(packing.chosen, only.unwrap_or(best), "{packing}");
+        }
+        (count("ternary_matmul"), count("ternary_matmul_base3"))
+    };
+    assert_eq!(packed(70.0, None), (0, 4));
+    assert_eq!(packed(50.0, None), (4, 0));
+    assert_eq!(packed(50.0, Some(TernaryLayout::Tile16Base3)), (0, 4));
+    assert_eq!(packed(70.0, Some(TernaryLayout::Tile16)), (4, 0));
 }
 
 #[test]
@@ -301,7 +339,7 @@ fn optimised_models_compute_what_their_sources_do() {
 #[test]
 fn every_form_of_a_layer_becomes_four_sweeps() {
     for (name, source) in variants() {
-        let (program, report) = optimise(&source, &target(), &Options::all()).unwrap();
+        let (program, report) = optimise(&source, &target(), &two_bits()).unwrap();
         let ops = run_time_ops(program.graph("layer").unwrap());
         assert_eq!(ops["ternary_matmul"], 4, "{name}: {ops:?}");
         assert!(
@@ -318,7 +356,7 @@ fn a_layer_of_many_blocks_is_extracted_as_well() {
     let spec = models::find_shipped("tiny").unwrap();
     let (start, end) = (spec.find("        attention(").unwrap(), spec.find("    ],").unwrap());
     let spec = format!("{}{}{}", &spec[..start], spec[start..end].repeat(4), &spec[end..]);
-    let (program, report) = optimise(&build(&spec), &target(), &Options::all()).unwrap();
+    let (program, report) = optimise(&build(&spec), &target(), &two_bits()).unwrap();
     let ops = run_time_ops(program.graph("layer").unwrap());
     assert_eq!(ops["ternary_matmul"], 16, "{report}");
     assert_eq!(ops["rms_norm_quantize"], 16, "{report}");

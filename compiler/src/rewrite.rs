@@ -34,17 +34,19 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use egg::{Rewrite, Runner, SimpleScheduler};
+use ir::op::ternary::{TernaryMatmul, TernaryMatmulBase3};
+use ir::packing::TernaryLayout;
 use ir::verify::VerifyErrors;
-use ir::{Graph, Program, Verified, verify};
+use ir::{Graph, Op, Program, TensorType, Verified, verify};
 
 use crate::egraph::analysis::Problem;
 use crate::egraph::convert::{Loaded, store};
-use crate::egraph::cost::CostModel;
+use crate::egraph::cost::{self, CostModel, PackingCost};
 use crate::egraph::extract::{Choices, NoTerm, extract};
 use crate::egraph::{ENode, Facts};
 use crate::target::Target;
 
-pub use report::{ExtractionReport, GraphReport, Report, StageReport, Stop};
+pub use report::{ExtractionReport, GraphReport, PackingReport, PackingWay, Report, StageReport, Stop};
 pub use rule::{Exactness, Rule};
 
 /// One stage: a name, and the families of rules that run together.
@@ -68,7 +70,12 @@ pub const STAGES: &[Stage] = &[
     },
     // After all others, because only then it is known which matmuls over the same activations are needed.
     Stage { name: "merge", families: &[matmul::merges] },
+    // How the weights of what is left are stored.
+    Stage { name: PACK, families: &[ternary::packings] },
 ];
+
+/// The stage that chooses packings.
+const PACK: &str = "pack";
 
 /// What the optimiser may do.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,6 +84,8 @@ pub struct Options {
     pub stages: Vec<String>,
     /// Rules that are only as exact as this are left out.
     pub exactness: Exactness,
+    /// How ternary weights may be packed: one way, or whichever is fastest.
+    pub packing: Option<TernaryLayout>,
     /// Whether merges are recorded, so that they can be explained.
     pub proofs: bool,
     /// When to stop.
@@ -103,6 +112,7 @@ impl Options {
         Self {
             stages: STAGES.iter().map(|stage| stage.name.to_owned()).collect(),
             exactness: Exactness::Rounding,
+            packing: None,
             proofs: false,
             limits: Limits { nodes: 20_000, rounds: 50, decisions: 50_000, seconds: 60 },
         }
@@ -209,17 +219,47 @@ pub fn optimise(
     options: &Options,
 ) -> Result<(Verified<Program>, Report), RewriteError> {
     check_stages(options)?;
-    let model = CostModel::new(target.machine.clone());
+    let model = CostModel::new(target.machine.clone()).with_packing(options.packing);
     let mut graphs = Vec::new();
     let mut reports = Vec::new();
     for graph in &program.graphs {
         let saturated = saturate(graph, &model, options)?;
-        graphs.push(saturated.to_graph(graph)?);
-        reports.push(saturated.report);
+        let graph = saturated.to_graph(graph)?;
+        reports.push(GraphReport { packings: packings(&graph, &model), ..saturated.report });
+        graphs.push(graph);
     }
     let optimised = Program { name: program.name.clone(), symbols: program.symbols.clone(), graphs };
     let optimised = verify(optimised).map_err(RewriteError::Invalid)?;
     Ok((optimised, Report { graphs: reports }))
+}
+
+/// What each way to pack the weights of a graph's ternary matmuls would cost.
+fn packings(graph: &Graph, model: &CostModel) -> Vec<PackingReport> {
+    let ways: [Op; 2] = [TernaryMatmul {}.into(), TernaryMatmulBase3 {}.into()];
+    let matmuls = graph.values.ids().filter_map(|value| Some((value, cost::layout_of(graph.op(value)?)?)));
+    let report = |(value, chosen)| {
+        let inputs: Vec<&TensorType> = graph.operands(value).iter().map(|&operand| graph.ty(operand)).collect();
+        let out = graph.ty(value);
+        let way = |op: &Op| {
+            let layout = cost::layout_of(op)?;
+            let costs =
+                model.phases.iter().map(|phase| Some((phase.tokens, model.packing_cost(*phase, op, &inputs, out)?)));
+            let costs: Vec<(u64, PackingCost)> = costs.collect::<Option<_>>()?;
+            Some(PackingWay {
+                layout,
+                weight_bytes: costs.first()?.1.weight_bytes,
+                cost: costs.iter().zip(&model.phases).map(|((_, cost), phase)| cost.picoseconds(*phase)).sum(),
+                phases: costs.iter().map(|(tokens, cost)| (*tokens, cost.read_seconds, cost.compute_seconds)).collect(),
+            })
+        };
+        PackingReport {
+            value: graph.describe(value),
+            chosen,
+            only: model.packing,
+            ways: ways.iter().filter_map(way).collect(),
+        }
+    };
+    matmuls.map(report).collect()
 }
 
 /// Refuses stages that do not exist, all at once.
@@ -249,12 +289,14 @@ impl Saturated {
 /// Runs the stages on one graph.
 pub(crate) fn saturate(graph: &Graph, model: &CostModel, options: &Options) -> Result<Saturated, RewriteError> {
     let mut loaded = Loaded::new(graph, options.proofs);
-    let best = |loaded: &Loaded| {
+    let best = |loaded: &Loaded, model: &CostModel| {
         extract(&loaded.egraph, &loaded.roots(graph), model, options.limits.decisions)
             .map_err(|source| RewriteError::Extract { graph: graph.name.clone(), source })
     };
     check_facts(graph, "load", &loaded)?;
-    let mut choices = best(&loaded)?;
+    // Until there is a choice of packings, a wish for one would only make the extractor avoid what is to be packed.
+    let free = model.clone().with_packing(None);
+    let mut choices = best(&loaded, &free)?;
     let cost_before = choices.cost;
     let mut stages = Vec::new();
     for (stage, rewrites) in STAGES.iter().zip(REWRITES.iter()) {
@@ -267,7 +309,7 @@ pub(crate) fn saturate(graph: &Graph, model: &CostModel, options: &Options) -> R
         loaded.egraph.analysis.chosen = choices.nodes.clone();
         let rounds = run(graph, stage.name, &mut loaded, &rewrites, &options.limits)?;
         check_facts(graph, stage.name, &loaded)?;
-        choices = best(&loaded)?;
+        choices = best(&loaded, if stage.name == PACK { model } else { &free })?;
         stages.push(StageReport {
             stage: stage.name,
             rules: rounds.rules,
@@ -281,7 +323,14 @@ pub(crate) fn saturate(graph: &Graph, model: &CostModel, options: &Options) -> R
         });
     }
     let extraction = ExtractionReport { proved: choices.proved, decisions: choices.steps };
-    let report = GraphReport { graph: graph.name.clone(), stages, cost_before, cost_after: choices.cost, extraction };
+    let report = GraphReport {
+        graph: graph.name.clone(),
+        stages,
+        cost_before,
+        cost_after: choices.cost,
+        extraction,
+        packings: Vec::new(),
+    };
     Ok(Saturated { loaded, choices, report })
 }
 

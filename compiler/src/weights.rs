@@ -121,7 +121,7 @@ pub struct PlannedTensor {
 #[derive(Debug, Default)]
 pub struct WeightPlan {
     tensors: Vec<PlannedTensor>,
-    by_value: HashMap<(usize, ValueId), usize>,
+    by_value: HashMap<(usize, ValueId, Option<TernaryLayout>), usize>,
     names: HashSet<String>,
     bytes: u64,
 }
@@ -138,13 +138,13 @@ impl WeightPlan {
     }
 
     /// Whether the value is stored already.
-    pub fn contains(&self, graph: usize, value: ValueId) -> bool {
-        self.by_value.contains_key(&(graph, value))
+    pub fn contains(&self, graph: usize, value: ValueId, layout: Option<TernaryLayout>) -> bool {
+        self.by_value.contains_key(&(graph, value, layout))
     }
 
     /// Bytes of a value in one round.
-    pub fn bytes_of(&self, graph: usize, value: ValueId) -> Option<u64> {
-        self.by_value.get(&(graph, value)).map(|&index| self.tensors[index].bytes)
+    pub fn bytes_of(&self, graph: usize, value: ValueId, layout: Option<TernaryLayout>) -> Option<u64> {
+        self.by_value.get(&(graph, value, layout)).map(|&index| self.tensors[index].bytes)
     }
 
     /// Adds a value of a graph that runs `rounds` times.
@@ -166,7 +166,7 @@ impl WeightPlan {
         }
         let bytes = stored_bytes(graph.ty(value), stored).next_multiple_of(ALIGNMENT);
         let rounds = if is_rolled { rounds } else { 1 };
-        self.by_value.insert((graph_index, value), self.tensors.len());
+        self.by_value.insert((graph_index, value, stored.layout), self.tensors.len());
         self.tensors.push(PlannedTensor {
             name,
             graph: graph_index,

@@ -155,6 +155,20 @@ impl Graph {
         }
     }
 
+    /// What a value is, for people: its name; for one without, such as a merged product, the names of the parts that are cut from it.
+    pub fn describe(&self, value: ValueId) -> String {
+        let is_part = |user: &ValueId| {
+            let is_view = matches!(self.op(*user), Some(Op::Slice(_) | Op::Reshape(_) | Op::Permute(_) | Op::Cast(_)));
+            is_view && self.operands(*user).first() == Some(&value)
+        };
+        let parts: Vec<&str> =
+            self.values.ids().filter(is_part).filter_map(|user| self.values[user].name.as_deref()).collect();
+        match (&self.values[value].name, parts.is_empty()) {
+            (None, false) => parts.join("+"),
+            _ => self.label(value),
+        }
+    }
+
     /// The values that some output or update needs, as a flag for each.
     pub fn live(&self) -> Vec<bool> {
         let mut live = vec![false; self.values.len()];

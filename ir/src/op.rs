@@ -420,7 +420,7 @@ ops! {
     reduce: Sum Mean Max Argmax Softmax;
     movement: Reshape Permute Slice Concat Broadcast;
     matmul: Matmul QuantizedMatmul;
-    ternary: Ternarise TernaryScale Unpack Quantize QuantizeGroups Dequantize TernaryMatmul;
+    ternary: Ternarise TernaryScale Unpack Quantize QuantizeGroups Dequantize TernaryMatmul TernaryMatmulBase3;
     norm: RmsNorm LayerNorm RmsNormQuantize AddRmsNorm AddLayerNorm;
     attention: Rope KvAppend Attention;
     gather: Gather;

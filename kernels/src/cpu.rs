@@ -46,6 +46,7 @@ pub(crate) mod aarch64 {
     pub(crate) mod neon;
 }
 
+pub use self::lanes::prefetch;
 use crate::desc::{Arch, CpuKernel};
 use crate::error::KernelError;
 use crate::table;

@@ -30,6 +30,19 @@ pub struct KernelDesc {
     pub entry: Option<CpuKernel>,
 }
 
+impl KernelDesc {
+    /// How many neighbouring units share what they read: a piece of the grid had best begin at a multiple of it.
+    pub fn grain(&self, dim: impl Fn(&str) -> i64) -> u64 {
+        /// Tokens from which on whole tokens matter more than an even split.
+        const MANY: i64 = 16;
+        match self.family {
+            Family::Attention if dim("n") < MANY => (dim("heads") / dim("kv_heads").max(1)).max(1) as u64,
+            Family::Attention => dim("heads").max(1) as u64,
+            Family::TernaryMatmul | Family::DenseMatmul | Family::KvAppend => 1,
+        }
+    }
+}
+
 /// The one type of all CPU kernels: base pointers, dims, and the units `begin..end` of the grid to compute. The contract is in the
 /// documentation of the crate.
 pub type CpuKernel = unsafe fn(args: *const *mut u8, dims: *const i64, begin: i64, end: i64);

@@ -42,16 +42,16 @@ static GROUPED_MATMUL: Signature = Signature {
     grid: Grid::CeilDiv("m", 4),
 };
 
-/// `q`: f32 `[n, heads, hd]`; `k`, `v`: caches `[seqs, ctx, kv_heads, hd]`; `seq`, `pos`: i32 `[n]`; `span`: i32 `[n, 2]`, first and
+/// `q`: f32 `[n, heads, hd]`; `k`, `v`: caches `[seqs, kv_heads, ctx, hd]`; `seq`, `pos`: i32 `[n]`; `span`: i32 `[n, 2]`, first and
 /// reach; `out`: f32 `[n, heads, hd]`. `scale_bits` are the bits of the f32 that scores are multiplied by.
 static ATTENTION: Signature = Signature {
     args: &[read("q"), read("k"), read("v"), read("seq"), read("pos"), read("span"), write("out")],
     dims: &["n", "heads", "kv_heads", "hd", "ctx", "window", "sinks", "scale_bits"],
-    grid: Grid::Product("n", "kv_heads"),
+    grid: Grid::Product("n", "heads"),
 };
 
 /// `x`: f32, token `t` at element `t * x_stride`, `[kv_heads, hd]` each; `seq`, `pos`: i32 `[n]`, a place of its own for each token;
-/// `cache`: `[seqs, ctx, kv_heads, hd]`. A token whose place is outside the cache is skipped.
+/// `cache`: `[seqs, kv_heads, ctx, hd]`. A token whose place is outside the cache is skipped.
 static KV_APPEND: Signature = Signature {
     args: &[read("x"), read("seq"), read("pos"), Arg { name: "cache", access: Access::Update }],
     dims: &["n", "kv_heads", "hd", "ctx", "x_stride", "seqs"],

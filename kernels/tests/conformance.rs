@@ -599,8 +599,8 @@ fn attention_case(desc: &KernelDesc, seed: usize, kind: usize, mask: Mask, sizes
         let mut values = Vec::new();
         let mut bytes = Vec::new();
         for (index, row) in rows.chunks(hd).enumerate() {
-            let key = index / kv_heads;
-            let row: Vec<f32> = if poisoned(key / ctx, key % ctx) { vec![f32::NAN; hd] } else { row.to_vec() };
+            let (at_seq, key) = (index / ctx / kv_heads, index % ctx);
+            let row: Vec<f32> = if poisoned(at_seq, key) { vec![f32::NAN; hd] } else { row.to_vec() };
             match RowFormat::new(dtype, hd) {
                 None => {
                     bytes.extend(row.iter().flat_map(|value| value.to_le_bytes()));
@@ -628,7 +628,7 @@ fn attention_case(desc: &KernelDesc, seed: usize, kind: usize, mask: Mask, sizes
         for head in 0..heads {
             let q = &q[(token * heads + head) * hd..][..hd];
             let kv_head = head / (heads / kv_heads);
-            let row = |key: usize| ((seq[token] * ctx + key) * kv_heads + kv_head) * hd;
+            let row = |key: usize| ((seq[token] * kv_heads + kv_head) * ctx + key) * hd;
             let keys: Vec<usize> = (0..ctx).filter(|key| visible(token, *key)).collect();
             expected.extend(naive_attention(q, f64::from(scale), &keys, |key| {
                 (&k[row(key)..][..hd], &v[row(key)..][..hd])
@@ -733,7 +733,7 @@ fn append_case(desc: &KernelDesc, seed: usize, [n, kv_heads, hd, gap]: [usize; 4
         }
         for head in 0..kv_heads {
             let row = &x[token * stride + head * hd..][..hd];
-            let at = ((seq * ctx + pos) as usize * kv_heads + head) * row_bytes;
+            let at = ((seq as usize * kv_heads + head) * ctx as usize + pos as usize) * row_bytes;
             let record = &mut after[at..at + row_bytes];
             match format {
                 Some(format) => format.encode(row, record),

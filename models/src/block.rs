@@ -224,7 +224,7 @@ pub(crate) fn attention(
             Some(suffix) => format!("{part}_cache{suffix}"),
             None => format!("{name}.{part}_cache"),
         };
-        let dims = [u64::from(cache.sequences), u64::from(cache.context), kv_heads, d];
+        let dims = [u64::from(cache.sequences), kv_heads, u64::from(cache.context), d];
         let ty = TensorType::new(dtype, Shape::of(&dims));
         let state = scope.b.state(&key, &format!("{}{key}", scope.prefix), ty);
         let appended =

@@ -4,8 +4,11 @@
 //! its ceiling is the rate of the dot instruction. How that is made trustworthy:
 //!
 //! * A first pass over the prompt and everything generated is not counted: it brings weights and caches into memory.
-//! * Rates are medians of several repeats, with the slowest and the fastest beside them. A ceiling is the best of what was measured before and
-//!   after them, because it is what the machine can do; both are reported, so that one sees if the machine changed in between.
+//! * Rates are medians of several repeats, with the slowest and the fastest beside them.
+//! * A share of a ceiling is taken in pairs: each stretch of decoding, some hundred milliseconds, is held against the mean of what memory
+//!   delivered right before and right after it, and each prefill against the dot rate of those moments. Neighbours on a shared machine can take
+//!   half of its memory's rate from one second to the next, and two figures that were measured seconds apart have no ratio. The share
+//!   reported is the median of all pairs.
 //! * Decoding is *marginal*: the time of generating so many tokens less that of generating a few, in one go, so what happens once does not count.
 //! * A batch and a single sequence take turns, step by step at the same position, so both see the same machine.
 //! * The steps are timed in runs of their own, because reading the clock so often costs time. Beside each stands what the compiler predicted.
@@ -25,6 +28,8 @@ const REPEATS: usize = 5;
 const TRACED_TOKENS: usize = 32;
 /// The most steps of a batch that are timed.
 const BATCH_STEPS: usize = 24;
+/// Tokens of a stretch of decoding between two measurements of memory.
+const STRETCH: usize = 16;
 /// How many times the last-level cache a token has to read before decoding is one of memory.
 const CACHES: u64 = 2;
 
@@ -39,6 +44,8 @@ pub struct Workload {
     pub chunk: usize,
     /// Sequences that decode together; with 1 nothing is measured for it.
     pub batch: usize,
+    /// Tokens that are taken to be in the caches before the prompt, without having been computed.
+    pub depth: usize,
 }
 
 /// What several repeats gave.
@@ -59,22 +66,6 @@ impl Spread {
             (Some(&min), Some(&max)) => Self { median: values[values.len() / 2], min, max },
             _ => Self::default(),
         }
-    }
-}
-
-/// A rate that the machine reached with nothing else to do, before and after the model ran, in units of 10^9 a second.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Ceiling {
-    /// Before.
-    pub before: f64,
-    /// After.
-    pub after: f64,
-}
-
-impl Ceiling {
-    /// What the machine can do.
-    pub fn best(self) -> f64 {
-        self.before.max(self.after)
     }
 }
 
@@ -108,12 +99,22 @@ pub struct Measurement {
     pub decode_between: (usize, usize),
     /// Bytes that a token of decoding moves, by the compiler's account, in the middle of what was timed.
     pub decode_bytes_per_token: u64,
+    /// The part of them that is weights.
+    pub decode_weight_bytes_per_token: u64,
     /// Those bytes times the rate, in units of 10^9.
     pub decode_gb_per_s: f64,
-    /// The ceiling of decoding: bytes read from memory.
-    pub read: Ceiling,
-    /// The ceiling of prefill: int8 multiply-accumulates on registers.
-    pub dot: Ceiling,
+    /// The ceiling of decoding: bytes read from memory with nothing else to do, in units of 10^9.
+    pub read_gb_per_s: Spread,
+    /// The part of that ceiling that decoding reached, in pairs.
+    pub decode_share: Spread,
+    /// The same, counting weights only: neither caches nor activations.
+    pub decode_weight_share: Spread,
+    /// The ceiling of prefill: int8 multiply-accumulates on registers, in units of 10^9.
+    pub dot_gmac_per_s: Spread,
+    /// The part of that ceiling that prefill reached, in pairs.
+    pub prefill_share: Spread,
+    /// The same for the time that its ternary matmuls take, from the traced prefill and the median of the ceiling.
+    pub prefill_linear_share: f64,
     /// Tokens of the prompt, as the compiler predicts it for the machine that it assumed.
     pub predicted_prefill_tokens_per_s: f64,
     /// Tokens generated, as the compiler predicts it.
@@ -169,7 +170,7 @@ pub fn measure(
     workload: &Workload,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Measurement, RuntimeError> {
-    let Workload { prompt, generate, chunk, batch } = *workload;
+    let Workload { prompt, generate, batch, depth, .. } = *workload;
     check(session, workload)?;
     let mut random = Random::new(0);
     let vocab = session.vocab() as u64;
@@ -185,35 +186,61 @@ pub fn measure(
     };
 
     // The first pass brings weights, and caches as far as they will be used, into memory.
-    prefill(session, 0, &ids, chunk)?;
+    prefill(session, 0, &ids, workload)?;
     advance(ids.len())?;
-    let mut read = Ceiling { before: session.device().read_rate()? / 1e9, after: 0.0 };
-    let mut dot = Ceiling { before: session.device().dot_rate()? / 1e9, after: 0.0 };
-    let (mut prefills, mut decodes) = (Vec::new(), Vec::new());
+    let (mut prefills, mut prefill_shares) = (Vec::new(), Vec::new());
+    let (mut decodes, mut decode_shares, mut weight_shares) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut dots, mut reads) = (vec![session.device().dot_rate()? / 1e9], Vec::new());
+    let (mut prefill_macs, mut prefill_ns) = (0, 0);
+    for (start, n, m) in calls(prompt, workload.chunk) {
+        let cost = session.cost(depth + start, n, m)?;
+        prefill_macs += cost.macs;
+        prefill_ns += cost.nanoseconds;
+    }
     for _ in 0..REPEATS {
-        let time = prefill(session, 0, &ids[..prompt], chunk)?;
-        prefills.push(prompt as f64 / time.as_secs_f64());
+        let time = prefill(session, 0, &ids[..prompt], workload)?.as_secs_f64();
+        let before = dots.last().copied().unwrap_or_default();
+        dots.push(session.device().dot_rate()? / 1e9);
+        let ceiling = (before + dots.last().copied().unwrap_or_default()) / 2.0;
+        prefills.push(prompt as f64 / time);
+        prefill_shares.push(prefill_macs as f64 / 1e9 / time / ceiling);
         advance(prompt)?;
-        let mut time = Duration::ZERO;
-        for (index, &id) in ids[prompt..].iter().enumerate() {
-            let start = Instant::now();
+
+        for &id in &ids[prompt..prompt + skipped] {
             session.forward(&[Token::next(0, id)], &[0])?;
-            time += if index < skipped { Duration::ZERO } else { start.elapsed() };
             advance(1)?;
         }
+        let mut timed = 0.0;
+        let mut before = session.device().read_rate()? / 1e9;
+        for (index, stretch) in ids[prompt + skipped..].chunks(STRETCH).enumerate() {
+            let start = Instant::now();
+            for &id in stretch {
+                session.forward(&[Token::next(0, id)], &[0])?;
+            }
+            let time = start.elapsed().as_secs_f64();
+            timed += time;
+            let after = session.device().read_rate()? / 1e9;
+            let middle = depth + prompt + skipped + index * STRETCH + stretch.len() / 2;
+            let token = session.cost(middle, 1, 1)?;
+            let share = |bytes: u64| (bytes * stretch.len() as u64) as f64 / 1e9 / time / ((before + after) / 2.0);
+            decode_shares.push(share(token.bytes));
+            weight_shares.push(share(token.weight_bytes));
+            reads.push(before);
+            before = after;
+            advance(stretch.len())?;
+        }
         if 0 < generate {
-            decodes.push((generate - skipped) as f64 / time.as_secs_f64());
+            decodes.push((generate - skipped) as f64 / timed);
+            reads.push(before);
         }
     }
     let batch = match batch_steps {
         0 => None,
         steps => Some(measure_batch(session, workload, &ids, steps, &mut advance)?),
     };
-    read.after = session.device().read_rate()? / 1e9;
-    dot.after = session.device().dot_rate()? / 1e9;
 
     session.start_trace();
-    prefill(session, 0, &ids[..prompt], chunk)?;
+    prefill(session, 0, &ids[..prompt], workload)?;
     let mut steps = step_rates(&session.take_trace().unwrap_or_default());
     advance(prompt)?;
     session.start_trace();
@@ -228,26 +255,26 @@ pub fn measure(
         steps.extend(step_rates(&session.take_trace().unwrap_or_default()));
     }
 
-    let (mut prefill_macs, mut prefill_ns) = (0, 0);
-    for (start, n, m) in calls(prompt, chunk) {
-        let cost = session.cost(start, n, m)?;
-        prefill_macs += cost.macs;
-        prefill_ns += cost.nanoseconds;
-    }
+    let dot = Spread::of(dots);
     let prefill = Spread::of(prefills);
     let decode = Spread::of(decodes);
     // In the middle of what was timed, where caches have their mean length.
-    let token = session.cost(prompt + (skipped + generate) / 2, 1, 1)?;
+    let token = session.cost(depth + prompt + (skipped + generate) / 2, 1, 1)?;
     let per_second = |ns: u64| if ns == 0 { 0.0 } else { 1e9 / ns as f64 };
     Ok(Measurement {
         prefill_tokens_per_s: prefill,
         prefill_gmac_per_s: prefill_macs as f64 * prefill.median / prompt as f64 / 1e9,
         decode_tokens_per_s: decode,
-        decode_between: (prompt + skipped, prompt + generate),
+        decode_between: (depth + prompt + skipped, depth + prompt + generate),
         decode_bytes_per_token: token.bytes,
+        decode_weight_bytes_per_token: token.weight_bytes,
         decode_gb_per_s: token.bytes as f64 * decode.median / 1e9,
-        read,
-        dot,
+        read_gb_per_s: Spread::of(reads),
+        decode_share: Spread::of(decode_shares),
+        decode_weight_share: Spread::of(weight_shares),
+        prefill_linear_share: linear_rate(&steps) / dot.median,
+        dot_gmac_per_s: dot,
+        prefill_share: Spread::of(prefill_shares),
         predicted_prefill_tokens_per_s: prompt as f64 * per_second(prefill_ns),
         predicted_decode_tokens_per_s: per_second(token.nanoseconds),
         cache_bytes: last_level_cache_bytes(),
@@ -258,10 +285,10 @@ pub fn measure(
 
 /// Refuses what does not fit before anything is measured.
 fn check(session: &Session, workload: &Workload) -> Result<(), RuntimeError> {
-    let Workload { prompt, generate, batch, .. } = *workload;
-    let context = session.plan().context;
-    if context < (prompt + generate) as u64 {
-        return Err(RuntimeError::ContextFull { sequence: 0, position: (prompt + generate) as u64 - 1, context });
+    let Workload { prompt, generate, batch, depth, .. } = *workload;
+    let (context, tokens) = (session.plan().context, depth.saturating_add(prompt).saturating_add(generate) as u64);
+    if context < tokens {
+        return Err(RuntimeError::ContextFull { sequence: 0, position: tokens - 1, context });
     }
     let (sequences, max_tokens, max_rows) = (session.sequences(), session.max_tokens(), session.max_rows());
     if sequences < batch {
@@ -284,15 +311,15 @@ fn measure_batch(
     steps: usize,
     advance: &mut dyn FnMut(usize) -> Result<(), RuntimeError>,
 ) -> Result<BatchRate, RuntimeError> {
-    let Workload { prompt, chunk, batch, .. } = *workload;
+    let Workload { prompt, batch, depth, .. } = *workload;
     for sequence in 0..batch {
-        prefill(session, sequence, &ids[..prompt], chunk)?;
+        prefill(session, sequence, &ids[..prompt], workload)?;
         advance(prompt)?;
     }
     // Once to bring the caches of the new positions into memory, once for the clock.
     batch_pass(session, workload, ids, steps, advance)?;
     let (all, one) = batch_pass(session, workload, ids, steps, advance)?;
-    let keys = batch as u64 * (prompt + steps / 2 + 1) as u64;
+    let keys = batch as u64 * (depth + prompt + steps / 2 + 1) as u64;
     let predicted = session.cost_of_keys(keys, batch, batch)?.nanoseconds;
     let (all, one) = (Spread::of(all), Spread::of(one));
     Ok(BatchRate {
@@ -313,11 +340,11 @@ fn batch_pass(
     steps: usize,
     advance: &mut dyn FnMut(usize) -> Result<(), RuntimeError>,
 ) -> Result<(Vec<f64>, Vec<f64>), RuntimeError> {
-    let Workload { prompt, batch, .. } = *workload;
+    let Workload { prompt, batch, depth, .. } = *workload;
     let rows: Vec<usize> = (0..batch).collect();
     let (mut all, mut one) = (Vec::new(), Vec::new());
     for (index, &id) in ids[prompt..prompt + steps].iter().enumerate() {
-        let token = |sequence| Token { position: Some((prompt + index) as u32), ..Token::next(sequence, id) };
+        let token = |sequence| Token { position: Some((depth + prompt + index) as u32), ..Token::next(sequence, id) };
         let tokens: Vec<Token> = (0..batch).map(token).collect();
         let start = Instant::now();
         session.forward(&tokens, &rows)?;
@@ -332,10 +359,10 @@ fn batch_pass(
     Ok((all, one))
 }
 
-fn prefill(session: &mut Session, sequence: usize, ids: &[u32], chunk: usize) -> Result<Duration, RuntimeError> {
-    session.reset(sequence)?;
+fn prefill(session: &mut Session, sequence: usize, ids: &[u32], workload: &Workload) -> Result<Duration, RuntimeError> {
+    session.assume_length(sequence, workload.depth)?;
     let start = Instant::now();
-    session.prefill(sequence, ids, chunk, &mut |_, _| ControlFlow::Continue(()))?;
+    session.prefill(sequence, ids, workload.chunk, &mut |_, _| ControlFlow::Continue(()))?;
     Ok(start.elapsed())
 }
 
@@ -345,6 +372,15 @@ fn calls(prompt: usize, chunk: usize) -> impl Iterator<Item = (usize, usize, usi
         let end = prompt.min(start + chunk);
         (start, end - start, usize::from(end == prompt))
     })
+}
+
+/// Multiply-accumulates a second of the ternary matmuls of the prefill, in units of 10^9.
+fn linear_rate(steps: &[StepRate]) -> f64 {
+    let phase = steps.first().map(|step| step.phase.as_str());
+    let linears = steps.iter().filter(|step| Some(step.phase.as_str()) == phase && step.kernel.starts_with("ternary_"));
+    let (macs, seconds) = linears
+        .fold((0.0, 0.0), |(macs, seconds), step| (macs + step.gmac_per_s * step.seconds, seconds + step.seconds));
+    if seconds == 0.0 { 0.0 } else { macs / seconds }
 }
 
 /// The steps of a trace, in the mean of its calls. A prefill whose last call is shorter than the others counts by calls, too.
@@ -385,10 +421,5 @@ mod tests {
     fn a_spread_has_the_middle_and_both_ends() {
         assert_eq!(Spread::of(vec![5.0, 1.0, 9.0]), Spread { median: 5.0, min: 1.0, max: 9.0 });
         assert_eq!(Spread::of(Vec::new()), Spread::default());
-    }
-
-    #[test]
-    fn a_ceiling_is_the_better_of_two() {
-        assert_eq!(Ceiling { before: 2.0, after: 3.0 }.best(), 3.0);
     }
 }

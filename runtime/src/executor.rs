@@ -53,6 +53,8 @@ impl Sizes {
 pub struct Cost {
     /// Bytes of weights, caches and activations that are read and written.
     pub bytes: u64,
+    /// The part of those bytes that is moved whatever the sizes of the call are: weights.
+    pub weight_bytes: u64,
     /// Multiply-accumulates.
     pub macs: u64,
     /// Nanoseconds that it is taken to need on the machine that the compiler assumed.
@@ -64,6 +66,7 @@ impl Cost {
     pub(crate) fn plus(self, other: Self) -> Self {
         Self {
             bytes: self.bytes.saturating_add(other.bytes),
+            weight_bytes: self.weight_bytes.saturating_add(other.weight_bytes),
             macs: self.macs.saturating_add(other.macs),
             nanoseconds: self.nanoseconds.saturating_add(other.nanoseconds),
         }
@@ -106,8 +109,12 @@ pub(crate) fn cost_of(plan: &Plan, step: &Step, sizes: Sizes, round: Option<u64>
     let value = |expr: &Expr| expr.evaluate(&lookup).unwrap_or(u64::MAX);
     let nanoseconds = plan.predict_ns(step, &lookup);
     match step {
-        Step::Call(call) => Cost { bytes: value(&call.moves), macs: value(&call.macs), nanoseconds },
-        Step::Copy { bytes, .. } => Cost { bytes: value(bytes).saturating_mul(2), macs: 0, nanoseconds },
+        Step::Call(call) => {
+            let nothing = |symbol: &str| if symbol == ROUND { round } else { Some(0) };
+            let weight_bytes = call.moves.evaluate(&nothing).unwrap_or(u64::MAX);
+            Cost { bytes: value(&call.moves), weight_bytes, macs: value(&call.macs), nanoseconds }
+        }
+        Step::Copy { bytes, .. } => Cost { bytes: value(bytes).saturating_mul(2), nanoseconds, ..Cost::default() },
         Step::Repeat { .. } => Cost::default(),
     }
 }

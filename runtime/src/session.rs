@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use ir::mask::Span;
-use ir::plan::Plan;
+use ir::plan::{Buffer, Plan, Role};
 use tokenizer::Tokenizer;
 
 use crate::artifact::{Artifact, WeightPages};
@@ -211,6 +211,38 @@ impl Session {
     pub fn reset(&mut self, sequence: usize) -> Result<(), RuntimeError> {
         let error = self.no_sequence(sequence);
         *self.lengths.get_mut(sequence).ok_or(error)? = 0;
+        Ok(())
+    }
+
+    /// Makes a sequence as long as it would be after so many tokens, without computing any: the caches of all sequences hold zeros then, which
+    /// take as long to read as anything else. This is for measurements; what is generated after it means nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Sequence`]; [`RuntimeError::ContextFull`].
+    pub fn assume_length(&mut self, sequence: usize, length: usize) -> Result<(), RuntimeError> {
+        let context = self.plan().context;
+        if context < length as u64 {
+            return Err(RuntimeError::ContextFull { sequence, position: length as u64 - 1, context });
+        }
+        self.reset(sequence)?;
+        if 0 < length {
+            // Memory that was never written may all be one page, and in a cache.
+            let zeros = vec![0; 1 << 18];
+            let states = self.plan().buffers.iter().filter(|buffer| buffer.role == Role::State);
+            let rounds = |buffer: &Buffer| {
+                let (offset, bytes, stride) = (buffer.offset, buffer.bytes, buffer.stride);
+                (0..u64::from(buffer.rounds.max(1))).map(move |round| (offset + stride * round, bytes))
+            };
+            let regions: Vec<(u64, u64)> = states.flat_map(rounds).collect();
+            for (start, bytes) in regions {
+                for at in (0..bytes).step_by(4 * zeros.len()) {
+                    let count = zeros.len().min(((bytes - at) / 4) as usize);
+                    self.executor.device().write_i32(start + at, &zeros[..count])?;
+                }
+            }
+        }
+        self.lengths[sequence] = length as u64;
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow};
 use compiler::emit::nvrtc::Search;
 use compiler::weights::{Checkpoint, RandomWeights, WeightSource};
 use compiler::{Compiled, Options, Target, artifact, rewrite};
+use ir::packing::TernaryLayout;
 use ir::param::ParamBinding;
 use ir::reference::Tensor;
 use ir::{DType, Program, Verified};
@@ -32,13 +33,16 @@ pub struct Build {
     pub target: Target,
     /// Whether the optimiser runs.
     pub optimise: bool,
+    /// How ternary weights are packed, if that is not the optimiser's choice.
+    pub packing: Option<TernaryLayout>,
 }
 
 impl Build {
     /// One sequence of up to `context` tokens, in one call if one likes, with exact caches, for this CPU.
     pub fn new(context: usize) -> Self {
         let context = context as u32;
-        Self { context, sequences: 1, chunk: context, kv: KvFormat::F32, target: Target::native(), optimise: true }
+        let target = Target::native();
+        Self { context, sequences: 1, chunk: context, kv: KvFormat::F32, target, optimise: true, packing: None }
     }
 
     /// The same for another CPU.
@@ -180,6 +184,7 @@ fn open(directory: &Path) -> anyhow::Result<Checkpoint> {
 /// As [`compiler::compile`].
 pub fn compile(program: Verified<Program>, build: &Build) -> anyhow::Result<Compiled> {
     let rewrite = if build.optimise { rewrite::Options::all() } else { rewrite::Options::none() };
+    let rewrite = rewrite::Options { packing: build.packing, ..rewrite };
     let options = Options {
         rewrite,
         context: build.context.into(),

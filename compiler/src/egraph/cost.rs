@@ -9,8 +9,8 @@
 //!
 //! **The phases and weights below are guesses**, like the rates of a [`crate::target::Machine`] that was not measured.
 
-use ir::packing::RowFormat;
-use ir::{DType, Dim, Op, TensorType};
+use ir::packing::{RowFormat, TernaryLayout};
+use ir::{DType, Dim, Op, Shape, TensorType};
 use kernels::Family;
 
 use crate::target::{Machine, ProductRate};
@@ -36,6 +36,9 @@ const CONTEXT: u64 = 1024;
 /// Elementwise operations that one transcendental counts as.
 const TRANSCENDENTAL: u64 = 16;
 
+/// The price of a step that there is no kernel for, or that is not wanted: more than any that there is.
+const EXCLUDED_SECONDS: f64 = 1.0;
+
 /// The price of a view, in picoseconds.
 const VIEW_PS: u64 = 16;
 
@@ -49,12 +52,51 @@ pub struct CostModel {
     pub machine: Machine,
     /// The typical calls.
     pub phases: Vec<Phase>,
+    /// The only packing of ternary weights that is wanted, if there is one.
+    pub packing: Option<TernaryLayout>,
+}
+
+/// What one way to pack the weights of a matmul costs in one call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PackingCost {
+    /// Bytes of the packed weights.
+    pub weight_bytes: u64,
+    /// Seconds that all its bytes take from memory.
+    pub read_seconds: f64,
+    /// Seconds that its arithmetic takes on all threads.
+    pub compute_seconds: f64,
+}
+
+impl PackingCost {
+    /// Picoseconds of a phase's calls, without those of starting a step.
+    pub fn picoseconds(&self, phase: Phase) -> u64 {
+        (phase.share * self.read_seconds.max(self.compute_seconds) * 1e12).round() as u64
+    }
 }
 
 impl CostModel {
     /// The model of a machine, with the usual phases.
     pub fn new(machine: Machine) -> Self {
-        Self { machine, phases: PHASES.to_vec() }
+        Self { machine, phases: PHASES.to_vec(), packing: None }
+    }
+
+    /// The same where ternary weights are packed in one way only.
+    pub fn with_packing(self, packing: Option<TernaryLayout>) -> Self {
+        Self { packing, ..self }
+    }
+
+    /// What a ternary matmul costs in a call of some tokens with its weights packed so.
+    pub fn packing_cost(&self, phase: Phase, op: &Op, inputs: &[&TensorType], out: &TensorType) -> Option<PackingCost> {
+        let layout = layout_of(op)?;
+        if !self.machine.knows(Family::TernaryMatmul, inputs[0].dtype, inputs[1].dtype, Some(layout)) {
+            return None;
+        }
+        let (bytes, Work::Product(rate, macs)) = traffic(&self.machine, phase, op, inputs, out) else { return None };
+        Some(PackingCost {
+            weight_bytes: packed_bytes(layout, inputs[1]),
+            read_seconds: bytes as f64 / (self.machine.read_gb_per_s * 1e9),
+            compute_seconds: rate.seconds(macs, rows(phase, out)) / f64::from(self.machine.threads.max(1)),
+        })
     }
 
     /// Picoseconds that a node takes at run time, over all phases.
@@ -72,6 +114,16 @@ impl CostModel {
 
     fn seconds(&self, phase: Phase, op: &Op, inputs: &[&TensorType], out: &TensorType) -> f64 {
         let machine = &self.machine;
+        let is_excluded = |layout: TernaryLayout| {
+            let (x, w) = (inputs[0].dtype, inputs[1].dtype);
+            // Every op has to have a price, but for activations that have one packing only the wish is none.
+            let is_choice = machine.knows(Family::TernaryMatmul, x, w, Some(TernaryLayout::Tile16Base3));
+            !machine.knows(Family::TernaryMatmul, x, w, Some(layout))
+                || (is_choice && self.packing.is_some_and(|only| only != layout))
+        };
+        if layout_of(op).is_some_and(is_excluded) {
+            return EXCLUDED_SECONDS;
+        }
         let (bytes, work) = traffic(machine, phase, op, inputs, out);
         let threads = f64::from(machine.threads.max(1));
         let compute = match work {
@@ -92,15 +144,21 @@ enum Work {
 fn traffic(machine: &Machine, phase: Phase, op: &Op, inputs: &[&TensorType], out: &TensorType) -> (u64, Work) {
     let all_bytes = inputs.iter().map(|ty| bytes(phase, ty)).sum::<u64>() + bytes(phase, out);
     match op {
-        Op::Matmul(_) | Op::TernaryMatmul(_) | Op::QuantizedMatmul(_) => {
+        Op::Matmul(_) | Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::QuantizedMatmul(_) => {
             let macs = elements(phase, out) * inputs[0].shape.last().map_or(1, |dim| size(phase, dim));
-            let family = if matches!(op, Op::TernaryMatmul(_)) { Family::TernaryMatmul } else { Family::DenseMatmul };
-            (all_bytes, Work::Product(machine.rate(family, inputs[0].dtype, inputs[1].dtype), macs))
+            let (x, w) = (inputs[0].dtype, inputs[1].dtype);
+            match layout_of(op) {
+                None => (all_bytes, Work::Product(machine.rate(Family::DenseMatmul, x, w), macs)),
+                Some(layout) => {
+                    let bytes = all_bytes - bytes(phase, inputs[1]) + packed_bytes(layout, inputs[1]);
+                    (bytes, Work::Product(machine.rate_of(Family::TernaryMatmul, x, w, Some(layout)), macs))
+                }
+            }
         }
         Op::Attention(_) => {
             let row = |cache: &TensorType| {
-                let dims = &cache.shape.0[2..];
-                bytes(phase, &TensorType::new(cache.dtype, dims.iter().cloned().collect()))
+                let [_, kv_heads, _, d] = &cache.shape.0[..] else { unreachable!("the rank was checked") };
+                bytes(phase, &TensorType::new(cache.dtype, Shape::new([kv_heads.clone(), d.clone()])))
             };
             let cache_bytes = CONTEXT * (row(inputs[1]) + row(inputs[2]));
             (
@@ -117,6 +175,24 @@ fn traffic(machine: &Machine, phase: Phase, op: &Op, inputs: &[&TensorType], out
             let largest = inputs.iter().map(|ty| elements(phase, ty)).max().unwrap_or(0);
             (all_bytes, Work::Flops(operations(op) * largest.max(elements(phase, out))))
         }
+    }
+}
+
+/// How the ternary weights of a matmul are packed.
+pub fn layout_of(op: &Op) -> Option<TernaryLayout> {
+    match op {
+        Op::TernaryMatmul(_) => Some(TernaryLayout::Tile16),
+        Op::TernaryMatmulBase3(_) => Some(TernaryLayout::Tile16Base3),
+        _ => None,
+    }
+}
+
+/// Bytes of ternary weights, without those that fill the last tiles: a choice for large matrices, which small ones should not turn.
+fn packed_bytes(layout: TernaryLayout, ty: &TensorType) -> u64 {
+    let weights: u64 = ty.shape.dims().iter().map(|dim| dim.as_const().unwrap_or(0)).product();
+    match layout {
+        TernaryLayout::Tile16Base3 => weights.div_ceil(5),
+        TernaryLayout::RowMajor4 | TernaryLayout::Blocks4 | TernaryLayout::Tile16 => weights.div_ceil(4),
     }
 }
 

@@ -60,7 +60,7 @@ pub fn explain(
     options: &Options,
 ) -> Result<Explanation, RewriteError> {
     check_stages(options)?;
-    let model = &CostModel::new(target.machine.clone());
+    let model = &CostModel::new(target.machine.clone()).with_packing(options.packing);
     let missing = || RewriteError::Explain { graph: graph.to_owned(), value: value.to_string() };
     let graph = program.graph(graph).ok_or_else(missing)?;
     graph.values.get(value).ok_or_else(missing)?;

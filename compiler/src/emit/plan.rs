@@ -17,6 +17,7 @@ use ir::plan::{
 use ir::{Dim, Graph, Op, Program, TensorType, ValueId, Verified};
 use kernels::{Family, Signature, Specialised};
 
+use crate::egraph::cost;
 use crate::emit::cuda_c;
 use crate::emit::work::{self, KEYS};
 use crate::lower::cpu::{self, NoKernel};
@@ -142,6 +143,8 @@ struct Emitter<'a> {
     weights: WeightPlan,
     /// The fixed places of weights, states and inputs, by graph.
     fixed: Vec<Places>,
+    /// Those of ternary weights, by graph and packing: only ternary matmuls read them, each in its own packing.
+    packed: HashMap<(usize, ValueId, TernaryLayout), Place>,
     /// Bytes of the slab that all phases share: states, inputs, outputs.
     shared_bytes: u64,
     arena_bytes: u64,
@@ -183,6 +186,7 @@ impl<'a> Emitter<'a> {
             specialised: Vec::new(),
             weights: WeightPlan::default(),
             fixed: program.graphs.iter().map(|_| Places::new()).collect(),
+            packed: HashMap::new(),
             shared_bytes: 0,
             arena_bytes: 0,
         }
@@ -247,23 +251,19 @@ impl<'a> Emitter<'a> {
                     }
                 };
                 for (position, value) in read.into_iter().enumerate() {
-                    if !schedule.views.is_weight_time(value) || self.weights.contains(graph_index, value) {
+                    let reader = graph.op(group.values[0]).filter(|_| group.kind == Kind::Kernel && position == 1);
+                    let layout = reader.and_then(cost::layout_of);
+                    if !schedule.views.is_weight_time(value) || self.weights.contains(graph_index, value, layout) {
                         continue;
                     }
                     let dtype = cpu::stored_dtype_of(graph, value);
-                    let mut layout = None;
-                    let is_kernel = group.kind == Kind::Kernel;
-                    if is_kernel && position == 1 && matches!(graph.op(group.values[0]), Some(Op::TernaryMatmul(_))) {
-                        let row = self.row(graph, group.values[0], &(1..=1))?;
-                        layout = Some(row.layout());
-                    }
                     self.weights.add(self.program, graph_index, value, StoredTensor { dtype, layout }, is_body, rounds);
                 }
             }
             // What a body gives or a state becomes may be a weight as it is; it is copied from there.
             for value in graph.outputs.iter().copied().chain(graph.updates.iter().map(|update| update.value)) {
                 let value = schedule.views.resolve(value).base;
-                if schedule.views.is_weight_time(value) && !self.weights.contains(graph_index, value) {
+                if schedule.views.is_weight_time(value) && !self.weights.contains(graph_index, value, None) {
                     let stored = StoredTensor { dtype: graph.ty(value).dtype, layout: None };
                     self.weights.add(self.program, graph_index, value, stored, is_body, rounds);
                 }
@@ -281,10 +281,19 @@ impl<'a> Emitter<'a> {
                 stride: tensor.stride,
             });
             let place = Place { buffer, offset: round_offset(tensor.rounds, tensor.stride) };
-            self.fixed[tensor.graph].insert(tensor.value, place);
+            match tensor.stored.layout {
+                Some(layout) => drop(self.packed.insert((tensor.graph, tensor.value, layout), place)),
+                None => drop(self.fixed[tensor.graph].insert(tensor.value, place)),
+            }
         }
         self.plan.weights_bytes = self.weights.bytes();
         Ok(())
+    }
+
+    /// The position of one of the program's graphs.
+    fn index_of(&self, graph: &Graph) -> usize {
+        let position = self.schedules.iter().position(|schedule| std::ptr::eq(schedule.graph, graph));
+        position.expect("steps are made from the schedules")
     }
 
     /// Bytes of a value at the largest sizes that calls of `max_tokens` tokens have.
@@ -435,11 +444,6 @@ impl Row {
             Row::Cuda(desc) => (desc.family, desc.inputs, desc.layout),
         }
     }
-
-    /// The packing that it wants its ternary weights in.
-    fn layout(self) -> TernaryLayout {
-        self.kind().2.unwrap_or(TernaryLayout::Tile16)
-    }
 }
 
 struct PhaseCtx<'e, 'a> {
@@ -539,8 +543,16 @@ impl<'a> PhaseCtx<'_, 'a> {
         // The cache is an append's first operand, and the last argument of its kernel.
         let is_append = matches!(graph.op(value), Some(Op::KvAppend(_)));
         let inputs = if is_append { &operands[1..] } else { operands };
-        let mut places_in_order: Vec<Place> =
-            inputs.iter().map(|&operand| self.place(schedule, operand, places)).collect();
+        let layout = graph.op(value).and_then(cost::layout_of);
+        let place = |(position, &operand): (usize, &ValueId)| match layout.filter(|_| position == 1) {
+            Some(layout) => {
+                let base = schedule.views.resolve(operand).base;
+                let packed = self.emitter.packed.get(&(self.emitter.index_of(graph), base, layout));
+                packed.cloned().unwrap_or_else(|| self.place(schedule, operand, places))
+            }
+            None => self.place(schedule, operand, places),
+        };
+        let mut places_in_order: Vec<Place> = inputs.iter().enumerate().map(place).collect();
         places_in_order.push(match is_append {
             true => self.place(schedule, operands[0], places),
             false => self.output(graph, value, places)?,
@@ -582,7 +594,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             macs: work::macs(graph, value),
             ops: Expr::from(0),
             rate: self.emitter.options.machine.plan_rate(family, inputs, layout),
-            from: format!("{}.{}", graph.name, describe(graph, value)),
+            from: format!("{}.{}", graph.name, graph.describe(value)),
         }))
     }
 
@@ -598,7 +610,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             total = total
                 + match graph.op(value) {
                     Some(Op::Attention(_)) if position == 1 || position == 2 => {
-                        Expr::symbol(KEYS) * Expr::product(&ty.shape.0[2..3]) * Expr::from(row_bytes(ty))
+                        Expr::symbol(KEYS) * Expr::product(&ty.shape.0[1..2]) * Expr::from(row_bytes(ty))
                     }
                     // An append writes one row for each that it reads.
                     Some(Op::KvAppend(_)) if position == 0 => {
@@ -606,8 +618,8 @@ impl<'a> PhaseCtx<'_, 'a> {
                         Expr::product(&rows[..2]) * Expr::from(row_bytes(ty))
                     }
                     _ if schedule.views.is_weight_time(operand) => {
-                        let index = self.emitter.schedules.iter().position(|other| std::ptr::eq(other.graph, graph));
-                        let bytes = index.and_then(|index| self.emitter.weights.bytes_of(index, operand));
+                        let layout = graph.op(value).and_then(cost::layout_of).filter(|_| position == 1);
+                        let bytes = self.emitter.weights.bytes_of(self.emitter.index_of(graph), operand, layout);
                         Expr::from(bytes.unwrap_or(0))
                     }
                     _ => bytes_expr(ty),
@@ -643,7 +655,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             Extent::Dim(dim) => Expr::symbol(&nest.dims[*dim]),
         };
         let grid = nest.outer.iter().fold(Expr::from(1), |grid, outer| grid * extent(outer));
-        let labels: Vec<String> = group.outputs.iter().map(|&value| describe(graph, value)).collect();
+        let labels: Vec<String> = group.outputs.iter().map(|&value| graph.describe(value)).collect();
         Ok(Step::Call(Call {
             kernel: *kernel,
             grid: Grid::from(grid),
@@ -784,23 +796,9 @@ fn touched_bytes(graph: &Graph, group: &Group, value: ValueId) -> Expr {
     }
 }
 
-/// What a step computes, for people: the value's name; of a value without one, such as a merged product, the names of its parts.
-fn describe(graph: &Graph, value: ValueId) -> String {
-    let is_part = |user: &ValueId| {
-        let is_view = matches!(graph.op(*user), Some(Op::Slice(_) | Op::Reshape(_) | Op::Permute(_) | Op::Cast(_)));
-        is_view && graph.operands(*user).first() == Some(&value)
-    };
-    let parts: Vec<&str> =
-        graph.values.ids().filter(is_part).filter_map(|user| graph.values[user].name.as_deref()).collect();
-    match (&graph.values[value].name, parts.is_empty()) {
-        (None, false) => parts.join("+"),
-        _ => graph.label(value),
-    }
-}
-
 /// The name of a generated kernel: its graph and what it computes.
 fn nest_name(graph: &Graph, group: &Group) -> String {
-    let labels: Vec<String> = group.outputs.iter().map(|&value| describe(graph, value)).collect();
+    let labels: Vec<String> = group.outputs.iter().map(|&value| graph.describe(value)).collect();
     let text = format!("{}_{}", graph.name, labels.join("_"));
     let mut name: String = text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     if !name.starts_with(|c: char| c.is_ascii_alphabetic()) {

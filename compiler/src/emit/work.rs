@@ -12,7 +12,7 @@ pub const KEYS: &str = "keys";
 /// Multiply-accumulates of a product.
 pub fn macs(graph: &Graph, value: ValueId) -> Expr {
     match graph.op(value) {
-        Some(Op::TernaryMatmul(_) | Op::Matmul(_) | Op::QuantizedMatmul(_)) => {
+        Some(Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::Matmul(_) | Op::QuantizedMatmul(_)) => {
             let weight = graph.ty(graph.operands(value)[1]);
             Expr::product(graph.ty(value).shape.outer()) * Expr::product(weight.shape.dims())
         }

@@ -7,6 +7,8 @@ use ir::plan::Expr;
 use ir::{DType, Graph, Op, Shape, TensorType, ValueId};
 use kernels::{Family, Isa, KernelDesc};
 
+use crate::egraph::cost;
+
 /// Why no row of the table fits.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no {target} kernel for `{op}` of `{value}` on ({types}): {reason}; the closest: {closest}")]
@@ -37,12 +39,12 @@ pub fn choose(
     tokens: &RangeInclusive<u64>,
     isa: Isa,
 ) -> Result<&'static KernelDesc, NoKernel> {
-    let Wanted { family, inputs, output, tokens } = wanted(graph, value, tokens);
+    let Wanted { family, inputs, output, layout, tokens } = wanted(graph, value, tokens);
     let fits = |desc: &&KernelDesc| {
         desc.family == family
             && desc.inputs == inputs
             && desc.output == output
-            && desc.layout.is_none_or(|layout| layout == TernaryLayout::Tile16)
+            && desc.layout == layout
             && desc.requires.isa.runs_on(isa)
             && desc.tokens.start() <= tokens.start()
             && tokens.end() <= desc.tokens.end()
@@ -67,6 +69,8 @@ pub(crate) struct Wanted {
     pub(crate) family: Family,
     pub(crate) inputs: Vec<DType>,
     pub(crate) output: DType,
+    /// How its ternary weights are packed.
+    pub(crate) layout: Option<TernaryLayout>,
     /// How many rows of activations its calls have.
     pub(crate) tokens: RangeInclusive<u64>,
 }
@@ -77,7 +81,9 @@ pub(crate) fn wanted(graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>
     let dtype = |position: usize| graph.ty(operands[position]).dtype;
     let op = graph.op(value).expect("groups of the table are ops");
     let (family, inputs, output): (Family, Vec<DType>, DType) = match op {
-        Op::TernaryMatmul(_) => (Family::TernaryMatmul, vec![dtype(0), DType::T2], DType::F32),
+        Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) => {
+            (Family::TernaryMatmul, vec![dtype(0), DType::T2], DType::F32)
+        }
         // Weights in half precision are widened when they are packed.
         Op::Matmul(_) => (Family::DenseMatmul, vec![DType::F32, stored_dtype(dtype(1))], DType::F32),
         Op::QuantizedMatmul(_) => (Family::DenseMatmul, vec![dtype(0), dtype(1)], DType::F32),
@@ -86,10 +92,10 @@ pub(crate) fn wanted(graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>
         _ => (Family::DenseMatmul, Vec::new(), DType::F32),
     };
     let tokens = match op {
-        Op::TernaryMatmul(_) | Op::Matmul(_) => rows(graph.ty(operands[0]), tokens),
+        Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::Matmul(_) => rows(graph.ty(operands[0]), tokens),
         _ => tokens.clone(),
     };
-    Wanted { family, inputs, output, tokens }
+    Wanted { family, inputs, output, layout: cost::layout_of(op), tokens }
 }
 
 /// The error that no row fits.
@@ -132,26 +138,28 @@ pub fn dim(graph: &Graph, value: ValueId, name: &str, x_stride: i64) -> Option<E
     let size = |position: usize, axis: usize| Expr::from(&graph.ty(operands[position]).shape.0[axis]);
     let constant = |value: u64| Some(Expr::from(value));
     match (graph.op(value)?, name) {
-        (Op::TernaryMatmul(_) | Op::Matmul(_) | Op::QuantizedMatmul(_), "n") => {
+        (Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::Matmul(_) | Op::QuantizedMatmul(_), "n") => {
             Some(Expr::product(graph.ty(operands[0]).shape.outer()))
         }
-        (Op::TernaryMatmul(_) | Op::Matmul(_), "k") => Some(size(1, 1)),
+        (Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::Matmul(_), "k") => Some(size(1, 1)),
         // The weights may be cut into groups; the activations never are.
         (Op::QuantizedMatmul(_), "k") => graph.ty(operands[0]).shape.last().map(Expr::from),
         (Op::QuantizedMatmul(_), "group") => graph.ty(operands[1]).shape.last().map(Expr::from),
-        (Op::TernaryMatmul(_) | Op::Matmul(_) | Op::QuantizedMatmul(_), "m") => Some(size(1, 0)),
+        (Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::Matmul(_) | Op::QuantizedMatmul(_), "m") => {
+            Some(size(1, 0))
+        }
         (Op::Attention(_), "n") => Some(size(0, 0)),
         (Op::Attention(_), "heads") => Some(size(0, 1)),
         (Op::Attention(_), "hd") => Some(size(0, 2)),
-        (Op::Attention(_), "ctx") => Some(size(1, 1)),
-        (Op::Attention(_), "kv_heads") => Some(size(1, 2)),
+        (Op::Attention(_), "ctx") => Some(size(1, 2)),
+        (Op::Attention(_), "kv_heads") => Some(size(1, 1)),
         (Op::Attention(attention), "window") => constant(u64::from(attention.window)),
         (Op::Attention(attention), "sinks") => constant(u64::from(attention.sinks)),
         (Op::Attention(attention), "scale_bits") => constant(u64::from((attention.scale.get() as f32).to_bits())),
         (Op::KvAppend(_), "n") => Some(size(1, 0)),
         (Op::KvAppend(_), "seqs") => Some(size(0, 0)),
-        (Op::KvAppend(_), "ctx") => Some(size(0, 1)),
-        (Op::KvAppend(_), "kv_heads") => Some(size(0, 2)),
+        (Op::KvAppend(_), "ctx") => Some(size(0, 2)),
+        (Op::KvAppend(_), "kv_heads") => Some(size(0, 1)),
         (Op::KvAppend(_), "hd") => Some(size(0, 3)),
         (Op::KvAppend(_), "x_stride") => constant(u64::try_from(x_stride).ok()?),
         _ => None,

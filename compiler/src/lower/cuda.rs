@@ -21,11 +21,12 @@ pub fn choose(
     tokens: &RangeInclusive<u64>,
     sm: Sm,
 ) -> Result<&'static CudaKernelDesc, NoKernel> {
-    let Wanted { family, inputs, output, tokens } = cpu::wanted(graph, value, tokens);
+    let Wanted { family, inputs, output, layout, tokens } = cpu::wanted(graph, value, tokens);
     let fits = |desc: &&CudaKernelDesc| {
         desc.family == family
             && desc.inputs == inputs
             && desc.output == output
+            && desc.layout == layout
             && desc.requires.compiles_for(sm)
             && desc.tokens.start() <= tokens.start()
             && tokens.end() <= desc.tokens.end()

@@ -276,6 +276,7 @@ impl Ctx<'_, '_> {
             | Op::QuantizedMatmul(_)
             | Op::QuantizeGroups(_)
             | Op::TernaryMatmul(_)
+            | Op::TernaryMatmulBase3(_)
             | Op::Ternarise(_)
             | Op::TernaryScale(_)
             | Op::KvAppend(_)

@@ -17,7 +17,7 @@ pub fn rules() -> Vec<Rule> {
         .rounding()
         .when(multiply_scale)
         .example(
-            "?q f32[n,4,d]; ?c const f32[1] 0.5; ?k f32[2,8,2,d]; ?v f32[2,8,2,d]; ?seq i32[n]; ?pos i32[n]; ?span i32[n,2]; \
+            "?q f32[n,4,d]; ?c const f32[1] 0.5; ?k f32[2,2,8,d]; ?v f32[2,2,8,d]; ?seq i32[n]; ?pos i32[n]; ?span i32[n,2]; \
              ?scale 0.25; ?window 0; ?sinks 0",
         ),
         // rope-scaled: a rotation is linear.

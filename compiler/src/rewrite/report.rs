@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use ir::packing::TernaryLayout;
+
 /// What was done to a program.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
@@ -25,6 +27,34 @@ pub struct GraphReport {
     pub cost_after: u64,
     /// How the result was found.
     pub extraction: ExtractionReport,
+    /// Why the weights of each ternary matmul are packed as they are.
+    pub packings: Vec<PackingReport>,
+}
+
+/// The ways to pack the weights of one ternary matmul, by the cost model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackingReport {
+    /// The matmul.
+    pub value: String,
+    /// How its weights are packed.
+    pub chosen: TernaryLayout,
+    /// The way that options allow, if only one.
+    pub only: Option<TernaryLayout>,
+    /// All ways that the target has kernels for.
+    pub ways: Vec<PackingWay>,
+}
+
+/// One way to pack them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackingWay {
+    /// How.
+    pub layout: TernaryLayout,
+    /// Bytes of the weights.
+    pub weight_bytes: u64,
+    /// Picoseconds over all phases, by which ways are compared.
+    pub cost: u64,
+    /// For each phase, its tokens, and the seconds that reading takes and computing.
+    pub phases: Vec<(u64, f64, f64)>,
 }
 
 /// What one stage did.
@@ -104,7 +134,8 @@ impl fmt::Display for GraphReport {
             microseconds(self.cost_after),
             self.extraction.decisions,
         )?;
-        self.stages.iter().try_for_each(|stage| write!(f, "{stage}"))
+        self.stages.iter().try_for_each(|stage| write!(f, "{stage}"))?;
+        self.packings.iter().try_for_each(|packing| write!(f, "{packing}"))
     }
 }
 
@@ -122,6 +153,34 @@ impl fmt::Display for StageReport {
             self.iterations,
         )?;
         self.rules.iter().try_for_each(|(rule, count)| writeln!(f, "    {count:>4} {rule}"))
+    }
+}
+
+impl fmt::Display for PackingReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = match (self.only, self.ways.len()) {
+            (Some(only), _) if only == self.chosen => "as asked for",
+            (_, 1) => "the only way that there is",
+            _ => "the fastest",
+        };
+        writeln!(f, "  weights of {} in {}: {why}", self.value, bits(self.chosen))?;
+        for way in &self.ways {
+            write!(f, "    {:>8}: {:8.3} MB", bits(way.layout), way.weight_bytes as f64 / 1e6)?;
+            for (tokens, read, compute) in &way.phases {
+                let tokens = if *tokens == 1 { "1 token".to_owned() } else { format!("{tokens} tokens") };
+                write!(f, "; {tokens}: reading {:.1} us, computing {:.1}", read * 1e6, compute * 1e6)?;
+            }
+            writeln!(f, "; in all {}", microseconds(way.cost))?;
+        }
+        Ok(())
+    }
+}
+
+/// What a packing is called on command lines.
+pub fn bits(layout: TernaryLayout) -> &'static str {
+    match layout {
+        TernaryLayout::Tile16Base3 => "1.6 bits",
+        TernaryLayout::RowMajor4 | TernaryLayout::Blocks4 | TernaryLayout::Tile16 => "2 bits",
     }
 }
 

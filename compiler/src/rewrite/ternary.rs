@@ -10,6 +10,22 @@ use ir::{DType, Shape, TensorType};
 use super::matmul::one_per_row;
 use super::rule::{Match, Rule, require};
 
+/// The rules that choose how ternary weights are packed. They run last: a packing is of the matmuls that are left.
+pub fn packings() -> Vec<Rule> {
+    vec![
+        // pack-base3: five weights in a byte instead of four. Which is faster is a matter of the machine: fewer bytes, more work for each.
+        //   ternary_matmul(x, w, s)  =  ternary_matmul_base3(x, w, s)      x in q8
+        Rule::new(
+            "pack-base3",
+            "Ternary weights may be stored five to a byte.",
+            "(ternary_matmul ?x ?w ?s)",
+            "(ternary_matmul_base3 ?x ?w ?s)",
+        )
+        .when(|m| require(m.weight_time("?w")))
+        .example("?x q8[n,k]; ?w param t2[m,k]; ?s param f32[m]"),
+    ]
+}
+
 /// The rules of this family.
 pub fn rules() -> Vec<Rule> {
     vec![

@@ -70,7 +70,15 @@ pub enum ScheduleError {
 
 /// Whether a row of the kernel table computes this op.
 fn is_kernel(op: &Op) -> bool {
-    matches!(op, Op::TernaryMatmul(_) | Op::Matmul(_) | Op::QuantizedMatmul(_) | Op::Attention(_) | Op::KvAppend(_))
+    matches!(
+        op,
+        Op::TernaryMatmul(_)
+            | Op::TernaryMatmulBase3(_)
+            | Op::Matmul(_)
+            | Op::QuantizedMatmul(_)
+            | Op::Attention(_)
+            | Op::KvAppend(_)
+    )
 }
 
 /// Whether readers of this op's result need whole rows of it, or what is left of a number in a narrow type, so that it must be stored.

@@ -1,7 +1,8 @@
 //! Rotary embedding, the key-value cache, and attention over it.
 //!
 //! Tokens of a call come in any mixture of sequences: token `i` belongs to sequence `seq[i]` and stands at position `pos[i]` of it. A cache has
-//! the type `[sequences, context, kv_heads, head_dim]`, in f32 or in a row format; its rows are quantised once, when they are appended.
+//! the type `[sequences, kv_heads, context, head_dim]`, in f32 or in a row format; its rows are quantised once, when they are appended. The keys
+//! of a head lie one after the other, because that is how they are read.
 
 use crate::dtype::DType;
 use crate::mask::{Mask, Span};
@@ -73,7 +74,7 @@ op! {
     /// The cache with `x[i]` stored at (`seq[i]`, `pos[i]`), in the cache's own format. Nothing else of the cache changes, so lowering updates it
     /// in place.
     ///
-    /// `cache` is f32, q8 or q4 `[sequences, context, kv_heads, d]`; `x` is f32 `[n, kv_heads, d]`; `seq` and `pos` are i32 `[n]`. A token whose
+    /// `cache` is f32, q8 or q4 `[sequences, kv_heads, context, d]`; `x` is f32 `[n, kv_heads, d]`; `seq` and `pos` are i32 `[n]`. A token whose
     /// sequence or position lies outside the cache is not stored.
     KvAppend = "kv_append" (cache, x, seq, pos) {}
 }
@@ -85,9 +86,9 @@ impl OpDef for KvAppend {
             return Err(TypeError::DType { input: "cache", expected: "f32, q8 or q4", found: cache.dtype });
         }
         expect_f32("x", x)?;
-        expect_rank("cache", cache, 4, "4 dimensions [sequences, context, kv_heads, d]")?;
+        expect_rank("cache", cache, 4, "4 dimensions [sequences, kv_heads, context, d]")?;
         expect_rank("x", x, 3, "3 dimensions [n, kv_heads, d]")?;
-        if cache.shape.0[2..] != x.shape.0[1..] {
+        if [&cache.shape.0[1], &cache.shape.0[3]] != [&x.shape.0[1], &x.shape.0[2]] {
             return Err(TypeError::mismatch("heads and head dimension", &cache.shape, &x.shape));
         }
         let tokens = Shape::new([x.shape.0[0].clone()]);
@@ -99,14 +100,14 @@ impl OpDef for KvAppend {
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
         let [cache, x, seq, pos] = inputs else { unreachable!("the arity was checked") };
         let mut result = (*cache).clone();
-        let [sequences, context, heads, d] = out.dims[..] else { unreachable!("the rank was checked") };
+        let [sequences, heads, context, d] = out.dims[..] else { unreachable!("the rank was checked") };
         for (token, (&seq, &pos)) in seq.data.iter().zip(&pos.data).enumerate() {
             if !(0.0..sequences as f64).contains(&seq) || !(0.0..context as f64).contains(&pos) {
                 continue;
             }
             for head in 0..heads {
                 let row = &x.data[(token * heads + head) * d..][..d];
-                let at = ((seq as usize * context + pos as usize) * heads + head) * d;
+                let at = ((seq as usize * heads + head) * context + pos as usize) * d;
                 result.data[at..at + d].copy_from_slice(&through_format(out.dtype, row));
             }
         }
@@ -140,7 +141,7 @@ impl OpDef for Attention {
             if !matches!(cache.dtype, DType::F32 | DType::Q8 | DType::Q4) {
                 return Err(TypeError::DType { input: name, expected: "f32, q8 or q4", found: cache.dtype });
             }
-            expect_rank(name, cache, 4, "4 dimensions [sequences, context, kv_heads, d]")?;
+            expect_rank(name, cache, 4, "4 dimensions [sequences, kv_heads, context, d]")?;
         }
         if k.shape != v.shape {
             return Err(TypeError::mismatch("the shapes of `k` and `v`", &k.shape, &v.shape));
@@ -148,13 +149,13 @@ impl OpDef for Attention {
         if k.shape.last() != q.shape.last() {
             return Err(TypeError::mismatch("head dimensions", &q.shape, &k.shape));
         }
-        match (q.shape.0[1].as_const(), k.shape.0[2].as_const()) {
+        match (q.shape.0[1].as_const(), k.shape.0[1].as_const()) {
             (Some(heads), Some(kv_heads)) if 0 < kv_heads && heads % kv_heads == 0 => {}
             _ => {
                 return Err(TypeError::mismatch(
                     "heads, as a multiple of the key-value heads,",
                     &q.shape.0[1],
-                    &k.shape.0[2],
+                    &k.shape.0[1],
                 ));
             }
         }
@@ -169,7 +170,7 @@ impl OpDef for Attention {
         let [q, k, v, seq, pos, span] = inputs else { unreachable!("the arity was checked") };
         let mask = Mask { window: self.window, sinks: self.sinks };
         let [n, heads, d] = out.dims[..] else { unreachable!("the rank was checked") };
-        let (context, kv_heads) = (k.dims()[1], k.dims()[2]);
+        let (kv_heads, context) = (k.dims()[1], k.dims()[2]);
         let mut data = Vec::with_capacity(n * heads * d);
         for token in 0..n {
             let span = Span { first: span.at(&[token, 0]) as u32, reach: span.at(&[token, 1]) as u32 };
@@ -180,7 +181,7 @@ impl OpDef for Attention {
                 let scores: Vec<f64> = keys
                     .iter()
                     .map(|&key| {
-                        let dot = |i| q.at(&[token, head, i]) * k.at(&[sequence, key, kv_head, i]);
+                        let dot = |i| q.at(&[token, head, i]) * k.at(&[sequence, kv_head, key, i]);
                         (0..d).map(dot).sum::<f64>() * self.scale.get()
                     })
                     .collect();
@@ -189,7 +190,7 @@ impl OpDef for Attention {
                 let sum: f64 = powers.iter().sum();
                 data.extend((0..d).map(|i| {
                     let terms = keys.iter().zip(&powers);
-                    let total: f64 = terms.map(|(&key, power)| power * v.at(&[sequence, key, kv_head, i])).sum();
+                    let total: f64 = terms.map(|(&key, power)| power * v.at(&[sequence, kv_head, key, i])).sum();
                     if keys.is_empty() { 0.0 } else { total / sum }
                 }));
             }

@@ -1,6 +1,6 @@
 // Attention over a KV cache, with an online softmax in the order that the crate defines.
 //
-// q, out: f32 [n, HEADS, HD]; k, v: caches [seqs, CTX, KV_HEADS] of rows of HD numbers; seq, pos: i32 [n]; span: i32 [n, 2]. A block is one
+// q, out: f32 [n, HEADS, HD]; k, v: caches [seqs, KV_HEADS, CTX] of rows of HD numbers; seq, pos: i32 [n]; span: i32 [n, 2]. A block is one
 // query head of one token. For each piece of visible keys between multiples of 64, the warps share the keys for the scores, a lane being an
 // accumulator of `dot`; then each thread has some numbers of the result and adds all values of the piece to them.
 // Blocks are small, for many tokens to be on the device at once. Bound: the caches' rate.

@@ -1,6 +1,6 @@
 // Attention over a KV cache for few tokens, with an online softmax in the order that the crate defines.
 //
-// q, out: f32 [n, HEADS, HD]; k, v: caches [seqs, CTX, KV_HEADS] of rows of HD numbers; seq, pos: i32 [n]; span: i32 [n, 2]. A block is one
+// q, out: f32 [n, HEADS, HD]; k, v: caches [seqs, KV_HEADS, CTX] of rows of HD numbers; seq, pos: i32 [n]; span: i32 [n, 2]. A block is one
 // query head of one token. It takes the visible keys SPAN at a time, which are up to 16 tiles of 64:
 //
 //   scores    a warp takes eight keys at once; its lanes are the accumulators of `dot`

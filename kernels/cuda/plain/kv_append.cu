@@ -1,6 +1,6 @@
 // KV append: cache[seq[t], pos[t], h] = encode(x[t, h]).
 //
-// x: f32, token t at element t * X_STRIDE, [KV_HEADS, HD] each; seq, pos: i32 [n]; cache: [SEQS, CTX, KV_HEADS] of rows of HD numbers. A block is
+// x: f32, token t at element t * X_STRIDE, [KV_HEADS, HD] each; seq, pos: i32 [n]; cache: [SEQS, KV_HEADS, CTX] of rows of HD numbers. A block is
 // one warp: one head of one token. A token whose place is outside the cache is skipped.
 #include "lib/rows.cuh"
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use ir::entity::Id;
 use ir::plan::{self, Plan, Tuning};
-use kernels::CpuKernel;
+use kernels::{CpuKernel, KernelDesc};
 
 use self::code::{Code, GeneratedKernel};
 use self::pool::{Pool, Stages};
@@ -24,6 +24,12 @@ use crate::artifact::WeightMap;
 use crate::error::{ArtifactProblem, RuntimeError};
 use crate::slab::Slab;
 
+/// Bytes of a stream that a waiting thread reads ahead: a part of what the second-level cache of any CPU holds.
+const READ_AHEAD: u64 = 256 << 10;
+/// Bytes of one bit of it: as many lines as a core has under way at once.
+const READ_AHEAD_BIT: u64 = 16 * LINE;
+/// Bytes of a cache line.
+const LINE: u64 = 64;
 /// Bytes that are one unit of a copy.
 const COPY_UNIT: u64 = 16 << 10;
 
@@ -45,7 +51,7 @@ struct Memory {
 /// What a launch calls.
 #[derive(Clone, Copy)]
 enum Function {
-    Table(CpuKernel),
+    Table(&'static KernelDesc, CpuKernel),
     Generated(GeneratedKernel),
     /// Copies from the first argument to the second; the dims are the bytes of all units and of one.
     Copy,
@@ -56,6 +62,8 @@ pub struct CpuProgram {
     launches: Vec<Launch>,
     /// Launches that are done together: one of many units, or several of one unit each.
     stages: Vec<Range<usize>>,
+    /// For each stage, the first after it that reads a stream.
+    streams_after: Vec<Option<usize>>,
     args: Vec<*mut u8>,
     dims: Vec<i64>,
     /// Keeps what the pointers and functions point to.
@@ -75,6 +83,18 @@ struct Launch {
     args: usize,
     /// Where its sizes start in `CpuProgram::dims`.
     dims: usize,
+    /// How many units are best done together.
+    grain: u64,
+    /// The weights that it reads once, in the order of its units, if it has such.
+    stream: Option<Stream>,
+}
+
+/// Weights that a launch reads from start to end.
+#[derive(Clone, Copy)]
+struct Stream {
+    start: *const u8,
+    /// Bytes of one unit.
+    unit_bytes: u64,
 }
 
 /// One run of a program.
@@ -111,9 +131,10 @@ impl CpuDevice {
         let mut problems = Vec::new();
         for kernel in &plan.kernels {
             match &kernel.code {
-                plan::Code::Table => match kernels::cpu::resolve(&kernel.name) {
-                    Ok(function) => kernels.push(Function::Table(function)),
-                    Err(error) => problems.push(ArtifactProblem::Kernel(error)),
+                plan::Code::Table => match (kernels::cpu::resolve(&kernel.name), kernels::find(&kernel.name)) {
+                    (Ok(function), Some(desc)) => kernels.push(Function::Table(desc, function)),
+                    (Ok(_), None) => unreachable!("what was resolved is in the table"),
+                    (Err(error), _) => problems.push(ArtifactProblem::Kernel(error)),
                 },
                 plan::Code::Cuda { .. } => problems.push(ArtifactProblem::Foreign { kernel: kernel.name.clone() }),
                 plan::Code::Generated { offset, .. } => {
@@ -153,6 +174,17 @@ impl CpuDevice {
         ceiling::dot_rate(&mut self.pool)
     }
 
+    /// What a kernel of the table reads of the weights, if its units are rows of them: the largest of its weights.
+    fn stream(&self, desc: &KernelDesc, units: u64, args: &[Place], dims: &[i64]) -> Option<Stream> {
+        let weights = desc.signature.args.iter().zip(args).filter(|(_, place)| matches!(place, Place::Weights(_)));
+        let sized = weights.filter_map(|(arg, &place)| {
+            // Weights do not depend on how many sequences there are.
+            Some((kernels::extent::arg_bytes(desc, arg.name, &|name| dim(desc, name, dims), 1)?, place))
+        });
+        let (bytes, place) = sized.max_by_key(|(bytes, _)| *bytes)?;
+        Some(Stream { start: self.region(place, bytes), unit_bytes: bytes / units.max(1) })
+    }
+
     /// The start of `bytes` bytes at a place.
     fn region(&self, place: Place, bytes: u64) -> *mut u8 {
         let (base, offset, space) = match place {
@@ -180,17 +212,24 @@ impl Device for CpuDevice {
         let mut program = CpuProgram {
             launches: Vec::with_capacity(works.len()),
             stages: Vec::new(),
+            streams_after: Vec::new(),
             args: Vec::new(),
             dims: Vec::new(),
             _memory: Arc::clone(&self.memory),
         };
         for work in works {
             let (args, dims) = (program.args.len(), program.dims.len());
+            let (mut grain, mut stream) = (1, None);
             let (function, units) = match work {
                 Work::Launch { kernel, grid: [units, ..], args, dims } => {
                     program.args.extend(args.iter().map(|&place| self.region(place, 0)));
                     program.dims.extend(dims);
-                    (self.kernels[kernel.index()], *units)
+                    let function = self.kernels[kernel.index()];
+                    if let Function::Table(desc, _) = function {
+                        grain = desc.grain(|name| dim(desc, name, dims));
+                        stream = self.stream(desc, *units, args, dims);
+                    }
+                    (function, *units)
                 }
                 Work::Copy { from, to, bytes } => {
                     // Units of a copy inside one region could overtake each other, so it is done in one.
@@ -204,13 +243,22 @@ impl Device for CpuDevice {
                     (Function::Copy, bytes.div_ceil(unit))
                 }
             };
-            program.launches.push(Launch { function, units, args, dims });
+            program.launches.push(Launch { function, units, args, dims, grain, stream });
         }
         let is_single = |position: usize| program.launches[position].units == 1;
         for position in 0..program.launches.len() {
             match program.stages.last_mut() {
                 Some(stage) if is_single(position) && is_single(stage.start) => stage.end = position + 1,
                 _ => program.stages.push(position..position + 1),
+            }
+        }
+        // From the end, because what comes first after a stage is what comes first after the next, or the next itself.
+        let mut next = None;
+        program.streams_after = vec![None; program.stages.len()];
+        for (stage, launches) in program.stages.iter().enumerate().rev() {
+            program.streams_after[stage] = next;
+            if program.launches[launches.start].stream.is_some() {
+                next = Some(stage);
             }
         }
         Ok(Arc::new(program))
@@ -259,6 +307,27 @@ impl Stages for Run {
         self.program.launches[self.program.stages[stage].start].units
     }
 
+    fn grain(&self, stage: usize) -> u64 {
+        self.program.launches[self.program.stages[stage].start].grain
+    }
+
+    fn streams_after(&self, stage: usize) -> Option<usize> {
+        self.program.streams_after[stage]
+    }
+
+    fn read_ahead(&self, stage: usize, begin: u64, end: u64, bit: u64) -> ControlFlow<()> {
+        let launch = &self.program.launches[self.program.stages[stage].start];
+        let Some(Stream { start, unit_bytes }) = launch.stream else { return ControlFlow::Break(()) };
+        let (from, to) = (begin * unit_bytes + bit * READ_AHEAD_BIT, end * unit_bytes);
+        if to.min(begin * unit_bytes + READ_AHEAD) <= from {
+            return ControlFlow::Break(());
+        }
+        for line in (from..to.min(from + READ_AHEAD_BIT)).step_by(LINE as usize) {
+            kernels::cpu::prefetch(start.wrapping_add(line as usize));
+        }
+        ControlFlow::Continue(())
+    }
+
     fn execute(&self, stage: usize, begin: u64, end: u64) {
         for position in self.program.stages[stage].clone() {
             self.program.call(&self.program.launches[position], begin as i64, end as i64);
@@ -270,13 +339,19 @@ impl Stages for Run {
     }
 }
 
+/// The value of a dim of a kernel's signature among `dims`, or 0.
+fn dim(desc: &KernelDesc, name: &str, dims: &[i64]) -> i64 {
+    let position = desc.signature.dims.iter().position(|dim| *dim == name);
+    position.and_then(|position| dims.get(position)).copied().unwrap_or(0)
+}
+
 impl CpuProgram {
     fn call(&self, launch: &Launch, begin: i64, end: i64) {
         let (args, dims) = (self.args[launch.args..].as_ptr(), self.dims[launch.dims..].as_ptr());
         match launch.function {
             // SAFETY: the kernel was resolved for this CPU; the plan gives it the pointers and sizes of its signature, as the compiler
             // promised and the artifact's reader checked; the units are inside the grid and no other thread's.
-            Function::Table(kernel) => unsafe { kernel(args, dims, begin, end) },
+            Function::Table(_, kernel) => unsafe { kernel(args, dims, begin, end) },
             // SAFETY: as above; the generated function is what the plan's grid, pointers and sizes were made for.
             Function::Generated(kernel) => unsafe { kernel(args, dims, begin, end) },
             Function::Copy => {

@@ -107,7 +107,7 @@ impl CudaDevice {
             weights: Memory::zeroed(&context, data.len() as u64)?,
             slab: Memory::zeroed(&context, plan.slab_bytes)?,
         };
-        memory.weights.fill(data)?;
+        memory.weights.write(0, data)?;
         let input_bytes = input_bytes(plan, weights)?;
         Ok(Self {
             stream: Stream::new(&context)?,
@@ -320,14 +320,17 @@ impl Device for CudaDevice {
 
     fn write_i32(&mut self, offset: u64, values: &[i32]) -> Result<(), RuntimeError> {
         self.context.make_current()?;
-        let end = offset + 4 * values.len() as u64;
-        assert!(self.input_bytes.start <= offset && end <= self.input_bytes.end, "byte {offset} is of no input");
         if values.is_empty() {
             return Ok(());
         }
-        // What is on its way must not change.
+        // What is on its way, or read by what still runs, must not change.
         if self.is_busy {
             self.wait()?;
+        }
+        let end = offset + 4 * values.len() as u64;
+        if offset < self.input_bytes.start || self.input_bytes.end < end {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            return self.memory.slab.write(offset, &bytes);
         }
         self.inputs.write_i32((offset - self.input_bytes.start) as usize, values);
         self.written = match self.written.is_empty() {

@@ -75,7 +75,7 @@ fn on(
 fn cache_size(program: &Program) -> (u64, u64) {
     let states = program.graphs.iter().flat_map(|graph| graph.states().map(|(value, _): (ValueId, _)| graph.ty(value)));
     let caches = states.filter_map(|ty| match ty.shape.dims() {
-        [sequences, context, _, _] => Some((sequences.as_const()?, context.as_const()?)),
+        [sequences, _, context, _] => Some((sequences.as_const()?, context.as_const()?)),
         _ => None,
     });
     caches.min().unwrap_or((1, CONTEXT))

@@ -9,7 +9,8 @@ use ir::op::movement::{Broadcast, Concat, Permute, Reshape, Slice};
 use ir::op::norm::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm, RmsNormQuantize};
 use ir::op::reduce::{Argmax, Max, Mean, Softmax, Sum};
 use ir::op::ternary::{
-    Dequantize, Quantize, QuantizeGroups, Ternarise, TernaryMatmul, TernaryRule, TernaryScale, Unpack,
+    Dequantize, Quantize, QuantizeGroups, Ternarise, TernaryMatmul, TernaryMatmulBase3, TernaryRule, TernaryScale,
+    Unpack,
 };
 use ir::op::{Op, Real};
 use ir::{DType, Dim, Shape, TensorType, ValueId};
@@ -240,7 +241,11 @@ impl Maker {
         let m = Dim::Const(size(c2));
         let w = self.ternary(c3, m.clone(), k);
         let s = self.of_type(c4, vector(&m));
-        self.op(step, TernaryMatmul {}, &[x, w, s]);
+        if self.builder.ty(x).dtype == DType::Q8 && c4 % 3 == 0 {
+            self.op(step, TernaryMatmulBase3 {}, &[x, w, s]);
+        } else {
+            self.op(step, TernaryMatmul {}, &[x, w, s]);
+        }
     }
 
     fn ternarise(&mut self, step: &Step) {
@@ -303,7 +308,7 @@ impl Maker {
         let (kv_heads, groups, d) = (1 + u64::from(c0 % 2), 1 + u64::from(c1 % 3), size(c2));
         let (seq, pos, span) = self.places();
         let formats = [DType::F32, DType::Q8, DType::Q4];
-        let cache = Shape::of(&[SEQUENCES, CONTEXT, kv_heads, d]);
+        let cache = Shape::of(&[SEQUENCES, kv_heads, CONTEXT, d]);
         let mut after = Vec::new();
         for (choice, format) in [(c3, c4), (c4, c5)] {
             let ty = TensorType::new(formats[format as usize % 3], cache.clone());

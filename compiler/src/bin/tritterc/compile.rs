@@ -16,6 +16,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::model::{self, BuildArgs, Named};
 use crate::nvrtc;
+use crate::opt::Packing;
 use crate::say;
 
 /// Compiles a model to an artifact that `tritter` runs.
@@ -50,6 +51,9 @@ pub(crate) struct Args {
     /// Fill the weights from this seed instead of a checkpoint.
     #[arg(long, value_name = "SEED")]
     random_weights: Option<u64>,
+    /// How ternary weights are packed: the faster way for each matmul by the machine's rates, or one way.
+    #[arg(long, value_enum, default_value = "auto")]
+    packing: Packing,
     /// Leave the program as the model declares it.
     #[arg(long)]
     no_optimize: bool,
@@ -71,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let named = model::find(&args.model)?;
     let built = model::build(&named, &args.build)?;
     let options = Options {
-        rewrite: crate::opt::rewrite_options(!args.no_optimize, None),
+        rewrite: crate::opt::rewrite_options(!args.no_optimize, None, args.packing),
         context: u64::from(built.context),
         sequences: u64::from(built.sequences),
         dumps: args.dump.is_some(),

@@ -40,7 +40,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let built = model::build(&model::find(&args.model)?, &args.build)?;
     let options = Options {
-        rewrite: crate::opt::rewrite_options(true, None),
+        rewrite: crate::opt::rewrite_options(true, None, crate::opt::Packing::Auto),
         context: u64::from(built.context),
         sequences: u64::from(built.sequences),
         dumps: true,

@@ -11,6 +11,7 @@ use ir::{Program, ValueId};
 use similar::TextDiff;
 
 use crate::model::{self, BuildArgs};
+use crate::opt::Packing;
 use crate::{say, say_json};
 
 /// Explains the optimiser: rules fired, costs, what changed; or the proof for one value.
@@ -29,6 +30,9 @@ pub(crate) struct Args {
     /// Rates that `tritter tune` measured on the machine to compile for, instead of guesses.
     #[arg(long, value_name = "FILE")]
     tuning: Option<PathBuf>,
+    /// How ternary weights are packed: the faster way for each matmul by the machine's rates, or one way.
+    #[arg(long, value_enum, default_value = "auto")]
+    packing: Packing,
     /// Report as one JSON object.
     #[arg(long)]
     json: bool,
@@ -38,7 +42,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let program = model::program(&args.model, &args.build)?;
-    let options = crate::opt::rewrite_options(true, None);
+    let options = crate::opt::rewrite_options(true, None, args.packing);
     let target = model::tuned(&args.target, args.tuning.as_deref())?;
     if let Some(value) = &args.why {
         return why(args, &program, value, &target, &options);
@@ -121,11 +125,23 @@ pub(crate) fn json(report: &rewrite::Report) -> serde_json::Value {
             "cost_before_ps": stage.cost_before, "cost_after_ps": stage.cost_after,
         })
     };
+    let packing = |packing: &rewrite::PackingReport| {
+        let phase = |(tokens, read, compute): &(u64, f64, f64)| serde_json::json!({ "tokens": tokens, "read_seconds": read, "compute_seconds": compute });
+        let ways = packing.ways.iter().map(|way| {
+            serde_json::json!({
+                "packing": way.layout.name(), "weight_bytes": way.weight_bytes, "cost_ps": way.cost,
+                "phases": way.phases.iter().map(phase).collect::<Vec<_>>(),
+            })
+        });
+        let chosen = packing.chosen.name();
+        serde_json::json!({ "value": packing.value, "chosen": chosen, "ways": ways.collect::<Vec<_>>() })
+    };
     let graph = |graph: &rewrite::GraphReport| {
         serde_json::json!({
             "graph": graph.graph, "cost_before_ps": graph.cost_before, "cost_after_ps": graph.cost_after,
             "proved_best": graph.extraction.proved, "decisions": graph.extraction.decisions,
             "stages": graph.stages.iter().map(stage).collect::<Vec<_>>(),
+            "packings": graph.packings.iter().map(packing).collect::<Vec<_>>(),
         })
     };
     serde_json::json!({

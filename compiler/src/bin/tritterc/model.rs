@@ -197,7 +197,7 @@ pub(crate) fn build(named: &Named, args: &BuildArgs) -> Result<Built> {
 fn cache_size(program: &Program) -> Option<(u32, u32)> {
     let states = program.graphs.iter().flat_map(|graph| graph.states().map(|(state, _)| graph.ty(state)));
     let mut caches = states.filter_map(|ty| match ty.shape.dims() {
-        [sequences, context, _, _] => sequences.as_const().zip(context.as_const()),
+        [sequences, _, context, _] => sequences.as_const().zip(context.as_const()),
         _ => None,
     });
     let (sequences, context) = caches.next()?;

@@ -1,10 +1,10 @@
 //! Attention over a KV cache, with an online softmax; the evaluation order is the one in the documentation of the crate.
 //!
-//! `q` is f32 `[n, heads, hd]`; `k` and `v` are caches `[seqs, ctx, kv_heads, hd]` in f32 or as records of a row format; token `t` belongs
+//! `q` is f32 `[n, heads, hd]`; `k` and `v` are caches `[seqs, kv_heads, ctx, hd]` in f32 or as records of a row format; token `t` belongs
 //! to sequence `seq[t]`, stands at `pos[t]` and sees the keys of `Mask { window, sinks }` with the span `span[t]`; `out` is f32
-//! `[n, heads, hd]`. A unit of the grid is one token with one KV head, so that the query heads of a group share what is read of the cache.
-//! Neighbouring tokens of one sequence that a call has in whole share it too: they are taken as one block of rows, a row being one query head
-//! of one token, and each row only sees its own keys, in its own order.
+//! `[n, heads, hd]`. A unit of the grid is one token with one query head, which leaves few units even of one token to each thread. Those of one
+//! KV head that a call has share what is read of the cache. Neighbouring tokens of one sequence that a call has in whole share it too: they are
+//! taken as one block of rows, a row being one query head of one token, and each row only sees its own keys, in its own order.
 //!
 //! ```text
 //! for each range of visible keys, for each piece of it between multiples of 64:
@@ -18,6 +18,7 @@
 //! once for all rows of a block, 16 at a time, which fits the first cache beside all else.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use ir::DType;
 use ir::mask::{Mask, Span};
@@ -207,29 +208,22 @@ pub(crate) unsafe fn attention<L: Lanes, K: CacheRow, V: CacheRow, const KEYS: u
         }
     };
     debug_assert!(operands.hd <= MAX_HEAD_DIM, "a head of {} numbers", operands.hd);
-    let (mut unit, end, kv_heads) = (begin as usize, end as usize, operands.kv_heads);
+    let (mut unit, end, heads) = (begin as usize, end as usize, operands.heads);
+    let group = heads / operands.kv_heads;
     while unit < end {
-        let group = operands.heads / kv_heads;
-        let (token, kv_head) = (unit / kv_heads, unit % kv_heads);
-        // SAFETY: the units exist, and so do the heads of the group.
+        let (token, first) = (unit / heads, unit % heads);
+        // SAFETY: the units exist, and so do the heads of the groups.
         unsafe {
-            let (tokens, kv_end) = match kv_head {
-                0 if kv_heads <= end - unit => {
-                    let most = (MAX_ROWS / group.clamp(1, MAX_HEADS)).min((end - unit) / kv_heads);
-                    (operands.run(token, most), kv_heads)
-                }
-                _ => (1, kv_head + 1),
-            };
-            for kv_head in kv_head..kv_end {
-                let mut head = 0;
-                while head < group {
-                    let heads = MAX_HEADS.min(group - head);
-                    let rows = Rows { token, tokens, kv_head, head: kv_head * group + head, heads };
-                    operands.attend::<L, K, V, KEYS, ROWS>(rows);
-                    head += heads;
-                }
+            if first == 0 && heads <= end - unit {
+                let most = (MAX_ROWS / group.clamp(1, MAX_HEADS)).min((end - unit) / heads);
+                let tokens = operands.run(token, most);
+                operands.heads::<L, K, V, KEYS, ROWS>(token, tokens, 0, heads);
+                unit += tokens * heads;
+            } else {
+                let last = heads.min(first + end - unit);
+                operands.heads::<L, K, V, KEYS, ROWS>(token, 1, first, last);
+                unit += last - first;
             }
-            unit += tokens * (kv_end - kv_head);
         }
     }
 }
@@ -270,13 +264,13 @@ struct State {
     decoded: [[f32; MAX_HEAD_DIM]; CHUNK],
 }
 
-/// The caches of one KV head of one sequence: pointers to key 0 and bytes from key to key.
+/// The caches of one KV head of one sequence: pointers to key 0.
 #[derive(Clone, Copy)]
 struct Caches {
     k: *const u8,
     v: *const u8,
-    k_stride: usize,
-    v_stride: usize,
+    /// The keys that are read after those of this tile.
+    next_k: Option<*const u8>,
 }
 
 /// Rows of a cache in f32, `stride` bytes apart.
@@ -298,6 +292,32 @@ impl Floats {
 }
 
 impl Operands {
+    /// Computes the query heads `first..last` of `tokens` tokens, in blocks of those that share a KV head.
+    ///
+    /// # Safety
+    ///
+    /// The contract of the crate; the tokens, all of one sequence, and the heads exist.
+    #[inline(always)]
+    unsafe fn heads<L: Lanes, K: CacheRow, V: CacheRow, const KEYS: usize, const ROWS: usize>(
+        self,
+        token: usize,
+        tokens: usize,
+        first: usize,
+        last: usize,
+    ) {
+        let group = self.heads / self.kv_heads;
+        let mut head = first;
+        while head < last {
+            let kv_head = head / group;
+            let heads = MAX_HEADS.min(last.min((kv_head + 1) * group) - head);
+            let rows = Rows { token, tokens, kv_head, head, heads };
+            head += heads;
+            let next_kv_head = (head < last).then_some(head / group);
+            // SAFETY: as the caller promises.
+            unsafe { self.attend::<L, K, V, KEYS, ROWS>(rows, next_kv_head) };
+        }
+    }
+
     /// How many tokens from `token` on, at most `most`, belong to the same sequence.
     ///
     /// # Safety
@@ -341,13 +361,17 @@ impl Operands {
         ((rows.token + token) * self.heads + rows.head + head) * self.hd
     }
 
-    /// Computes a block of rows.
+    /// Computes a block of rows. `next_kv_head` is that of the block which comes next and whose keys are fetched towards the end of this one.
     ///
     /// # Safety
     ///
     /// The contract of the crate; the tokens, all of one sequence, and the heads exist, and they are at most [`MAX_ROWS`] rows.
     #[inline(always)]
-    unsafe fn attend<L: Lanes, K: CacheRow, V: CacheRow, const KEYS: usize, const ROWS: usize>(self, rows: Rows) {
+    unsafe fn attend<L: Lanes, K: CacheRow, V: CacheRow, const KEYS: usize, const ROWS: usize>(
+        self,
+        rows: Rows,
+        next_kv_head: Option<usize>,
+    ) {
         let mut room = MaybeUninit::<State>::uninit();
         // SAFETY: the tokens and the heads exist; `seq` has a sequence of the cache for every token; every row of the state that is used is
         // initialised first, and references are only made to such rows.
@@ -359,12 +383,12 @@ impl Operands {
                 (&raw mut (*state).acc[row]).cast::<f32>().write_bytes(0, self.hd.next_multiple_of(LANES));
             }
             let seq = *self.args.pointer::<i32>(3).add(rows.token) as usize;
-            let first = seq * self.ctx * self.kv_heads + rows.kv_head;
-            let caches = Caches {
-                k: self.args.pointer::<u8>(1).add(first * self.k_bytes),
-                v: self.args.pointer::<u8>(2).add(first * self.v_bytes),
-                k_stride: self.kv_heads * self.k_bytes,
-                v_stride: self.kv_heads * self.v_bytes,
+            let first_row = |kv_head: usize| (seq * self.kv_heads + kv_head) * self.ctx;
+            let (k, v) = (self.args.pointer::<u8>(1), self.args.pointer::<u8>(2));
+            let mut caches = Caches {
+                k: k.add(first_row(rows.kv_head) * self.k_bytes),
+                v: v.add(first_row(rows.kv_head) * self.v_bytes),
+                next_k: None,
             };
             // What each token has still to see; a range that has come to its end makes place for the next.
             let mut left = [[(0, 0); 2]; MAX_ROWS];
@@ -373,6 +397,10 @@ impl Operands {
                 left[token] = without_empty(self.ranges(rows.token + token));
                 sees_nothing[token] = is_empty(left[token][0]);
             }
+            let next_block = next_kv_head.map(|kv_head| {
+                let first_key = left[0][0].0 / CHUNK * CHUNK;
+                k.wrapping_add((first_row(kv_head) + first_key) * self.k_bytes).cast_const()
+            });
             loop {
                 let next = left[..rows.tokens].iter().filter(|left| !is_empty(left[0])).map(|left| left[0].0 / TILE);
                 let Some(tile) = next.min() else { break };
@@ -385,6 +413,9 @@ impl Operands {
                         left[token] = without_empty([(stop, end), later]);
                     }
                 }
+                let is_last = left[..rows.tokens].iter().all(|left| is_empty(left[0]));
+                let next_tile = caches.k.wrapping_add((tile + 1) * TILE * self.k_bytes);
+                caches.next_k = if is_last { next_block } else { Some(next_tile) };
                 self.add_tile::<L, K, V, KEYS, ROWS>(state, rows, caches, &pieces[..rows.tokens]);
             }
             for row in 0..rows.tokens * rows.heads {
@@ -424,10 +455,10 @@ impl Operands {
                 }
             }
             for (start, end) in chunks(low, high) {
-                if fetch {
-                    fetch_rows(caches.v, caches.v_stride, self.v_bytes, start, end);
-                }
-                let keys = self.floats::<L, K>(state, caches.k, caches.k_stride, start, end);
+                let rows_ahead = if fetch { start..end } else { 0..0 };
+                let steps = rows.heads * (end - start).div_ceil(KEYS) * self.hd.div_ceil(LANES);
+                let mut ahead = Ahead::new(caches.v, self.v_bytes, rows_ahead, steps);
+                let keys = self.floats::<L, K>(state, caches.k, self.k_bytes, start, end);
                 for (token, piece) in pieces.iter().enumerate() {
                     let (from, to) = (piece.0.max(start), piece.1.min(end));
                     if from < to {
@@ -435,7 +466,7 @@ impl Operands {
                         for head in 0..rows.heads {
                             let q = self.args.pointer::<f32>(0).add(self.at(rows, token, head));
                             let row = (&raw mut (*state).weights[token * rows.heads + head]).cast::<f32>();
-                            self.scores::<L, KEYS>(row.add(from % TILE), q, keys, to - from);
+                            self.scores::<L, KEYS>(row.add(from % TILE), q, keys, to - from, &mut ahead);
                         }
                     }
                 }
@@ -455,10 +486,11 @@ impl Operands {
                 }
             }
             for (start, end) in chunks(low, high) {
-                if fetch {
-                    fetch_rows(caches.k, caches.k_stride, self.k_bytes, start + TILE, end + TILE);
-                }
-                let values = self.floats::<L, V>(state, caches.v, caches.v_stride, start, end);
+                let (next_k, in_tile) = (caches.next_k.unwrap_or(caches.k), start % TILE);
+                let rows_ahead = if fetch && caches.next_k.is_some() { in_tile..in_tile + end - start } else { 0..0 };
+                let steps = rows.heads.div_ceil(4) * (end - start) * self.hd.div_ceil(LANES);
+                let mut ahead = Ahead::new(next_k, self.k_bytes, rows_ahead, steps);
+                let values = self.floats::<L, V>(state, caches.v, self.v_bytes, start, end);
                 // Tokens that see the same keys of the chunk share each value; a weight of zero instead would make NaN of an infinity.
                 let clip = |piece: &(usize, usize)| (piece.0.max(start), piece.1.min(end));
                 let mut token = 0;
@@ -469,15 +501,15 @@ impl Operands {
                         let values = Floats { first: values.row(from - start).cast(), stride: values.stride };
                         let (mut row, end_row) = (token * rows.heads, (token + same) * rows.heads);
                         while row + ROWS <= end_row {
-                            self.add_values::<L, ROWS>(state, row, values, from % TILE, to - from);
+                            self.add_values::<L, ROWS>(state, row, values, from % TILE, to - from, &mut ahead);
                             row += ROWS;
                         }
                         while 4 < ROWS && row + 4 <= end_row {
-                            self.add_values::<L, 4>(state, row, values, from % TILE, to - from);
+                            self.add_values::<L, 4>(state, row, values, from % TILE, to - from, &mut ahead);
                             row += 4;
                         }
                         while row < end_row {
-                            self.add_values::<L, 1>(state, row, values, from % TILE, to - from);
+                            self.add_values::<L, 1>(state, row, values, from % TILE, to - from, &mut ahead);
                             row += 1;
                         }
                     }
@@ -530,7 +562,14 @@ impl Operands {
     ///
     /// The CPU has the features of `L`; `q` and each of the keys have `hd` numbers, and `scores` has room for `count`.
     #[inline(always)]
-    unsafe fn scores<L: Lanes, const KEYS: usize>(self, scores: *mut f32, q: *const f32, keys: Floats, count: usize) {
+    unsafe fn scores<L: Lanes, const KEYS: usize>(
+        self,
+        scores: *mut f32,
+        q: *const f32,
+        keys: Floats,
+        count: usize,
+        ahead: &mut Ahead,
+    ) {
         let whole = self.hd / LANES * LANES;
         let mut key = 0;
         // SAFETY: blocks end at or before `hd`, and so does the rest; the conditions keep the keys below `count`.
@@ -539,6 +578,7 @@ impl Operands {
                 let mut acc = [L::splat(0.0); KEYS];
                 let mut at = 0;
                 while at < whole {
+                    ahead.step();
                     let q = L::load(q.add(at));
                     for next in 0..KEYS {
                         acc[next] = L::mul_add(q, L::load(keys.row(key + next).add(at)), acc[next]);
@@ -580,6 +620,7 @@ impl Operands {
         values: Floats,
         slot: usize,
         count: usize,
+        ahead: &mut Ahead,
     ) {
         let whole = self.hd / LANES * LANES;
         // SAFETY: blocks end at or before `hd`, and `slot + count` at or before the end of the tile.
@@ -593,6 +634,7 @@ impl Operands {
                     acc[row] = L::load(first.add(row * MAX_HEAD_DIM + at));
                 }
                 for key in 0..count {
+                    ahead.step();
                     let value = L::load(values.row(key).add(at));
                     for row in 0..ROWS {
                         acc[row] = L::mul_add(L::splat(*weights.add(row * TILE + key)), value, acc[row]);
@@ -633,12 +675,29 @@ fn chunks(low: usize, high: usize) -> impl Iterator<Item = (usize, usize)> {
     (low / CHUNK..high.div_ceil(CHUNK)).map(move |chunk| (low.max(chunk * CHUNK), high.min((chunk + 1) * CHUNK)))
 }
 
-/// Prefetches the rows `start..end` of a cache, which need not be there.
-#[inline(always)]
-fn fetch_rows(cache: *const u8, stride: usize, bytes: usize, start: usize, end: usize) {
-    for key in start..end {
-        for line in 0..bytes.div_ceil(64) {
-            prefetch(cache.wrapping_add(key * stride + 64 * line));
+/// Rows of a cache that are prefetched while others are computed with, a few lines at each step: all of them at once would be more than a core can
+/// have under way, and it would wait for them.
+struct Ahead {
+    at: *const u8,
+    /// Lines that are left, and those of a step.
+    lines: usize,
+    step: usize,
+}
+
+impl Ahead {
+    /// Rows of a cache, which need not be there, in about so many steps.
+    #[inline(always)]
+    fn new(cache: *const u8, row_bytes: usize, rows: Range<usize>, steps: usize) -> Self {
+        let (at, end) = (cache.wrapping_add(rows.start * row_bytes), rows.len() * row_bytes);
+        Self { at, lines: end.div_ceil(64), step: end.div_ceil(64).div_ceil(steps.max(1)) }
+    }
+
+    #[inline(always)]
+    fn step(&mut self) {
+        for _ in 0..self.step.min(self.lines) {
+            prefetch(self.at);
+            self.at = self.at.wrapping_add(64);
+            self.lines -= 1;
         }
     }
 }

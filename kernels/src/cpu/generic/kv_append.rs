@@ -1,6 +1,6 @@
-//! KV append: `cache[seq[t], pos[t], h] = encode(x[t, h])` for every token `t` and KV head `h`.
+//! KV append: `cache[seq[t], h, pos[t]] = encode(x[t, h])` for every token `t` and KV head `h`.
 //!
-//! `x` is f32, token `t` at element `t * x_stride`, its heads one after the other; `cache` is `[seqs, ctx, kv_heads, hd]` in f32, or as
+//! `x` is f32, token `t` at element `t * x_stride`, its heads one after the other; `cache` is `[seqs, kv_heads, ctx, hd]` in f32, or as
 //! records of a row format. A unit of the grid is a token. The encoding is the one of `ir::packing`, not another copy of it: a token has
 //! a few thousand numbers to encode where its matmuls have millions of products, so the one definition is fast enough for every ISA.
 
@@ -86,7 +86,7 @@ unsafe fn append(
             // No other unit writes it, because tokens of one call have places of their own.
             unsafe {
                 let x = args.pointer::<f32>(0).add(token * x_stride + head * hd);
-                let row = args.pointer::<u8>(3).add(((seq * ctx + pos) * kv_heads + head) * row_bytes);
+                let row = args.pointer::<u8>(3).add(((seq * kv_heads + head) * ctx + pos) * row_bytes);
                 write(std::slice::from_raw_parts(x, hd), std::slice::from_raw_parts_mut(row, row_bytes));
             }
         }

@@ -2,27 +2,32 @@
 
 use std::fmt::Write;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 
 use anyhow::Result;
-use runtime::bench::{Ceiling, Measurement, Spread, StepRate, Workload, measure};
+use runtime::bench::{Measurement, Spread, StepRate, Workload, measure};
 use runtime::device::Device;
 use serde_json::json;
+
+mod record;
 
 use crate::ui::{self, ModelArgs, Progress, Unit};
 
 /// Measure speed beside the machine's ceilings.
 ///
 /// Decoding is held against the rate at which all threads together read memory, prefill against the rate of the CPU's int8 dot instruction,
-/// both measured in the same run, before and after, and the better of the two. Rates are medians of five repeats, the slowest and the fastest
-/// in brackets; decoding is timed between two lengths of one generation. The steps are those of the plan, in the mean of the calls that were
-/// traced; beside what they took stands what the compiler predicted for the machine that it assumed.
+/// in pairs: each stretch of 16 tokens against what memory delivered right before and after it. Rates and shares are medians, the lowest and
+/// the highest in brackets, of five repeats; decoding is timed between two lengths of one generation. The steps are those of the plan, in the
+/// mean of the calls that were traced; beside what they took stands what the compiler predicted for the machine that it assumed.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
   tritter bench model.tritter --prompt 512 --generate 128
   tritter bench model.tritter --threads 1 --json
   tritter bench model.tritter --batch 8                          compiled with --sequences 8
-  tritter bench model.tritter --weights copy                     weights on huge pages")]
+  tritter bench model.tritter --weights map                      weights in the pages of their file
+  tritter bench model.tritter --depth 32000 --prompt 32          with 32,000 tokens in the caches already
+  tritter bench model.tritter --csv runs.csv                     one more line in a file of runs")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -38,6 +43,12 @@ pub(crate) struct Args {
     /// Sequences that decode together in a measurement of their own; the artifact has to be compiled with as many --sequences.
     #[arg(long, value_name = "B", default_value = "1")]
     batch: NonZeroUsize,
+    /// Tokens that are in the caches before the prompt. They are not computed: the caches hold zeros, which take as long to read.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    depth: usize,
+    /// Append the figures, with the date and the CPU, to this file.
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
     /// Print a JSON report.
     #[arg(long)]
     json: bool,
@@ -46,7 +57,17 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut session = args.model.open()?;
     let chunk = ui::chunk(&session, args.chunk);
-    let workload = Workload { prompt: args.prompt.get(), generate: args.generate, chunk, batch: args.batch.get() };
+    let workload = Workload {
+        prompt: args.prompt.get(),
+        generate: args.generate,
+        chunk,
+        batch: args.batch.get(),
+        depth: args.depth,
+    };
+    if let Some(file) = &args.csv {
+        // Minutes of measuring should not end with a file that cannot be written.
+        record::check(file)?;
+    }
     let mut progress = Progress::new("bench", Unit::Tokens);
     let measurement = measure(&mut session, &workload, &mut |done, total| {
         progress.set(done, total);
@@ -60,7 +81,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         threads: session.device().threads(),
         assumed_threads: session.plan().machine.threads as usize,
         weights_bytes: session.plan().weights_bytes,
+        model: session.plan().model.clone(),
+        target: session.plan().target.clone(),
+        weights: args.model.weights_name(),
     };
+    if let Some(file) = &args.csv {
+        record::append(file, &run)?;
+    }
     if args.json { ui::print_json(&report(&run)) } else { print(&run) }
 }
 
@@ -74,10 +101,14 @@ struct Run {
     /// Threads that predictions are for.
     assumed_threads: usize,
     weights_bytes: u64,
+    model: String,
+    target: String,
+    /// How weights are held: mapped or copied.
+    weights: String,
 }
 
 fn report(run: &Run) -> serde_json::Value {
-    let Run { measurement, workload, device, threads, assumed_threads, weights_bytes } = run;
+    let Run { measurement, workload, device, threads, assumed_threads, weights_bytes, .. } = run;
     let steps: Vec<_> = measurement
         .steps
         .iter()
@@ -97,7 +128,6 @@ fn report(run: &Run) -> serde_json::Value {
         })
         .collect();
     let spread = |spread: Spread| json!({ "median": spread.median, "min": spread.min, "max": spread.max });
-    let ceiling = |ceiling: Ceiling| json!({ "before": ceiling.before, "after": ceiling.after });
     let batch = measurement.batch.map(|batch| {
         json!({
             "sequences": batch.sequences,
@@ -113,22 +143,31 @@ fn report(run: &Run) -> serde_json::Value {
         "generate": workload.generate,
         "chunk": workload.chunk,
         "device": device,
+        "depth": workload.depth,
         "threads": threads,
         "prefill_tokens_per_s": measurement.prefill_tokens_per_s.median,
         "decode_tokens_per_s": measurement.decode_tokens_per_s.median,
         "decode_bytes_per_token": measurement.decode_bytes_per_token,
-        "read_gb_per_s": measurement.read.best(),
+        "decode_weight_bytes_per_token": measurement.decode_weight_bytes_per_token,
+        "read_gb_per_s": measurement.read_gb_per_s.median,
         "decode_gb_per_s": measurement.decode_gb_per_s,
-        "dot_gmac_per_s": measurement.dot.best(),
+        "decode_share": measurement.decode_share.median,
+        "decode_weight_share": measurement.decode_weight_share.median,
+        "dot_gmac_per_s": measurement.dot_gmac_per_s.median,
         "prefill_gmac_per_s": measurement.prefill_gmac_per_s,
+        "prefill_share": measurement.prefill_share.median,
+        "prefill_linear_share": measurement.prefill_linear_share,
         "predicted_prefill_tokens_per_s": measurement.predicted_prefill_tokens_per_s,
         "predicted_decode_tokens_per_s": measurement.predicted_decode_tokens_per_s,
         "predicted_threads": assumed_threads,
         "prefill_spread": spread(measurement.prefill_tokens_per_s),
         "decode_spread": spread(measurement.decode_tokens_per_s),
         "decode_between": [measurement.decode_between.0, measurement.decode_between.1],
-        "read_ceiling": ceiling(measurement.read),
-        "dot_ceiling": ceiling(measurement.dot),
+        "read_spread": spread(measurement.read_gb_per_s),
+        "dot_spread": spread(measurement.dot_gmac_per_s),
+        "decode_share_spread": spread(measurement.decode_share),
+        "decode_weight_share_spread": spread(measurement.decode_weight_share),
+        "prefill_share_spread": spread(measurement.prefill_share),
         "weights_bytes": weights_bytes,
         "cache_bytes": measurement.cache_bytes,
         "exceeds_caches": measurement.exceeds_caches(),
@@ -142,7 +181,7 @@ fn percent(part: f64, whole: f64) -> f64 {
 }
 
 fn print(run: &Run) -> Result<()> {
-    let Run { measurement, workload, device, threads: _, assumed_threads, weights_bytes } = run;
+    let Run { measurement, workload, device, assumed_threads, weights_bytes, .. } = run;
     let mut text = String::new();
     writeln!(
         text,
@@ -150,32 +189,38 @@ fn print(run: &Run) -> Result<()> {
         workload.prompt, workload.chunk, workload.generate, measurement.decode_between.0, measurement.decode_between.1
     )?;
     let rate = |spread: Spread| format!("{:8.1} tokens/s ({:.1} to {:.1})", spread.median, spread.min, spread.max);
-    // What int8 instructions of a GPU reach is not measured.
-    if measurement.dot.best() == 0.0 {
-        let rate = rate(measurement.prefill_tokens_per_s);
-        writeln!(text, "prefill {rate}  {:8.1} GMAC/s", measurement.prefill_gmac_per_s)?;
-    } else {
-        writeln!(
-            text,
-            "prefill {}  {:8.1} GMAC/s of {:.1} that the dot instruction reaches ({:.1} before, {:.1} after): {:.0} %",
-            rate(measurement.prefill_tokens_per_s),
-            measurement.prefill_gmac_per_s,
-            measurement.dot.best(),
-            measurement.dot.before,
-            measurement.dot.after,
-            percent(measurement.prefill_gmac_per_s, measurement.dot.best())
-        )?;
-    }
+    let share = |share: Spread| {
+        let Spread { median, min, max } = share;
+        format!("{:.0} % ({:.0} to {:.0})", 100.0 * median, 100.0 * min, 100.0 * max)
+    };
     writeln!(
         text,
-        "decode  {}  {:8.1} GB/s of {:.1} that memory delivers ({:.1} before, {:.1} after): {:.0} % ({:.1} MB a token)",
+        "prefill {}  {:8.1} GMAC/s of {:.1} ({:.1} to {:.1}) that the dot instruction reaches: {}; its ternary matmuls {:.0} %",
+        rate(measurement.prefill_tokens_per_s),
+        measurement.prefill_gmac_per_s,
+        measurement.dot_gmac_per_s.median,
+        measurement.dot_gmac_per_s.min,
+        measurement.dot_gmac_per_s.max,
+        share(measurement.prefill_share),
+        100.0 * measurement.prefill_linear_share
+    )?;
+    writeln!(
+        text,
+        "decode  {}  {:8.1} GB/s of {:.1} ({:.1} to {:.1}) that memory delivers: {}; weights alone {}",
         rate(measurement.decode_tokens_per_s),
         measurement.decode_gb_per_s,
-        measurement.read.best(),
-        measurement.read.before,
-        measurement.read.after,
-        percent(measurement.decode_gb_per_s, measurement.read.best()),
-        measurement.decode_bytes_per_token as f64 / 1e6
+        measurement.read_gb_per_s.median,
+        measurement.read_gb_per_s.min,
+        measurement.read_gb_per_s.max,
+        share(measurement.decode_share),
+        share(measurement.decode_weight_share)
+    )?;
+    writeln!(
+        text,
+        "        {:8.2} ms a token, which moves {:.1} MB, {:.1} MB of them weights",
+        if measurement.decode_tokens_per_s.median == 0.0 { 0.0 } else { 1e3 / measurement.decode_tokens_per_s.median },
+        measurement.decode_bytes_per_token as f64 / 1e6,
+        measurement.decode_weight_bytes_per_token as f64 / 1e6
     )?;
     if let Some(batch) = &measurement.batch {
         writeln!(
@@ -224,7 +269,7 @@ fn print(run: &Run) -> Result<()> {
                 "GMAC/s"
             )?;
         }
-        writeln!(text, "{}", line(step, percent(step.gb_per_s, measurement.read.best())))?;
+        writeln!(text, "{}", line(step, percent(step.gb_per_s, measurement.read_gb_per_s.median)))?;
     }
     Ok(ui::print(&text)?)
 }

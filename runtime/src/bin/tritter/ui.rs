@@ -35,9 +35,9 @@ pub(crate) struct ModelArgs {
     /// Refuse models whose caches and activations take more than so many MiB.
     #[arg(long, value_name = "MIB")]
     memory_limit: Option<u64>,
-    /// Where the weights are read from: the file as it is mapped, or a copy of it in memory on huge pages. A copy takes its time at the start
-    /// and memory of its own, and saves address translations.
-    #[arg(long, value_enum, default_value = "map")]
+    /// Where the weights are read from: a copy of their file in memory on huge pages, which saves address translations, or the file as it is
+    /// mapped, which starts sooner and shares its memory with other processes.
+    #[arg(long, value_enum, default_value = "copy")]
     weights: Weights,
     /// What to run on: the artifact has to be compiled for it. By default it is what the artifact was compiled for.
     #[arg(long, value_enum)]
@@ -79,6 +79,12 @@ impl ModelArgs {
         let session = Session::new(artifact, &options)?;
         listen_for_interrupt()?;
         Ok(session)
+    }
+
+    /// Where weights are read from, as it is given on the command line.
+    pub(crate) fn weights_name(&self) -> String {
+        let value = clap::ValueEnum::to_possible_value(&self.weights);
+        value.map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 
     /// The directory.

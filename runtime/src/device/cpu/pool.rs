@@ -7,11 +7,13 @@
 //! of the same weights each time.
 //!
 //! Between two stages this costs a few hundred nanoseconds while everybody spins. Whoever waits longer first yields and then sleeps, so that an
-//! idle session costs nothing and a busy machine is not blocked by spinning.
+//! idle session costs nothing and a busy machine is not blocked by spinning. While it waits awake it reads ahead: the weights of the stages to
+//! come are known, and memory has nothing better to do while one thread computes a norm, or the last of an attention.
 //!
 //! A panic ends the job: nothing more is claimed, and [`Pool::run`] reports it when no piece is in hand any more. The pool can be used again.
 
 use std::any::Any;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -38,8 +40,24 @@ pub(crate) trait Stages: Send + Sync {
     /// The units of a stage.
     fn units(&self, stage: usize) -> u64;
 
+    /// How many neighbouring units are best done together: pieces are cut at multiples of it.
+    fn grain(&self, _stage: usize) -> u64 {
+        1
+    }
+
     /// Does the units `begin..end` of a stage. Those of earlier stages are done, and what they wrote can be read.
     fn execute(&self, stage: usize, begin: u64, end: u64);
+
+    /// The first stage after `stage` that waits for memory, if [`Stages::read_ahead`] can do something about it.
+    fn streams_after(&self, _stage: usize) -> Option<usize> {
+        None
+    }
+
+    /// Brings nearer what the units `begin..end` of a stage will read: bit `bit` of it, in well under a microsecond. A thread that waits for
+    /// the others of an earlier stage calls this with one bit after the other, until there is no more.
+    fn read_ahead(&self, _stage: usize, _begin: u64, _end: u64, _bit: u64) -> ControlFlow<()> {
+        ControlFlow::Break(())
+    }
 }
 
 /// The threads.
@@ -220,6 +238,7 @@ impl Run {
     }
 
     fn all_stages(&self, thread: usize, bell: &Bell) {
+        let mut ahead = Ahead::default();
         for stage in 0..self.stages.len() {
             let units = self.stages.units(stage);
             // Acquires what all units of the stage wrote, if they are done.
@@ -228,7 +247,12 @@ impl Run {
                 for owner in (thread..self.threads).chain(0..thread) {
                     self.pieces_of(owner, stage, units, bell);
                 }
-                bell.wait_until(INSIDE_JOBS, || is_over() || self.is_poisoned.load(Ordering::SeqCst));
+                let mut next = ahead.after(&*self.stages, stage, thread, self.threads);
+                bell.wait_until(INSIDE_JOBS, || {
+                    next.advance(&*self.stages);
+                    is_over() || self.is_poisoned.load(Ordering::SeqCst)
+                });
+                ahead = next;
             }
             if self.is_poisoned.load(Ordering::SeqCst) {
                 return;
@@ -240,6 +264,12 @@ impl Run {
     fn pieces_of(&self, owner: usize, stage: usize, units: u64, bell: &Bell) {
         let (first, last) = part(units, owner as u64, self.threads as u64);
         let pieces = PIECES.min(last - first);
+        let grain = self.stages.grain(stage);
+        let cut = |at: u64| match at {
+            0 => first,
+            at if at == last - first => last,
+            at => (first + at).next_multiple_of(grain).min(last),
+        };
         let claimed = &self.claimed[owner * self.done.len() + stage];
         // Reading first spares those who come late the writing.
         while u64::from(claimed.load(Ordering::Relaxed)) < pieces && !self.is_poisoned.load(Ordering::SeqCst) {
@@ -248,11 +278,45 @@ impl Run {
                 return;
             }
             let (begin, end) = part(last - first, piece, pieces);
-            self.stages.execute(stage, first + begin, first + end);
+            let (begin, end) = (cut(begin), cut(end));
+            if begin == end {
+                continue;
+            }
+            self.stages.execute(stage, begin, end);
             // Whoever adds the last sees what all others did before they added theirs.
             if self.done[stage].fetch_add(end - begin, Ordering::SeqCst) + end - begin == units {
                 bell.ring();
             }
+        }
+    }
+}
+
+/// How far a thread has read ahead while it waited.
+#[derive(Clone, Copy, Default)]
+struct Ahead {
+    /// The stage that it reads for, if there is one.
+    stage: Option<usize>,
+    /// The thread's part of it.
+    begin: u64,
+    end: u64,
+    /// The bit that comes next; none when there are no more.
+    bit: Option<u64>,
+}
+
+impl Ahead {
+    /// What to read while waiting for `stage`: where it stopped, if that is for the same stage.
+    fn after(self, stages: &dyn Stages, stage: usize, thread: usize, threads: usize) -> Self {
+        let target = stages.streams_after(stage);
+        if target == self.stage {
+            return self;
+        }
+        let (begin, end) = target.map_or((0, 0), |target| part(stages.units(target), thread as u64, threads as u64));
+        Self { stage: target, begin, end, bit: Some(0) }
+    }
+
+    fn advance(&mut self, stages: &dyn Stages) {
+        if let (Some(stage), Some(bit)) = (self.stage, self.bit) {
+            self.bit = stages.read_ahead(stage, self.begin, self.end, bit).is_continue().then_some(bit + 1);
         }
     }
 }
@@ -286,7 +350,7 @@ impl Bell {
     }
 
     /// Waits for `condition`, awake for about `patience`.
-    fn wait_until(&self, patience: Duration, condition: impl Fn() -> bool) {
+    fn wait_until(&self, patience: Duration, mut condition: impl FnMut() -> bool) {
         for _ in 0..SPINS {
             if condition() {
                 return;

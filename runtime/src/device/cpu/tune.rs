@@ -2,8 +2,13 @@
 //!
 //! All threads work at the same time, each on data of its own that fits the caches of a core, because that is how a plan runs: a rate is that of
 //! one thread while the others compute, too. What is measured is the median of many runs of about a millisecond, so that a neighbour who
-//! comes by does not count, in rounds over the whole table of which the best counts, so that one who stays for a while does not either. The rows are taken from the table through their signatures; a row whose arguments have names that are not known
-//! here is left out, and stays guessed.
+//! comes by does not count, in rounds over the whole table of which the best counts, so that one who stays for a while does not either. The
+//! rows are taken from the table through their signatures; a row whose arguments have names that are not known here is left out, and stays
+//! guessed.
+//!
+//! With one token, the matmuls of the best instruction set read their weights from memory, as decoding does: how much of the arithmetic hides
+//! behind the reading is no property of either. Memory of a shared machine is not the same from one second to the next, so these rows
+//! take turns, each with the read rate of its moment, and the median of the quotients counts, times the median read rate.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -15,7 +20,7 @@ use ir::plan::tuning::{MAX_RATE, TUNING_VERSION};
 use ir::plan::{KernelRate, Tuning};
 use kernels::{CpuKernel, Isa, KernelDesc, TABLE};
 
-use super::ceiling;
+use super::ceiling::{self, Buffer};
 use super::pool::{Pool, Stages};
 use crate::error::RuntimeError;
 
@@ -35,6 +40,11 @@ const KEYS: usize = 256;
 const RUN: Duration = Duration::from_millis(1);
 /// The fewest runs whose median counts.
 const RUNS: usize = 5;
+/// Times that each row reads its weights from memory.
+const STREAM_ROUNDS: usize = 11;
+/// Bytes of weights that are read from memory: these many times the last-level cache, within bounds.
+const STREAM_CACHES: u64 = 4;
+const STREAM_BYTES: std::ops::RangeInclusive<u64> = 128 << 20..=512 << 20;
 /// Times that everything is measured.
 const ROUNDS: usize = 3;
 /// Steps of a job that does nothing, by which the cost of a step is measured.
@@ -51,8 +61,12 @@ pub(super) fn measure(
     for desc in TABLE.iter().filter(|desc| desc.requires.is_available() && Task::new(desc, 1).is_some()) {
         points.extend([1, MANY].into_iter().filter(|tokens| desc.tokens.contains(tokens)).map(|tokens| (desc, tokens)));
     }
-    // Memory, steps and arithmetic are three more parts.
-    let total = ROUNDS as u64 * (points.len() as u64 + 3);
+    let best = Isa::best_available();
+    let is_streamed = |desc: &KernelDesc| desc.requires.isa == best && desc.signature.dims.contains(&"m");
+    let streamed: Vec<usize> =
+        (0..points.len()).filter(|&index| points[index].1 == 1 && is_streamed(points[index].0)).collect();
+    // Steps and arithmetic are two more parts.
+    let total = (ROUNDS * (points.len() + 2) + STREAM_ROUNDS * streamed.len()) as u64;
     let share = time / u32::try_from(total).expect("the table is short");
     let mut done = 0;
     let mut advance = || {
@@ -60,11 +74,9 @@ pub(super) fn measure(
         if progress(done, total).is_break() { Err(RuntimeError::Cancelled) } else { Ok(()) }
     };
 
-    let (mut read_rate, mut step, mut elementwise) = (0.0_f64, Duration::MAX, 0.0_f64);
+    let (mut step, mut elementwise) = (Duration::MAX, 0.0_f64);
     let mut rates = vec![0.0_f64; points.len()];
     for _ in 0..ROUNDS {
-        read_rate = read_rate.max(ceiling::read_rate(&mut pool)?);
-        advance()?;
         step = step.min(step_time(&mut pool, share)?);
         advance()?;
         elementwise = elementwise.max(elementwise_rate(&mut pool, share)?);
@@ -73,6 +85,22 @@ pub(super) fn measure(
             *rate = rate.max(kernel_rate(&mut pool, desc, *tokens, share)?);
             advance()?;
         }
+    }
+    let weights = Arc::new(Buffer::new(stream_bytes())?);
+    let mut quotients = vec![Vec::new(); streamed.len()];
+    let mut reads = Vec::new();
+    for _ in 0..STREAM_ROUNDS {
+        for (&index, quotients) in streamed.iter().zip(&mut quotients) {
+            let read = ceiling::read_rate(&mut pool)?;
+            quotients.push(streamed_rate(&mut pool, points[index].0, &weights)? / read);
+            reads.push(read);
+            advance()?;
+        }
+    }
+    let read_rate = median(&mut reads).max(1.0);
+    for (&index, quotients) in streamed.iter().zip(&mut quotients) {
+        // A thread's part, as all rates are.
+        rates[index] = median(quotients) * read_rate;
     }
     let mut kernels: Vec<KernelRate> = Vec::new();
     for ((desc, tokens), rate) in points.into_iter().zip(rates) {
@@ -153,6 +181,33 @@ fn kernel_rate(pool: &mut Pool, desc: &KernelDesc, tokens: u64, share: Duration)
     Ok(macs as f64 * repeats as f64 / time.as_secs_f64())
 }
 
+/// Bytes of weights that no cache holds.
+fn stream_bytes() -> u64 {
+    (STREAM_CACHES * ceiling::last_level_cache_bytes()).clamp(*STREAM_BYTES.start(), *STREAM_BYTES.end())
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+/// Multiply-accumulates a second of one thread with one token, while all threads together read `weights` once from memory.
+fn streamed_rate(pool: &mut Pool, desc: &KernelDesc, weights: &Arc<Buffer>) -> Result<f64, RuntimeError> {
+    let threads = pool.threads();
+    let each = weights.words().len() / threads / LINE_WORDS * LINE_WORDS;
+    let task = |thread: usize| Task::with_weights(desc, 1, &weights.words()[thread * each..(thread + 1) * each]);
+    let tasks: Vec<Task> =
+        (0..threads).map(|thread| task(thread).expect("rows without a task were left out")).collect();
+    let (macs, tasks, weights) = (tasks[0].macs, Arc::new(tasks), Arc::clone(weights));
+    let start = Instant::now();
+    pool.run_grid(threads as u64, move |begin, end| {
+        // The tasks point into it.
+        let _weights = &weights;
+        tasks[begin as usize..end as usize].iter().for_each(Task::run);
+    })?;
+    Ok(macs as f64 / start.elapsed().as_secs_f64())
+}
+
 /// The time of one step that all threads take part in and that does nothing.
 fn step_time(pool: &mut Pool, share: Duration) -> Result<Duration, RuntimeError> {
     struct Nothing {
@@ -210,7 +265,12 @@ struct Task {
 /// Memory aligned as the buffers of a plan are.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line([u8; 64]);
+struct Line([u8; LINE_BYTES]);
+
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
+/// Words of 8 bytes in it.
+const LINE_WORDS: usize = LINE_BYTES / 8;
 
 // SAFETY: the pointers are into buffers that the task owns.
 unsafe impl Send for Task {}
@@ -221,12 +281,44 @@ impl Task {
     /// The task of a row for a number of tokens that it takes; `None` if this CPU cannot run it, if it multiplies nothing, or if its signature
     /// has a name that is not known here.
     fn new(desc: &KernelDesc, n: usize) -> Option<Self> {
+        Self::of_size(desc, n, WEIGHT_BYTES)
+    }
+
+    /// The same with weights that lie elsewhere: as many as there are. Any bytes are some weights.
+    fn with_weights(desc: &KernelDesc, n: usize, weights: &[u64]) -> Option<Self> {
+        let mut task = Self::of_size(desc, n, LINE_BYTES)?;
+        let dim = |name: &str| desc.signature.dims.iter().position(|dim| *dim == name);
+        let (k, group) = (K, dim("group").map_or(K, |_| GROUP));
+        let row = match (desc.layout, desc.inputs.get(1)?) {
+            (Some(layout), _) => layout.bytes(16, k as u64) as usize / 16,
+            (None, &dtype) => k / group * row_bytes(dtype, group)?,
+        };
+        let m = size_of_val(weights) / row / 16 * 16;
+        task.dims[dim("m")?] = m as i64;
+        task.macs = (n * m * K) as u64;
+        task.units = desc.signature.grid.units(|name| if name == "m" { m as i64 } else { 0 });
+        for (index, arg) in desc.signature.args.iter().enumerate() {
+            match arg.name {
+                // Kernels only read them.
+                "w" => task.args[index] = weights.as_ptr().cast_mut().cast(),
+                "scale" | "out" => {
+                    let mut buffer = vec![Line([0; LINE_BYTES]); (4 * n * m).div_ceil(LINE_BYTES)];
+                    task.args[index] = buffer.as_mut_ptr().cast();
+                    task._buffers.push(buffer);
+                }
+                _ => {}
+            }
+        }
+        Some(task)
+    }
+
+    fn of_size(desc: &KernelDesc, n: usize, weight_bytes: usize) -> Option<Self> {
         let kernel = kernels::cpu::resolve(desc.name).ok()?;
         let has = |name: &str| desc.signature.dims.contains(&name);
         let group = if has("group") { GROUP } else { K };
         let m = match (desc.layout, desc.inputs.get(1)?) {
-            (Some(layout), _) => WEIGHT_BYTES * 16 / layout.bytes(16, K as u64) as usize,
-            (None, &dtype) => WEIGHT_BYTES / (K / group * row_bytes(dtype, group)?),
+            (Some(layout), _) => weight_bytes * 16 / layout.bytes(16, K as u64) as usize,
+            (None, &dtype) => weight_bytes / (K / group * row_bytes(dtype, group)?),
         };
         let m = (m / 16 * 16).max(16);
         let dim = |name: &str| match name {
@@ -322,8 +414,8 @@ fn ternary_bytes(bytes: usize) -> Vec<u8> {
 }
 
 fn lines(bytes: &[u8]) -> Vec<Line> {
-    let mut lines = vec![Line([0; 64]); bytes.len().div_ceil(64).max(1)];
-    for (line, chunk) in lines.iter_mut().zip(bytes.chunks(64)) {
+    let mut lines = vec![Line([0; LINE_BYTES]); bytes.len().div_ceil(LINE_BYTES).max(1)];
+    for (line, chunk) in lines.iter_mut().zip(bytes.chunks(LINE_BYTES)) {
         line.0[..chunk.len()].copy_from_slice(chunk);
     }
     lines

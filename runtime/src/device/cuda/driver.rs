@@ -137,6 +137,9 @@ impl Memory {
         let memory = Self { start, bytes, context: Arc::clone(context) };
         // SAFETY: the allocation has as many bytes.
         driver!(cuMemsetD8_v2(start, 0, bytes.max(1) as usize))?;
+        // Streams of their own do not wait for what is done outside of streams.
+        // SAFETY: the context is current.
+        driver!(cuCtxSynchronize())?;
         Ok(memory)
     }
 
@@ -151,14 +154,17 @@ impl Memory {
         self.start + offset
     }
 
-    /// Copies `data` to its start, and returns when that is done.
-    pub(super) fn fill(&self, data: &[u8]) -> Result<(), RuntimeError> {
-        let to = self.address(0, data.len() as u64);
+    /// Copies `data` to a place, and returns when that is done.
+    pub(super) fn write(&self, offset: u64, data: &[u8]) -> Result<(), RuntimeError> {
+        let to = self.address(offset, data.len() as u64);
         if data.is_empty() {
             return Ok(());
         }
         // SAFETY: both have as many bytes.
-        driver!(cuMemcpyHtoD_v2(to, data.as_ptr().cast(), data.len()))
+        driver!(cuMemcpyHtoD_v2(to, data.as_ptr().cast(), data.len()))?;
+        // The last bytes may still be on their way when the call returns.
+        // SAFETY: the context is current.
+        driver!(cuCtxSynchronize())
     }
 }
 
