@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
+use compiler::emit::nvrtc::Search;
 use compiler::weights::Checkpoint;
 use compiler::{Options, Target, artifact, compile, rewrite};
 use models::{BuildOptions, HeadFormat, import};
@@ -74,6 +75,7 @@ fn compile_checkpoint(checkpoint: &Path, directory: &Path) -> Result<()> {
         context: u64::from(options.context),
         sequences: u64::from(options.sequences),
         dumps: false,
+        nvrtc: Search::default(),
     };
     let compiled = compile(model.program, &Target::native(), &compile_options)?;
     let weights = checkpoint.bind(model.params);

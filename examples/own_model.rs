@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use compiler::emit::nvrtc::Search;
 use compiler::weights::RandomWeights;
 use compiler::{Options, Target, artifact, compile, rewrite};
 use models::spec::KvFormat;
@@ -46,7 +47,13 @@ fn main() -> Result<()> {
     };
     let model = models::build(&spec, &options)?;
     println!("{} parameters", model.parameter_count());
-    let compile_options = Options { rewrite: rewrite::Options::all(), context: 256, sequences: 1, dumps: false };
+    let compile_options = Options {
+        rewrite: rewrite::Options::all(),
+        context: 256,
+        sequences: 1,
+        dumps: false,
+        nvrtc: Search::default(),
+    };
     let compiled = compile(model.program, &Target::native(), &compile_options)?;
     println!("{}", compiled.report);
 

@@ -125,7 +125,10 @@ fn failures_are_1_and_name_what_where_and_what_to_do() {
     .unwrap();
     let out = directory.path().join("out");
     let nothing = directory.path().join("nothing");
-    let cases: [(Program, &[&str], &[&str]); 9] = [
+    let gpu = ["compile", "tiny", "-o", str(&out), "--target", "cuda:sm_90a", "--nvrtc", str(&nothing)];
+    let cases: [(Program, &[&str], &[&str]); 11] = [
+        (Tritterc, &gpu, &["NVRTC", "CUDA_HOME", "nvidia-cuda-nvrtc", str(&nothing)]),
+        (Tritter, &["run", nano(), "--prompt", "a", "--device", "cuda"], &["was compiled for", "a CUDA device"]),
         (Tritterc, &["compile", "9000b", "-o", str(&out)], &["`9000b`", "shipped specs: tiny"]),
         (Tritterc, &["compile", str(directory.path()), "-o", str(&out)], &["config.json", str(directory.path())]),
         (Tritterc, &["compile", str(&wrong), "-o", str(&out)], &["wrong.ron", "vocab", "depth", "gelu"]),

@@ -2,6 +2,7 @@
 //!
 //! `INSTA_UPDATE=always cargo test -p tritter-tests --test snapshots` writes down what comes out; with `INSTA_UPDATE=no` nothing is written.
 
+use compiler::emit::nvrtc::Search;
 use compiler::{Compiled, Options, rewrite};
 use insta::assert_snapshot;
 use tritter_tests::binary::Program;
@@ -16,6 +17,7 @@ fn compiled(target: &str) -> Compiled {
         context: build.context.into(),
         sequences: build.sequences.into(),
         dumps: true,
+        nvrtc: Search::default(),
     };
     compiler::compile(program, &build.target, &options).unwrap()
 }

@@ -84,7 +84,21 @@ pub fn write(
     let temporary = tempfile::Builder::new().prefix(".tritter-").tempdir_in(parent).map_err(at(parent))?;
     let mut writer = Writer { directory: temporary.path(), parts: Vec::new() };
 
-    writer.part(manifest::CODE, &mut |out| out.write_all(&compiled.code.bytes).map_err(WriteWeightsError::Io))?;
+    if compiled.cuda.is_empty() {
+        writer.part(manifest::CODE, &mut |out| out.write_all(&compiled.code.bytes).map_err(WriteWeightsError::Io))?;
+    } else {
+        let path = temporary.path().join(manifest::CUBINS);
+        fs::create_dir(&path).map_err(at(&path))?;
+    }
+    for kernel in &compiled.cuda {
+        let contents = [
+            (manifest::cuda_source(&kernel.name), kernel.source.as_bytes()),
+            (manifest::cubin(&kernel.name), kernel.cubin.as_slice()),
+        ];
+        for (file, bytes) in contents {
+            writer.part(&file, &mut |out| out.write_all(bytes).map_err(WriteWeightsError::Io))?;
+        }
+    }
     writer.part(manifest::PLAN, &mut |out| {
         out.write_all(compiled.plan.to_ron().as_bytes()).map_err(WriteWeightsError::Io)
     })?;
@@ -111,8 +125,17 @@ pub fn write(
 fn is_replaceable(directory: &Path) -> bool {
     const OWN: [&str; 6] =
         [manifest::MANIFEST, manifest::PLAN, manifest::CODE, manifest::WEIGHTS, manifest::TOKENIZER, manifest::REPORT];
-    let is_own =
-        |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|entry| OWN.iter().any(|own| entry.file_name() == *own));
+    let is_kernel = |entry: io::Result<fs::DirEntry>| {
+        let name = entry.ok().and_then(|entry| entry.file_name().into_string().ok());
+        name.is_some_and(|name| manifest::is_kernel_file(&format!("{}{name}", manifest::CUBINS)))
+    };
+    let is_kernels = |entry: &fs::DirEntry| {
+        entry.file_name() == manifest::CUBINS.trim_end_matches('/')
+            && fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.all(is_kernel))
+    };
+    let is_own = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| OWN.iter().any(|own| entry.file_name() == *own) || is_kernels(&entry))
+    };
     let is_empty = || fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none());
     let is_artifact = directory.join(manifest::MANIFEST).is_file();
     is_empty() || (is_artifact && fs::read_dir(directory).is_ok_and(|mut entries| entries.all(is_own)))

@@ -16,9 +16,14 @@ pub mod plan;
 pub mod work;
 pub mod clif;
 pub mod code;
+pub mod cuda;
+pub mod cuda_c;
+#[expect(unsafe_code, reason = "NVRTC is a C library that is loaded at run time")]
+pub mod nvrtc;
 mod lanes;
 mod quantise;
 mod values;
+pub mod writer;
 
 use std::fmt;
 

@@ -6,12 +6,14 @@ use ir::entity::Id;
 use ir::plan::{Code as CodePlace, Plan};
 use ir::{Program, Verified};
 
+use crate::emit::cuda::CudaKernel;
+use crate::emit::nvrtc::{Nvrtc, Search};
 use crate::emit::plan::{Emitted, PlanOptions};
-use crate::emit::{self, Code, CodeTarget};
+use crate::emit::{self, Code, CodeTarget, cuda};
 use crate::error::CompileError;
 use crate::report::{Dump, Report};
 use crate::rewrite;
-use crate::target::Target;
+use crate::target::{Hardware, Target};
 use crate::weights::WeightPlan;
 
 /// What a compilation may be told. No field has a default here: the binary chooses.
@@ -25,6 +27,8 @@ pub struct Options {
     pub sequences: u64,
     /// Whether to keep a readable form of every stage.
     pub dumps: bool,
+    /// Where NVRTC may be, which only CUDA targets need.
+    pub nvrtc: Search,
 }
 
 /// All that an artifact is written from, but for the weights' values.
@@ -34,8 +38,10 @@ pub struct Compiled {
     pub program: Verified<Program>,
     /// The plan.
     pub plan: Plan,
-    /// The generated machine code.
+    /// The generated machine code of a CPU.
     pub code: Code,
+    /// All kernels of a CUDA target.
+    pub cuda: Vec<CudaKernel>,
     /// The tensors to be stored.
     pub weights: WeightPlan,
     /// What was done and why.
@@ -60,27 +66,40 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
 
     // Groups, kernels, places: needs the program in its final form.
     let plan_options = PlanOptions {
-        target: target.to_string(),
-        isa: target.isa(),
+        hardware: target.hardware(),
         machine: target.machine.clone(),
         context: options.context,
         sequences: options.sequences,
     };
-    let Emitted { mut plan, weights, nests } = stages.time("plan", || emit::plan::emit(&program, &plan_options))?;
+    let Emitted { mut plan, weights, nests, specialised } =
+        stages.time("plan", || emit::plan::emit(&program, &plan_options))?;
     stages.dump("nests.txt", || {
         let texts: Vec<String> = nests.iter().map(|(_, lowered)| lowered.nest.to_string()).collect();
         texts.join("\n")
     });
 
-    // Machine code for the nests; then their places are known to the plan.
-    let code_target =
-        CodeTarget::new(target.arch(), target.isa()).expect("a target is an instruction set of its architecture");
-    let code = stages.time("code", || {
-        let sources: Vec<_> = nests.iter().map(|(_, lowered)| &lowered.nest).collect();
-        emit::assemble(&sources, code_target, options.dumps)
-    })?;
-    for ((kernel, _), symbol) in nests.iter().zip(&code.symbols) {
-        plan.kernels[kernel.index()].code = CodePlace::Generated { offset: symbol.offset, bytes: symbol.len };
+    // Machine code for the nests, whose places are then known to the plan; for a GPU, for the rows of the table too.
+    let (mut code, mut cuda) = (Code::default(), Vec::new());
+    match target.hardware() {
+        Hardware::Cpu { arch, isa } => {
+            let code_target = CodeTarget::new(arch, isa).expect("a target is an instruction set of its architecture");
+            code = stages.time("code", || {
+                let sources: Vec<_> = nests.iter().map(|(_, lowered)| &lowered.nest).collect();
+                emit::assemble(&sources, code_target, options.dumps)
+            })?;
+            for ((kernel, _), symbol) in nests.iter().zip(&code.symbols) {
+                plan.kernels[kernel.index()].code = CodePlace::Generated { offset: symbol.offset, bytes: symbol.len };
+            }
+        }
+        Hardware::Cuda(sm) => {
+            cuda = stages.time("code", || -> Result<_, CompileError> {
+                let nvrtc = Nvrtc::load(&options.nvrtc)?;
+                Ok(cuda::assemble(&nests, &specialised, sm, &nvrtc)?)
+            })?;
+        }
+    }
+    for kernel in &cuda {
+        stages.dump(&format!("{}.cu", kernel.name), || kernel.source.clone());
     }
     for listing in &code.listings {
         stages.dump(&format!("{}.clif", listing.name), || listing.clif.clone());
@@ -91,9 +110,9 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
     stages.time("check", || ir::plan::check(&plan))?;
     stages.dump("plan.ron", || plan.to_ron());
 
-    let report = Report::new(&plan, &target.machine, &weights, rewriting, std::mem::take(&mut stages.times));
+    let report = Report::new(&plan, &target.machine, &weights, rewriting, &cuda, std::mem::take(&mut stages.times));
     stages.dump("report.txt", || report.to_string());
-    Ok(Compiled { program, plan, code, weights, report, dumps: stages.dumps })
+    Ok(Compiled { program, plan, code, cuda, weights, report, dumps: stages.dumps })
 }
 
 /// Times and keeps what the passes give.

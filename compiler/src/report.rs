@@ -7,6 +7,8 @@ use std::time::Duration;
 use ir::entity::Id;
 use ir::plan::{Plan, Role, Step};
 
+use crate::emit::cuda::CudaKernel;
+use crate::emit::nvrtc::Resources;
 use crate::rewrite;
 use crate::target::Machine;
 use crate::weights::WeightPlan;
@@ -35,6 +37,8 @@ pub struct Report {
     pub memory: Memory,
     /// For each phase: its name, its most tokens, and how often one call runs each kernel.
     pub phases: Vec<(String, u64, BTreeMap<String, u64>)>,
+    /// What each kernel of a CUDA target uses of a multiprocessor, by its name in the plan.
+    pub resources: Vec<(String, Resources)>,
     /// How long each pass took.
     pub times: Vec<(&'static str, Duration)>,
 }
@@ -68,6 +72,7 @@ impl Report {
         machine: &Machine,
         weights: &WeightPlan,
         rewriting: rewrite::Report,
+        cuda: &[CudaKernel],
         times: Vec<(&'static str, Duration)>,
     ) -> Self {
         let mut memory = Memory { weights: weights.bytes(), slab: plan.slab_bytes, ..Memory::default() };
@@ -93,6 +98,7 @@ impl Report {
             rewriting,
             memory,
             phases,
+            resources: cuda.iter().map(|kernel| (kernel.name.clone(), kernel.resources.clone())).collect(),
             times,
         }
     }
@@ -137,6 +143,15 @@ impl fmt::Display for Report {
             for (kernel, times) in calls {
                 writeln!(f, "  {times:>5} x {kernel}")?;
             }
+        }
+        if !self.resources.is_empty() {
+            writeln!(
+                f,
+                "\nregisters of a thread, bytes of shared memory of a block, bytes of a thread's stack, bytes it spills"
+            )?;
+        }
+        for (kernel, Resources { registers, shared_bytes, stack_bytes, spill_store_bytes, .. }) in &self.resources {
+            writeln!(f, "  {registers:>5} {shared_bytes:>6} {stack_bytes:>6} {spill_store_bytes:>6}  {kernel}")?;
         }
         writeln!(f, "\nrewriting\n{}", self.rewriting)
     }

@@ -1,6 +1,7 @@
-//! Which CPU a program is compiled for, and how fast it is taken to be.
+//! Which hardware a program is compiled for, and how fast it is taken to be.
 //!
-//! A target prints as its architecture and its instruction set, `x86_64:avx2`, and parses back. `native` is resolved when it is parsed, so
+//! A target prints as its architecture and its instruction set, `x86_64:avx2`, or as CUDA and a compute capability, `cuda:sm_90a`, and parses
+//! back. `native` is resolved when it is parsed, so
 //! nothing downstream knows the word: the plan names a concrete target. The [`Machine`] is what the cost model weighs bytes against
 //! operations with. It steers choices between equal programs, never what they compute.
 
@@ -9,17 +10,30 @@ pub mod machine;
 use std::fmt;
 use std::str::FromStr;
 
-use kernels::{Arch, Isa};
+use kernels::{Arch, Isa, Sm};
 
 pub use machine::{Machine, ProductRate, TuningMismatch};
 
-/// A CPU to compile for.
+/// A device to compile for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target {
-    arch: Arch,
-    isa: Isa,
+    hardware: Hardware,
     /// How fast it is.
     pub machine: Machine,
+}
+
+/// What runs the code. An instruction set is always one of its architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hardware {
+    /// A CPU.
+    Cpu {
+        /// Its architecture.
+        arch: Arch,
+        /// Its instruction set.
+        isa: Isa,
+    },
+    /// A GPU of NVIDIA's, of this compute capability.
+    Cuda(Sm),
 }
 
 /// Why a target could not be parsed.
@@ -43,8 +57,21 @@ pub enum TargetError {
 
 impl Target {
     /// What can be parsed.
-    pub const NAMES: &'static [&'static str] =
-        &["x86_64:avx512vnni", "x86_64:avx2", "x86_64", "aarch64:neon", "aarch64", "scalar", "native"];
+    pub const NAMES: &'static [&'static str] = &[
+        "x86_64:avx512vnni",
+        "x86_64:avx2",
+        "x86_64",
+        "aarch64:neon",
+        "aarch64",
+        "scalar",
+        "native",
+        "cuda:sm_80",
+        "cuda:sm_86",
+        "cuda:sm_89",
+        "cuda:sm_90a",
+        "cuda:sm_100",
+        "cuda:sm_120",
+    ];
 
     /// A target with the machine that is guessed for its instruction set.
     ///
@@ -54,8 +81,17 @@ impl Target {
     pub fn new(arch: Arch, isa: Isa) -> Result<Self, TargetError> {
         match isa.arch() {
             Some(home) if home != arch => Err(TargetError::Foreign { arch, isa }),
-            _ => Ok(Self { arch, isa, machine: Machine::guess(isa) }),
+            _ => Ok(Self::of(Hardware::Cpu { arch, isa })),
         }
+    }
+
+    /// A GPU, with the machine that is guessed for it.
+    pub fn cuda(sm: Sm) -> Self {
+        Self::of(Hardware::Cuda(sm))
+    }
+
+    fn of(hardware: Hardware) -> Self {
+        Self { hardware, machine: Machine::guess(hardware) }
     }
 
     /// The same target on a machine that was measured.
@@ -76,18 +112,20 @@ impl Target {
     /// The best that the running CPU has.
     pub fn native() -> Self {
         let isa = Isa::best_available();
-        let arch = isa.arch().unwrap_or_else(host);
-        Self { arch, isa, machine: Machine::guess(isa) }
+        Self::of(Hardware::Cpu { arch: isa.arch().unwrap_or_else(host), isa })
     }
 
-    /// The architecture.
-    pub fn arch(&self) -> Arch {
-        self.arch
+    /// What it is.
+    pub fn hardware(&self) -> Hardware {
+        self.hardware
     }
 
-    /// The instruction set.
-    pub fn isa(&self) -> Isa {
-        self.isa
+    /// The instruction set, if it is a CPU.
+    pub fn isa(&self) -> Option<Isa> {
+        match self.hardware {
+            Hardware::Cpu { isa, .. } => Some(isa),
+            Hardware::Cuda(_) => None,
+        }
     }
 }
 
@@ -98,9 +136,16 @@ fn host() -> Arch {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.isa {
-            Isa::Scalar => write!(f, "{}", self.arch),
-            isa => write!(f, "{}:{isa}", self.arch),
+        self.hardware.fmt(f)
+    }
+}
+
+impl fmt::Display for Hardware {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Hardware::Cpu { arch, isa: Isa::Scalar } => arch.fmt(f),
+            Hardware::Cpu { arch, isa } => write!(f, "{arch}:{isa}"),
+            Hardware::Cuda(sm) => write!(f, "cuda:{sm}"),
         }
     }
 }
@@ -114,6 +159,9 @@ impl FromStr for Target {
             "native" => return Ok(Target::native()),
             "scalar" => return Target::new(host(), Isa::Scalar),
             _ => {}
+        }
+        if let Some(sm) = text.strip_prefix("cuda:") {
+            return sm.parse().map(Target::cuda).map_err(|()| unknown());
         }
         let (arch, isa) = match text.split_once(':') {
             Some((arch, isa)) => (arch, isa.parse().map_err(|()| unknown())?),
@@ -135,13 +183,24 @@ mod tests {
             assert_eq!(target.to_string().parse::<Target>().unwrap(), target, "{name}");
             assert!(target.to_string() != "native" && target.to_string() != "scalar");
         }
-        assert_eq!("x86_64".parse::<Target>().unwrap().isa(), Isa::Scalar);
+        assert_eq!("x86_64".parse::<Target>().unwrap().isa(), Some(Isa::Scalar));
         assert_eq!("x86_64:avx512vnni".parse::<Target>().unwrap().to_string(), "x86_64:avx512vnni");
     }
 
     #[test]
     fn what_is_none_is_refused() {
-        for name in ["", "x86_64:", "x86_64:sse9", "riscv64", "avx2", "x86_64:avx2:avx2"] {
+        for name in [
+            "",
+            "x86_64:",
+            "x86_64:sse9",
+            "riscv64",
+            "avx2",
+            "x86_64:avx2:avx2",
+            "cuda",
+            "cuda:",
+            "cuda:sm_90",
+            "cuda:90a",
+        ] {
             assert!(matches!(name.parse::<Target>(), Err(TargetError::Unknown { .. })), "{name}");
         }
         let foreign = "aarch64:avx2".parse::<Target>();

@@ -8,6 +8,7 @@
 
 pub mod check;
 pub mod expr;
+pub mod grid;
 pub mod manifest;
 pub mod tuning;
 
@@ -18,11 +19,12 @@ use crate::entity::id;
 
 pub use check::{PlanError, PlanErrors, check};
 pub use expr::Expr;
+pub use grid::Grid;
 pub use manifest::{Manifest, Part};
 pub use tuning::{KernelRate, Tuning, TuningError, TuningErrors};
 
 /// The version of the artifact format that this build writes and reads.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Every buffer starts at a multiple of this many bytes: a cache line, and the widest vector.
 pub const ALIGNMENT: u64 = 64;
@@ -214,14 +216,14 @@ pub enum Role {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kernel {
-    /// The name: a row of the kernel table, or a symbol of `cpu.bin`.
+    /// The name: a row of the kernel table, a symbol of `cpu.bin`, or what the kernel's files are called.
     pub name: String,
     /// Where the code is.
     pub code: Code,
 }
 
 /// Where a kernel's code is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Code {
     /// The row of the kernel table with the kernel's name, built into the runtime.
     Table,
@@ -231,6 +233,19 @@ pub enum Code {
         offset: u64,
         /// How long it is.
         bytes: u64,
+    },
+    /// A function of a cubin.
+    Cuda {
+        /// The file of the artifact, see [`manifest::CUBINS`].
+        file: String,
+        /// The function in it.
+        entry: String,
+        /// Threads of a block.
+        threads: u32,
+        /// Bytes of dynamic shared memory of a block.
+        shared_bytes: u32,
+        /// Whether it waits itself for the kernels before it, and so may be started before they are done.
+        waits: bool,
     },
 }
 
@@ -276,11 +291,11 @@ pub struct Call {
     /// The kernel.
     #[serde(with = "text")]
     pub kernel: KernelId,
-    /// Units of work, which any threads may do in any order.
-    pub grid: Expr,
+    /// Units of work, which any threads may do in any order; the blocks of a CUDA kernel.
+    pub grid: Grid,
     /// Buffers, in the order of the kernel's signature.
     pub args: Vec<Arg>,
-    /// Sizes, in the order of the kernel's signature.
+    /// Sizes, in the order of the kernel's signature; for a CUDA kernel those that it was not compiled for.
     pub dims: Vec<Expr>,
     /// Bytes of weights, caches and activations that the call reads and writes: what a bandwidth is computed from.
     pub moves: Expr,

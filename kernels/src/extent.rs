@@ -52,12 +52,12 @@ pub fn arg_bytes(desc: &KernelDesc, name: &str, dim: &dyn Fn(&str) -> i64, seque
 }
 
 /// The limit of a row's family that these dims break, in words.
-pub fn broken_limit(desc: &KernelDesc, dim: &dyn Fn(&str) -> i64) -> Option<String> {
+pub fn broken_limit(family: Family, inputs: &[DType], dim: &dyn Fn(&str) -> i64) -> Option<String> {
     let above = |name: &str, limit: usize| {
         (i64::try_from(limit).unwrap_or(i64::MAX) < dim(name))
             .then(|| format!("{name} is {}, the limit is {limit}", dim(name)))
     };
-    match (desc.family, desc.inputs) {
+    match (family, inputs) {
         (Family::Attention, _) => above("hd", MAX_HEAD_DIM).or_else(|| {
             let (heads, kv_heads) = (dim("heads"), dim("kv_heads"));
             (kv_heads < 1 || heads % kv_heads != 0)

@@ -5,6 +5,9 @@
 
 mod check;
 
+pub(crate) use check::CUDA as CUDA_TARGETS;
+
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -26,8 +29,10 @@ pub struct Artifact {
     pub plan: Plan,
     /// The weights.
     pub weights: WeightMap,
-    /// Generated machine code.
+    /// Generated machine code of a CPU.
     pub code: Vec<u8>,
+    /// The cubins of a GPU, by their files.
+    pub cubins: BTreeMap<String, Vec<u8>>,
     /// The tokenizer's file, if there is one.
     pub tokenizer: Option<Vec<u8>>,
     /// Bytes of all files but the manifest.
@@ -48,14 +53,17 @@ impl Artifact {
         let manifest = Manifest::from_ron(&text).map_err(|source| RuntimeError::Read { path, source })?;
 
         let mut problems = Vec::new();
+        // A GPU's code is in cubins, whatever the plan will say of them.
+        let has_cubins = manifest.parts.iter().any(|part| manifest::is_cubin(&part.file));
         for file in [manifest::PLAN, manifest::CODE, manifest::WEIGHTS] {
-            if manifest.part(file).is_none() {
+            if manifest.part(file).is_none() && !(file == manifest::CODE && has_cubins) {
                 problems.push(ArtifactProblem::NotListed { file });
             }
         }
         let total = manifest.parts.iter().map(|part| part.bytes).fold(0, u64::saturating_add);
         let mut done = 0;
         let (mut plan, mut code, mut tokenizer, mut weights) = (None, Vec::new(), None, None);
+        let mut cubins = BTreeMap::new();
         for part in &manifest.parts {
             let contents = match read_part(dir, part, &mut |bytes| progress(done + bytes, total)) {
                 Ok(contents) => contents,
@@ -68,6 +76,9 @@ impl Artifact {
             match (part.file.as_str(), contents) {
                 (manifest::PLAN, Contents::Read(bytes)) => plan = Some(bytes),
                 (manifest::CODE, Contents::Read(bytes)) => code = bytes,
+                (file, Contents::Read(bytes)) if manifest::is_cubin(file) => {
+                    cubins.insert(file.to_owned(), bytes);
+                }
                 (manifest::TOKENIZER, Contents::Read(bytes)) => tokenizer = Some(bytes),
                 (manifest::WEIGHTS, Contents::Mapped(map)) => weights = Some(map),
                 (manifest::WEIGHTS, Contents::Read(_)) => {
@@ -96,14 +107,15 @@ impl Artifact {
             check::target(plan, &mut problems);
             check::interface(plan, &mut problems);
             check::sizes(plan, &mut problems);
-            check::kernels(plan, manifest.part(manifest::CODE).map_or(0, |part| part.bytes), &mut problems);
+            let code_bytes = manifest.part(manifest::CODE).map_or(0, |part| part.bytes);
+            check::kernels(plan, code_bytes, &|file| manifest.part(file).is_some(), &mut problems);
             check::copies(plan, &mut problems);
         }
         let data_start = weights.as_ref().and_then(|map| check::weights(map, plan.as_ref(), &mut problems));
         match (plan, weights, data_start) {
             (Some(plan), Some(map), Some(data_start)) if problems.is_empty() => {
                 let weights = WeightMap { map: Some(map), data_start, path: dir.join(manifest::WEIGHTS) };
-                Ok(Self { dir: dir.into(), plan, weights, code, tokenizer, bytes: total })
+                Ok(Self { dir: dir.into(), plan, weights, code, cubins, tokenizer, bytes: total })
             }
             _ => Err(RuntimeError::Artifact { dir: dir.into(), problems }),
         }
@@ -119,7 +131,7 @@ enum Contents {
 fn read_part(dir: &Path, part: &Part, progress: &mut dyn FnMut(u64)) -> Result<Contents, ArtifactProblem> {
     let name = || part.file.clone();
     let is_plain = Path::new(&part.file).components().eq([std::path::Component::Normal(part.file.as_ref())]);
-    if !is_plain {
+    if !is_plain && !manifest::is_kernel_file(&part.file) {
         return Err(ArtifactProblem::FileName { file: name() });
     }
     let path = dir.join(&part.file);

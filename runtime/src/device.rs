@@ -3,7 +3,9 @@
 //! A device is made from an opened artifact and owns the weights, the slab and the code. The executor resolves a phase of the plan for the
 //! sizes of a call into [`Work`], which [`Device::load`] turns into the device's own form once; calls of the same sizes run that again.
 
+pub mod any;
 pub mod cpu;
+pub mod cuda;
 
 use std::time::Duration;
 
@@ -27,8 +29,8 @@ pub enum Work {
     Launch {
         /// The kernel of the plan.
         kernel: KernelId,
-        /// Its units; at least 1.
-        units: u64,
+        /// Its units along each axis; at least 1. A CPU's kernels have one axis, the first.
+        grid: [u64; 3],
         /// Its pointers.
         args: Vec<Place>,
         /// Its sizes.
@@ -58,29 +60,43 @@ pub trait Device {
 
     /// Prepares work to be run any number of times.
     ///
+    /// # Errors
+    ///
+    /// If the device cannot take it.
+    ///
     /// # Panics
     ///
     /// If a place is outside its address space or a kernel is not in the plan: the executor has checked both.
-    fn load(&self, works: &[Work]) -> Self::Program;
+    fn load(&self, works: &[Work]) -> Result<Self::Program, RuntimeError>;
 
-    /// Does all the work in order and returns when it is done. With `times`, appends how long each took.
+    /// Does all the work in order, after what was written before. With `times`, returns when it is done and appends how long each took; without, a
+    /// GPU may still work, and what reads or writes next waits for it.
     ///
     /// # Errors
     ///
-    /// [`RuntimeError::Panicked`] if a kernel did not return; the device can be used further, what is in the slab cannot.
+    /// [`RuntimeError::Panicked`] if a kernel did not return; the device can be used further, what is in the slab cannot. [`RuntimeError::Cuda`]
+    /// if a GPU failed, which cannot be used further.
     fn run(&mut self, program: &Self::Program, times: Option<&mut Vec<Duration>>) -> Result<(), RuntimeError>;
 
     /// Writes integers to the slab.
     ///
+    /// # Errors
+    ///
+    /// If a GPU failed.
+    ///
     /// # Panics
     ///
     /// If they leave it.
-    fn write_i32(&mut self, offset: u64, values: &[i32]);
+    fn write_i32(&mut self, offset: u64, values: &[i32]) -> Result<(), RuntimeError>;
 
     /// Reads floats of the slab, which stay until the next call.
+    ///
+    /// # Errors
+    ///
+    /// If a GPU failed.
     ///
     /// # Panics
     ///
     /// If they leave it, or `offset` is not a multiple of 4.
-    fn read_f32(&mut self, offset: u64, count: usize) -> &[f32];
+    fn read_f32(&mut self, offset: u64, count: usize) -> Result<&[f32], RuntimeError>;
 }

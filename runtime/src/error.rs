@@ -44,6 +44,42 @@ pub enum RuntimeError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// There is no GPU that CUDA can use.
+    #[error("there is no CUDA device here: {reason}")]
+    NoCuda {
+        /// What is missing.
+        reason: String,
+    },
+    /// A GPU, or its driver, failed.
+    #[error("CUDA failed in {call}{}: {reason}", step.as_ref().map_or(String::new(), |step| format!(" at `{step}`")))]
+    Cuda {
+        /// The driver's function.
+        call: &'static str,
+        /// What the driver calls it.
+        reason: String,
+        /// The kernel that was to run, where it is known.
+        step: Option<String>,
+    },
+    /// A model that does not fit into a GPU's memory.
+    #[error(
+        "the model needs {needed} bytes of the GPU's memory, {free} are free; compile with a smaller context or fewer sequences"
+    )]
+    DeviceMemory {
+        /// Weights, caches and activations.
+        needed: u64,
+        /// What the driver can still give.
+        free: u64,
+    },
+    /// The artifact was compiled for another kind of device than the caller wants.
+    #[error(
+        "the artifact was compiled for `{target}`, which does not run on {wanted}; compile it again with another --target"
+    )]
+    Device {
+        /// The target of the plan.
+        target: String,
+        /// What was asked for.
+        wanted: &'static str,
+    },
     /// The artifact needs more memory than the caller allows.
     #[error("the artifact needs {needed} bytes of memory beside its weights, the limit is {limit}")]
     MemoryLimit {
@@ -268,6 +304,20 @@ pub enum ArtifactProblem {
         end: u64,
         /// Bytes of the file.
         bytes: u64,
+    },
+    /// A kernel for another kind of device than the plan's target.
+    #[error("kernel `{kernel}` is not for the plan's target; compile it again")]
+    Foreign {
+        /// The kernel.
+        kernel: String,
+    },
+    /// A cubin that is not among the files.
+    #[error("the cubin {file} of kernel `{kernel}` is not there; copy or compile it again")]
+    NoCubin {
+        /// The kernel.
+        kernel: String,
+        /// Its file.
+        file: String,
     },
     /// The header of the weights is damaged.
     #[error("the header of the weights cannot be read: {message}")]

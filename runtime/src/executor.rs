@@ -199,7 +199,7 @@ impl<D: Device> Executor<D> {
             }
         }
         let Resolver { works, origins, .. } = resolver;
-        let program = self.device.load(&works);
+        let program = self.device.load(&works)?;
         if KEPT <= self.prepared.len() {
             self.prepared.remove(0);
         }
@@ -231,15 +231,16 @@ impl Resolver<'_> {
             Step::Call(call) => {
                 // A kernel of the table cuts its grid over rows of weights, so a call without tokens still has units; and some take
                 // one token, not none. Generated kernels have nothing in them that their grid does not count.
-                let is_table = self.plan.kernel(call.kernel).code == Code::Table;
+                let is_table = !matches!(self.plan.kernel(call.kernel).code, Code::Generated { .. });
                 let is_empty = |dim: &Expr| value(dim) == 0 && dim.symbols().any(|symbol| symbol != ROUND);
-                let units = value(&call.grid);
-                if units == 0 || (is_table && call.dims.iter().any(is_empty)) {
+                let mut grid = [1; 3];
+                grid.iter_mut().zip(&call.grid.0).for_each(|(units, axis)| *units = value(axis));
+                if grid.contains(&0) || (is_table && call.dims.iter().any(is_empty)) {
                     return;
                 }
                 let args = call.args.iter().map(place).collect();
                 let dims = call.dims.iter().map(|dim| value(dim) as i64).collect();
-                Work::Launch { kernel: call.kernel, units, args, dims }
+                Work::Launch { kernel: call.kernel, grid, args, dims }
             }
             Step::Copy { from, to, bytes } => {
                 let bytes = value(bytes);

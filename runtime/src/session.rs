@@ -13,7 +13,9 @@ use tokenizer::Tokenizer;
 
 use crate::artifact::{Artifact, WeightPages};
 use crate::device::Device;
+use crate::device::any::{AnyDevice, DeviceKind};
 use crate::device::cpu::CpuDevice;
+use crate::device::cuda::CudaDevice;
 use crate::error::RuntimeError;
 use crate::executor::{Cost, Executor, Sizes};
 use crate::trace::Trace;
@@ -27,6 +29,8 @@ pub struct Options {
     pub max_slab_bytes: Option<u64>,
     /// Where the weights are read from.
     pub weights: WeightPages,
+    /// The kind of device; `None` is the one that the artifact was compiled for.
+    pub device: Option<DeviceKind>,
 }
 
 /// One thread for each CPU that this process may use.
@@ -73,7 +77,7 @@ pub type Visit<'a> = dyn FnMut(usize, usize, &[f32]) -> ControlFlow<()> + 'a;
 
 /// A model that runs.
 pub struct Session {
-    executor: Executor<CpuDevice>,
+    executor: Executor<AnyDevice>,
     tokenizer: Option<Vec<u8>>,
     artifact_bytes: u64,
     /// For each sequence, the first position that is free.
@@ -113,7 +117,7 @@ impl Session {
     ///
     /// If memory or threads cannot be had.
     pub fn new(artifact: Artifact, options: &Options) -> Result<Self, RuntimeError> {
-        let Artifact { plan, weights, code, tokenizer, bytes, .. } = artifact;
+        let Artifact { plan, weights, code, cubins, tokenizer, bytes, .. } = artifact;
         if let Some(limit) = options.max_slab_bytes.filter(|limit| *limit < plan.slab_bytes) {
             return Err(RuntimeError::MemoryLimit { needed: plan.slab_bytes, limit });
         }
@@ -121,8 +125,17 @@ impl Session {
             WeightPages::Mapped => weights,
             WeightPages::Copied => weights.copied()?,
         };
-        let threads = options.threads.unwrap_or_else(default_threads);
-        let device = CpuDevice::new(&plan, weights, &code, threads)?;
+        let kind = DeviceKind::of(&plan);
+        if let Some(wanted) = options.device.filter(|wanted| *wanted != kind) {
+            return Err(RuntimeError::Device { target: plan.target, wanted: wanted.name() });
+        }
+        let device = match kind {
+            DeviceKind::Cpu => {
+                let threads = options.threads.unwrap_or_else(default_threads);
+                AnyDevice::Cpu(CpuDevice::new(&plan, weights, &code, threads)?)
+            }
+            DeviceKind::Cuda => AnyDevice::Cuda(CudaDevice::new(&plan, &weights, &cubins)?),
+        };
         let lengths = vec![0; plan.sequences as usize];
         let executor = Executor::new(plan, device);
         Ok(Self { executor, tokenizer, artifact_bytes: bytes, lengths, inputs: Inputs::default(), trace: None })
@@ -134,7 +147,7 @@ impl Session {
     }
 
     /// The device.
-    pub fn device(&mut self) -> &mut CpuDevice {
+    pub fn device(&mut self) -> &mut AnyDevice {
         self.executor.device()
     }
 
@@ -225,7 +238,7 @@ impl Session {
             for (start, bytes) in regions {
                 for at in (0..bytes).step_by(4 * zeros.len()) {
                     let count = zeros.len().min(((bytes - at) / 4) as usize);
-                    self.executor.device().write_i32(start + at, &zeros[..count]);
+                    self.executor.device().write_i32(start + at, &zeros[..count])?;
                 }
             }
         }
@@ -286,14 +299,14 @@ impl Session {
         let output = plan.buffer(plan.outputs[0].buffer).offset;
         let Inputs { ids, sequences, positions, spans, rows: row_values, next, .. } = &self.inputs;
         for (offset, values) in inputs.into_iter().zip([ids, sequences, positions, spans, row_values]) {
-            self.executor.device().write_i32(offset, values);
+            self.executor.device().write_i32(offset, values)?;
         }
         let sizes = Sizes { n: tokens.len() as u64, m: rows.len() as u64, keys: self.inputs.keys };
         self.executor.run(sizes, self.trace.as_mut())?;
         for (length, next) in self.lengths.iter_mut().zip(next) {
             *length = next.unwrap_or(*length);
         }
-        let values = self.executor.device().read_f32(output, rows.len() * vocab);
+        let values = self.executor.device().read_f32(output, rows.len() * vocab)?;
         Ok(Logits { values, vocab })
     }
 

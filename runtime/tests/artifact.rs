@@ -6,7 +6,8 @@ use std::path::Path;
 
 use common::Draft;
 use ir::plan::manifest;
-use ir::plan::{Access, Code, ReadError, Step};
+use ir::plan::{Access, Code, Grid, Kernel, ReadError, Step};
+use tritter_runtime::device::any::DeviceKind;
 use tritter_runtime::{Artifact, ArtifactProblem, Options, RuntimeError, Session};
 
 fn draft() -> Draft {
@@ -225,7 +226,7 @@ fn kernels_must_exist_and_be_called_as_they_want() {
     let changes: [&dyn Fn(&mut ir::plan::Call); 4] = [
         &|call| call.args.truncate(3),
         &|call| call.dims.truncate(5),
-        &|call| call.grid = common::expr("n*2"),
+        &|call| call.grid = common::expr("n*2").into(),
         &|call| call.args[3].access = Access::Read,
     ];
     for change in changes {
@@ -287,4 +288,82 @@ fn a_damaged_tokenizer_is_an_error_only_for_who_needs_it() {
     assert!(matches!(session.tokenizer(), Err(RuntimeError::Tokenizer(_))));
     let dir = draft().written();
     assert!(Session::open(dir.path(), &Options::default()).unwrap().tokenizer().unwrap().is_none());
+}
+
+/// The model of a product, as if it had been compiled for a GPU; its cubin is none.
+fn for_a_gpu() -> Draft {
+    let mut draft = Draft::dense(&[1.0; 16], &[2.0; 16], 16);
+    let file = manifest::cubin("dense__k16_m1");
+    draft.plan.target = "cuda:sm_90a".to_owned();
+    draft.plan.kernels[0] = Kernel {
+        name: "dense__k16_m1".to_owned(),
+        code: Code::Cuda {
+            file: file.clone(),
+            entry: "dense_matmul_f32xf32_f32__cuda__r4".to_owned(),
+            threads: 128,
+            shared_bytes: 0,
+            waits: true,
+        },
+    };
+    for phase in &mut draft.plan.phases {
+        let Step::Call(call) = &mut phase.steps[0] else { panic!("the first step is a call") };
+        call.grid = Grid(vec![common::expr("1"), common::expr("m")]);
+        call.dims.truncate(1);
+    }
+    draft.cubins.push((file, vec![0; 64]));
+    draft
+}
+
+#[test]
+fn what_was_compiled_for_a_gpu_is_checked_without_one() {
+    open(for_a_gpu().written().path()).unwrap();
+
+    let mut unknown = for_a_gpu();
+    unknown.plan.target = "cuda:sm_12".to_owned();
+    assert!(matches!(&problems_of(&unknown)[..], [ArtifactProblem::Target { .. }]));
+
+    let mut no_cubin = for_a_gpu();
+    let Code::Cuda { file, .. } = &mut no_cubin.plan.kernels[0].code else { panic!("it is of a GPU") };
+    *file = manifest::cubin("other");
+    assert!(matches!(&problems_of(&no_cubin)[..], [ArtifactProblem::NoCubin { .. }]));
+
+    let mut for_both = for_a_gpu();
+    for_both.plan.kernels.push(Kernel { name: "count".to_owned(), code: Code::Generated { offset: 0, bytes: 0 } });
+    assert!(matches!(&problems_of(&for_both)[..], [ArtifactProblem::Foreign { kernel }] if kernel == "count"));
+
+    let mut called_otherwise = for_a_gpu();
+    let Step::Call(call) = &mut called_otherwise.steps()[0] else { panic!("the first step is a call") };
+    call.dims.clear();
+    assert!(matches!(&problems_of(&called_otherwise)[..], [ArtifactProblem::Signature { .. }]));
+
+    for (threads, name) in
+        [(0, "kernels/dense__k16_m1.cubin"), (2048, "kernels/dense__k16_m1.cubin"), (32, "../dense.cubin")]
+    {
+        let mut wrong = for_a_gpu();
+        let Code::Cuda { file, threads: block, .. } = &mut wrong.plan.kernels[0].code else { panic!("it is of a GPU") };
+        (*block, *file) = (threads, name.to_owned());
+        let Err(error) = open(wrong.written().path()) else { panic!("{threads} threads of {name} were taken") };
+        assert!(error.to_string().contains("cannot be launched"), "{error}");
+    }
+    let mut wrong = for_a_gpu();
+    let Step::Call(call) = &mut wrong.steps()[0] else { panic!("the first step is a call") };
+    call.grid = Grid(vec![common::expr("1"), common::expr("100000")]);
+    let Err(error) = open(wrong.written().path()) else { panic!("a grid of 100,000 blocks in y was taken") };
+    assert!(error.to_string().contains("too many axes or units"), "{error}");
+}
+
+#[test]
+fn artifacts_run_only_on_their_kind_of_device() {
+    let open = |draft: &Draft, device| {
+        let artifact = open(draft.written().path()).unwrap();
+        Session::new(artifact, &Options { threads: Some(1), device, ..Options::default() }).map(|_| ())
+    };
+    assert!(matches!(open(&draft(), Some(DeviceKind::Cuda)), Err(RuntimeError::Device { .. })));
+    assert!(matches!(open(&for_a_gpu(), Some(DeviceKind::Cpu)), Err(RuntimeError::Device { .. })));
+    open(&draft(), Some(DeviceKind::Cpu)).unwrap();
+    // Where there is a GPU, the cubin is refused instead, or the GPU is another one.
+    let error = open(&for_a_gpu(), None).unwrap_err();
+    let is_expected =
+        matches!(error, RuntimeError::NoCuda { .. } | RuntimeError::Cuda { .. } | RuntimeError::Artifact { .. });
+    assert!(is_expected, "{error}");
 }

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use compiler::emit::nvrtc::Search;
 use compiler::weights::{Checkpoint, RandomWeights, WeightSource};
 use compiler::{Compiled, Options, Target, artifact, rewrite};
 use ir::packing::TernaryLayout;
@@ -50,11 +51,30 @@ impl Build {
     }
 }
 
-/// The targets that this CPU runs, the simplest first.
+/// The targets that this machine runs, the simplest first: those of its CPU, and the GPU that `TRITTER_CUDA` names, such as `cuda:sm_90a`.
 pub fn targets() -> Vec<Target> {
     let all = ["scalar", "x86_64:avx2", "x86_64:avx512vnni", "aarch64:neon"];
     let targets = all.iter().map(|name| name.parse::<Target>().expect("the targets are known"));
-    targets.filter(|target| Requires { isa: target.isa() }.is_available()).collect()
+    let runs = |target: &Target| target.isa().is_some_and(|isa| Requires { isa }.is_available());
+    targets.filter(runs).chain(cuda_target()).collect()
+}
+
+/// The GPU to test on, if `TRITTER_CUDA` names one.
+///
+/// # Panics
+///
+/// If it names something else.
+pub fn cuda_target() -> Option<Target> {
+    let name = std::env::var("TRITTER_CUDA").ok().filter(|name| !name.is_empty())?;
+    let target: Target = name.parse().unwrap_or_else(|error| panic!("TRITTER_CUDA: {error}"));
+    assert!(target.isa().is_none(), "TRITTER_CUDA is {name}, which is no GPU");
+    Some(target)
+}
+
+/// NVRTC: where `TRITTER_NVRTC` or `CUDA_HOME` say, or where the loader looks.
+pub fn nvrtc() -> Search {
+    let path = |name: &str| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    Search { explicit: path("TRITTER_NVRTC"), cuda_home: path("CUDA_HOME"), site_packages: Vec::new() }
 }
 
 /// A model: what it is, and where its weights are.
@@ -165,7 +185,13 @@ fn open(directory: &Path) -> anyhow::Result<Checkpoint> {
 pub fn compile(program: Verified<Program>, build: &Build) -> anyhow::Result<Compiled> {
     let rewrite = if build.optimise { rewrite::Options::all() } else { rewrite::Options::none() };
     let rewrite = rewrite::Options { packing: build.packing, ..rewrite };
-    let options = Options { rewrite, context: build.context.into(), sequences: build.sequences.into(), dumps: false };
+    let options = Options {
+        rewrite,
+        context: build.context.into(),
+        sequences: build.sequences.into(),
+        dumps: false,
+        nvrtc: nvrtc(),
+    };
     Ok(compiler::compile(program, &build.target, &options)?)
 }
 

@@ -11,30 +11,30 @@ use ir::entity::Id;
 use ir::graph::Def;
 use ir::packing::{RowFormat, TernaryLayout};
 use ir::plan::{
-    ALIGNMENT, Access, Arg, Buffer, BufferId, Call, Code, Expr, Io, Kernel, KernelId, Phase, Plan, ROUND, Role, Step,
-    SymbolBound, VERSION,
+    ALIGNMENT, Access, Arg, Buffer, BufferId, Call, Code, Expr, Grid, Io, Kernel, KernelId, Phase, Plan, ROUND, Role,
+    Step, SymbolBound, VERSION, manifest,
 };
 use ir::{Dim, Graph, Op, Program, TensorType, ValueId, Verified};
-use kernels::Isa;
+use kernels::{Family, Signature, Specialised};
 
 use crate::egraph::cost;
+use crate::emit::cuda_c;
 use crate::emit::work::{self, KEYS};
 use crate::lower::cpu::{self, NoKernel};
+use crate::lower::cuda;
 use crate::lower::nest::{self, Lowered, NestLowerError};
 use crate::nest::Extent;
 use crate::schedule::group::storage_owner;
 use crate::schedule::memory::{self, Request};
 use crate::schedule::{Group, Kind, Schedule, ScheduleError};
-use crate::target::Machine;
+use crate::target::{Hardware, Machine};
 use crate::weights::{StoredTensor, WeightPlan};
 
 /// What the plan says of itself.
 #[derive(Clone, Debug)]
 pub struct PlanOptions {
-    /// The target, as it prints.
-    pub target: String,
-    /// Its instruction set.
-    pub isa: Isa,
+    /// The target.
+    pub hardware: Hardware,
     /// How fast it is taken to be.
     pub machine: Machine,
     /// Positions of a sequence.
@@ -86,6 +86,8 @@ pub struct Emitted {
     pub weights: WeightPlan,
     /// The generated kernels, with the ids that the plan calls them by.
     pub nests: Vec<(KernelId, Lowered)>,
+    /// The rows of the CUDA table that are called, as they are specialised.
+    pub specialised: Vec<(KernelId, Specialised)>,
 }
 
 /// The plan of a program.
@@ -135,7 +137,9 @@ struct Emitter<'a> {
     plan: Plan,
     /// Nests by graph and group.
     nests: BTreeMap<(usize, usize), (KernelId, Lowered)>,
-    table_kernels: HashMap<&'static str, KernelId>,
+    /// Kernels of the tables by their names in the plan.
+    table_kernels: HashMap<String, KernelId>,
+    specialised: Vec<(KernelId, Specialised)>,
     weights: WeightPlan,
     /// The fixed places of weights, states and inputs, by graph.
     fixed: Vec<Places>,
@@ -158,7 +162,7 @@ impl<'a> Emitter<'a> {
         let plan = Plan {
             version: VERSION,
             model: program.name.clone(),
-            target: options.target.clone(),
+            target: options.hardware.to_string(),
             machine: options.machine.plan_machine(),
             context: options.context,
             sequences: options.sequences,
@@ -179,6 +183,7 @@ impl<'a> Emitter<'a> {
             plan,
             nests: BTreeMap::new(),
             table_kernels: HashMap::new(),
+            specialised: Vec::new(),
             weights: WeightPlan::default(),
             fixed: program.graphs.iter().map(|_| Places::new()).collect(),
             packed: HashMap::new(),
@@ -210,7 +215,17 @@ impl<'a> Emitter<'a> {
                 let name = unique(&mut names, nest_name(schedule.graph, group));
                 let lowered = nest::lower(schedule, group, &name)?;
                 let id = KernelId::new(self.plan.kernels.len());
-                self.plan.kernels.push(Kernel { name, code: Code::Generated { offset: 0, bytes: 0 } });
+                let code = match self.options.hardware {
+                    Hardware::Cpu { .. } => Code::Generated { offset: 0, bytes: 0 },
+                    Hardware::Cuda(_) => Code::Cuda {
+                        file: manifest::cubin(&name),
+                        entry: name.clone(),
+                        threads: cuda_c::threads(&lowered.nest),
+                        shared_bytes: 0,
+                        waits: true,
+                    },
+                };
+                self.plan.kernels.push(Kernel { name, code });
                 self.nests.insert((graph_index, group_index), (id, lowered));
             }
         }
@@ -367,14 +382,67 @@ impl<'a> Emitter<'a> {
         self.plan.phases = phases;
         self.plan.slab_bytes = self.shared_bytes.saturating_add(self.arena_bytes);
         let nests = self.nests.into_values().collect();
-        Ok(Emitted { plan: self.plan, weights: self.weights, nests })
+        Ok(Emitted { plan: self.plan, weights: self.weights, nests, specialised: self.specialised })
     }
 
-    fn table_kernel(&mut self, name: &'static str) -> KernelId {
-        *self.table_kernels.entry(name).or_insert_with(|| {
-            self.plan.kernels.push(Kernel { name: name.to_owned(), code: Code::Table });
-            KernelId::new(self.plan.kernels.len() - 1)
+    /// The row of the target's table that computes an op in calls of a range of tokens.
+    fn row(&self, graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>) -> Result<Row, NoKernel> {
+        Ok(match self.options.hardware {
+            Hardware::Cpu { isa, .. } => Row::Cpu(cpu::choose(graph, value, tokens, isa)?),
+            Hardware::Cuda(sm) => Row::Cuda(cuda::choose(graph, value, tokens, sm)?),
         })
+    }
+
+    fn table_kernel(&mut self, name: String, code: Code) -> KernelId {
+        if let Some(&kernel) = self.table_kernels.get(&name) {
+            return kernel;
+        }
+        let kernel = KernelId::new(self.plan.kernels.len());
+        self.plan.kernels.push(Kernel { name: name.clone(), code });
+        self.table_kernels.insert(name, kernel);
+        kernel
+    }
+
+    fn cuda_kernel(&mut self, launch: &cuda::Launch) -> KernelId {
+        let label = launch.special.label();
+        let desc = launch.special.desc;
+        let code = Code::Cuda {
+            file: manifest::cubin(&label),
+            entry: desc.name.to_owned(),
+            threads: desc.launch.threads,
+            shared_bytes: launch.shared_bytes,
+            waits: desc.waits(),
+        };
+        let is_new = !self.table_kernels.contains_key(&label);
+        let kernel = self.table_kernel(label, code);
+        if is_new {
+            self.specialised.push((kernel, launch.special.clone()));
+        }
+        kernel
+    }
+}
+
+/// A row of one of the tables.
+#[derive(Clone, Copy)]
+enum Row {
+    Cpu(&'static kernels::KernelDesc),
+    Cuda(&'static kernels::CudaKernelDesc),
+}
+
+impl Row {
+    fn signature(self) -> &'static Signature {
+        match self {
+            Row::Cpu(desc) => desc.signature,
+            Row::Cuda(desc) => desc.signature,
+        }
+    }
+
+    /// What a rate belongs to.
+    fn kind(self) -> (Family, &'static [ir::DType], Option<TernaryLayout>) {
+        match self {
+            Row::Cpu(desc) => (desc.family, desc.inputs, desc.layout),
+            Row::Cuda(desc) => (desc.family, desc.inputs, desc.layout),
+        }
     }
 }
 
@@ -469,7 +537,8 @@ impl<'a> PhaseCtx<'_, 'a> {
         places: &mut Places,
     ) -> Result<Step, PlanEmitError> {
         let graph = schedule.graph;
-        let desc = cpu::choose(graph, value, &self.tokens, self.emitter.options.isa)?;
+        let row = self.emitter.row(graph, value, &self.tokens)?;
+        let signature = row.signature();
         let operands = graph.operands(value);
         // The cache is an append's first operand, and the last argument of its kernel.
         let is_append = matches!(graph.op(value), Some(Op::KvAppend(_)));
@@ -488,7 +557,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             true => self.place(schedule, operands[0], places),
             false => self.output(graph, value, places)?,
         });
-        let args = desc.signature.args.iter().zip(places_in_order).map(|(arg, place)| Arg {
+        let args = signature.args.iter().zip(places_in_order).map(|(arg, place)| Arg {
             access: match arg.access {
                 kernels::Access::Read => Access::Read,
                 kernels::Access::Write => Access::Write,
@@ -500,21 +569,31 @@ impl<'a> PhaseCtx<'_, 'a> {
         let args = args.collect();
         let x_stride = if is_append { schedule.views.resolve(operands[1]).strides[0] } else { 0 };
         let dim = |name: &str| cpu::dim(graph, value, name, x_stride).expect("every dim of a signature has a value");
-        let grid = match desc.signature.grid {
-            kernels::Grid::CeilDiv(name, size) => dim(name).div_ceil(size),
-            kernels::Grid::Product(left, right) => dim(left) * dim(right),
-            kernels::Grid::One(name) => dim(name),
+        let (kernel, grid, dims) = match row {
+            Row::Cpu(desc) => {
+                let grid = match signature.grid {
+                    kernels::Grid::CeilDiv(name, size) => dim(name).div_ceil(size),
+                    kernels::Grid::Product(left, right) => dim(left) * dim(right),
+                    kernels::Grid::One(name) => dim(name),
+                };
+                let kernel = self.emitter.table_kernel(desc.name.to_owned(), Code::Table);
+                (kernel, Grid::from(grid), signature.dims.iter().map(|name| dim(name)).collect())
+            }
+            Row::Cuda(desc) => {
+                let launch = cuda::launch(desc, graph, value, &dim)?;
+                (self.emitter.cuda_kernel(&launch), launch.grid, launch.dims)
+            }
         };
-        let kernel = self.emitter.table_kernel(desc.name);
+        let (family, inputs, layout) = row.kind();
         Ok(Step::Call(Call {
             kernel,
             grid,
             args,
-            dims: desc.signature.dims.iter().map(|name| dim(name)).collect(),
+            dims,
             moves: self.moves(schedule, value),
             macs: work::macs(graph, value),
             ops: Expr::from(0),
-            rate: self.emitter.options.machine.plan_rate(desc),
+            rate: self.emitter.options.machine.plan_rate(family, inputs, layout),
             from: format!("{}.{}", graph.name, graph.describe(value)),
         }))
     }
@@ -579,7 +658,7 @@ impl<'a> PhaseCtx<'_, 'a> {
         let labels: Vec<String> = group.outputs.iter().map(|&value| graph.describe(value)).collect();
         Ok(Step::Call(Call {
             kernel: *kernel,
-            grid,
+            grid: Grid::from(grid),
             args,
             dims: nest.dims.iter().map(|name| Expr::symbol(name)).collect(),
             moves,

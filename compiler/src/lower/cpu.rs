@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use ir::packing::TernaryLayout;
 use ir::plan::Expr;
 use ir::{DType, Graph, Op, Shape, TensorType, ValueId};
 use kernels::{Family, Isa, KernelDesc};
@@ -10,10 +11,10 @@ use crate::egraph::cost;
 
 /// Why no row of the table fits.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no {isa} kernel for `{op}` of `{value}` on ({types}): {reason}; the closest: {closest}")]
+#[error("no {target} kernel for `{op}` of `{value}` on ({types}): {reason}; the closest: {closest}")]
 pub struct NoKernel {
     /// The target's features.
-    pub isa: Isa,
+    pub target: Box<str>,
     /// The op.
     pub op: &'static str,
     /// The value.
@@ -23,7 +24,7 @@ pub struct NoKernel {
     /// What does not fit.
     pub reason: String,
     /// Rows of the same family.
-    pub closest: String,
+    pub closest: Box<str>,
 }
 
 /// The kernel of an op for calls of a range of tokens: among those that the target can run, the best instruction set, and then the row made for
@@ -38,6 +39,44 @@ pub fn choose(
     tokens: &RangeInclusive<u64>,
     isa: Isa,
 ) -> Result<&'static KernelDesc, NoKernel> {
+    let Wanted { family, inputs, output, layout, tokens } = wanted(graph, value, tokens);
+    let fits = |desc: &&KernelDesc| {
+        desc.family == family
+            && desc.inputs == inputs
+            && desc.output == output
+            && desc.layout == layout
+            && desc.requires.isa.runs_on(isa)
+            && desc.tokens.start() <= tokens.start()
+            && tokens.end() <= desc.tokens.end()
+    };
+    let closest = kernels::TABLE.iter().filter(|desc| desc.family == family && desc.requires.isa.runs_on(isa));
+    let closest: Vec<&str> = closest.map(|desc| desc.name).collect();
+    let refuse = |reason: String| refuse(graph, value, isa.to_string(), reason, &closest);
+    let best = kernels::TABLE.iter().filter(fits).min_by_key(|desc| {
+        (std::cmp::Reverse(desc.requires.isa.rank()), desc.tokens.end() - desc.tokens.start(), desc.name)
+    });
+    let best = best.ok_or_else(|| refuse("no row has these types".to_owned()))?;
+    let size = |name: &str| dim(graph, value, name, 0).and_then(|expr| expr.as_const()).unwrap_or(0);
+    match kernels::extent::broken_limit(best.family, best.inputs, &|name| i64::try_from(size(name)).unwrap_or(i64::MAX))
+    {
+        Some(limit) => Err(refuse(limit)),
+        None => Ok(best),
+    }
+}
+
+/// What a row of a table must be to compute an op.
+pub(crate) struct Wanted {
+    pub(crate) family: Family,
+    pub(crate) inputs: Vec<DType>,
+    pub(crate) output: DType,
+    /// How its ternary weights are packed.
+    pub(crate) layout: Option<TernaryLayout>,
+    /// How many rows of activations its calls have.
+    pub(crate) tokens: RangeInclusive<u64>,
+}
+
+/// What computes an op in calls of a range of tokens.
+pub(crate) fn wanted(graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>) -> Wanted {
     let operands = graph.operands(value);
     let dtype = |position: usize| graph.ty(operands[position]).dtype;
     let op = graph.op(value).expect("groups of the table are ops");
@@ -56,36 +95,19 @@ pub fn choose(
         Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::Matmul(_) => rows(graph.ty(operands[0]), tokens),
         _ => tokens.clone(),
     };
-    let fits = |desc: &&KernelDesc| {
-        desc.family == family
-            && desc.inputs == inputs
-            && desc.output == output
-            && desc.layout == cost::layout_of(op)
-            && desc.requires.isa.runs_on(isa)
-            && desc.tokens.start() <= tokens.start()
-            && tokens.end() <= desc.tokens.end()
-    };
-    let refuse = |reason: String| NoKernel {
-        isa,
-        op: op.name(),
+    Wanted { family, inputs, output, layout: cost::layout_of(op), tokens }
+}
+
+/// The error that no row fits.
+pub(crate) fn refuse(graph: &Graph, value: ValueId, target: String, reason: String, closest: &[&str]) -> NoKernel {
+    let types = graph.operands(value).iter().map(|&operand| graph.ty(operand).to_string());
+    NoKernel {
+        target: target.into(),
+        op: graph.op(value).map_or("", Op::name),
         value: graph.label(value),
-        types: operands.iter().map(|&operand| graph.ty(operand).to_string()).collect::<Vec<_>>().join(", "),
+        types: types.collect::<Vec<_>>().join(", "),
         reason,
-        closest: kernels::TABLE
-            .iter()
-            .filter(|desc| desc.family == family && desc.requires.isa.runs_on(isa))
-            .map(|desc| desc.name)
-            .collect::<Vec<_>>()
-            .join(", "),
-    };
-    let best = kernels::TABLE.iter().filter(fits).min_by_key(|desc| {
-        (std::cmp::Reverse(desc.requires.isa.rank()), desc.tokens.end() - desc.tokens.start(), desc.name)
-    });
-    let best = best.ok_or_else(|| refuse("no row has these types".to_owned()))?;
-    let size = |name: &str| dim(graph, value, name, 0).and_then(|expr| expr.as_const()).unwrap_or(0);
-    match kernels::extent::broken_limit(best, &|name| i64::try_from(size(name)).unwrap_or(i64::MAX)) {
-        Some(limit) => Err(refuse(limit)),
-        None => Ok(best),
+        closest: closest.join(", ").into(),
     }
 }
 

@@ -10,7 +10,7 @@ use ir::packing::TernaryLayout;
 use ir::plan::{Rate, Tuning};
 use kernels::{Family, Isa, KernelDesc, TABLE};
 
-use super::Target;
+use super::{Hardware, Target};
 
 /// What the cost model knows of a machine. Every number is a rate that can be measured and put in its place.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,10 +76,11 @@ impl Machine {
     /// What is assumed before anything is measured: all numbers here are **guesses**, for four cores with two channels of memory. The products
     /// of int8 by ternary are those of recent server cores, the others are in proportion. Nothing but the choice between equal programs and
     /// the predicted times hangs on them.
-    pub fn guess(isa: Isa) -> Self {
-        // One token and many of: int8 by ternary in 2 bits, in 1.6 bits, int8 by int8, int8 by 4 bits; then f32 by ternary, f32 by dense,
-        // and attention. The weights of one token come from memory. Where 1.6 bits were measured to decode faster, it was by a few
-        // percent, and their prefill is slower; so they are not taken to be faster unless a tuning file says so.
+    pub fn guess(hardware: Hardware) -> Self {
+        let isa = match hardware {
+            Hardware::Cpu { isa, .. } => isa,
+            Hardware::Cuda(_) => return Self::guess_gpu(),
+        };
         let (rates, f32_gflop_per_s) = match isa {
             Isa::Scalar => ([(4.0, 4.0), (3.0, 4.0), (3.0, 3.0), (2.0, 2.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)], 1.0),
             Isa::Avx2 => (
@@ -95,33 +96,35 @@ impl Machine {
                 6.0,
             ),
         };
-        let [two_bit, base3, bytes, nibbles, ternary, dense, attention] = rates;
-        let rate = |family, activations, weights, layout, (one, many): (f64, f64)| ProductRate {
-            family,
-            activations,
-            weights,
-            layout,
-            one,
-            many,
-        };
-        let (tile16, tile16_base3) = (Some(TernaryLayout::Tile16), Some(TernaryLayout::Tile16Base3));
         Self {
             read_gb_per_s: 30.0,
-            products: vec![
-                rate(Family::TernaryMatmul, DType::Q8, DType::T2, tile16, two_bit),
-                rate(Family::TernaryMatmul, DType::Q8, DType::T2, tile16_base3, base3),
-                rate(Family::TernaryMatmul, DType::F32, DType::T2, tile16, ternary),
-                rate(Family::DenseMatmul, DType::Q8, DType::Q8, None, bytes),
-                rate(Family::DenseMatmul, DType::Q8, DType::Q4, None, nibbles),
-                rate(Family::DenseMatmul, DType::F32, DType::F32, None, dense),
-                rate(Family::DenseMatmul, DType::F32, DType::BF16, None, dense),
-                rate(Family::Attention, DType::F32, DType::F32, None, attention),
-                rate(Family::Attention, DType::F32, DType::Q8, None, attention),
-                rate(Family::Attention, DType::F32, DType::Q4, None, attention),
-            ],
+            products: products(rates),
             f32_gflop_per_s,
             step_us: 1.0,
             threads: 4,
+            source: Source::Guess,
+        }
+    }
+
+    /// The same for a GPU as a whole, in proportion to an H100: 3 TB/s, and rates of plain kernels.
+    fn guess_gpu() -> Self {
+        let rates = [
+            (20_000.0, 200_000.0),
+            (15_000.0, 150_000.0),
+            (3_000.0, 200_000.0),
+            (3_000.0, 100_000.0),
+            (3_000.0, 20_000.0),
+            (1_000.0, 20_000.0),
+            (1_000.0, 100_000.0),
+        ];
+        // No row of the CUDA table takes weights of 1.6 bits.
+        let is_there = |product: &ProductRate| product.layout != Some(TernaryLayout::Tile16Base3);
+        Self {
+            read_gb_per_s: 3_000.0,
+            products: products(rates).into_iter().filter(is_there).collect(),
+            f32_gflop_per_s: 10_000.0,
+            step_us: 2.0,
+            threads: 1,
             source: Source::Guess,
         }
     }
@@ -145,10 +148,15 @@ impl Machine {
                 unknown.join(", ")
             ));
         }
-        if !problems.is_empty() {
-            return Err(TuningMismatch { problems });
-        }
-        let mut machine = Self::guess(target.isa());
+        let isa = match target.isa() {
+            Some(isa) if problems.is_empty() => isa,
+            Some(_) => return Err(TuningMismatch { problems }),
+            None => {
+                problems.push(format!("{name} is no CPU, and only CPUs are measured"));
+                return Err(TuningMismatch { problems });
+            }
+        };
+        let mut machine = Self::guess(target.hardware());
         machine.read_gb_per_s = tuning.read_bytes_per_us as f64 / 1e3;
         machine.step_us = tuning.step_ns as f64 / 1e3;
         machine.f32_gflop_per_s = tuning.elementwise_per_us as f64 / 1e3;
@@ -156,7 +164,7 @@ impl Machine {
         machine.source = Source::Tuning(blake3::hash(tuning.to_ron().as_bytes()).to_hex().to_string());
         for product in &mut machine.products {
             let measured = |tokens: u64| {
-                let desc = best_row(product, target.isa(), tokens)?;
+                let desc = best_row(product, isa, tokens)?;
                 let rate = tuning.kernels.iter().find(|rate| rate.kernel == desc.name)?;
                 let many = rate.many_macs_per_us.filter(|_| 1 < tokens);
                 Some(many.unwrap_or(rate.one_macs_per_us) as f64 / 1e3)
@@ -203,10 +211,10 @@ impl Machine {
     }
 
     /// What all threads do in a microsecond when they run a row of the table, as a plan carries it.
-    pub fn plan_rate(&self, desc: &KernelDesc) -> Rate {
-        match (desc.family, desc.inputs) {
+    pub fn plan_rate(&self, family: Family, inputs: &[DType], layout: Option<TernaryLayout>) -> Rate {
+        match (family, inputs) {
             (Family::TernaryMatmul | Family::DenseMatmul | Family::Attention, [activations, weights, ..]) => {
-                let ProductRate { one, many, .. } = self.rate_of(desc.family, *activations, *weights, desc.layout);
+                let ProductRate { one, many, .. } = self.rate_of(family, *activations, *weights, layout);
                 Rate { one: self.per_us(one), many: self.per_us(many) }
             }
             _ => self.plan_elementwise_rate(),
@@ -231,6 +239,34 @@ impl Machine {
     fn per_us(&self, giga_per_s: f64) -> u64 {
         whole(giga_per_s * 1e3 * f64::from(self.threads.max(1))).max(1)
     }
+}
+
+/// The rates, one token and many of: int8 by ternary in 2 bits, in 1.6 bits, int8 by int8, int8 by 4 bits; then f32 by ternary, f32 by dense,
+/// and attention. The weights of one token come from memory. Where 1.6 bits were measured to decode faster, it was by a few percent, and their
+/// prefill is slower; so they are not taken to be faster unless a tuning file says so.
+fn products(rates: [(f64, f64); 7]) -> Vec<ProductRate> {
+    let [two_bit, base3, bytes, nibbles, ternary, dense, attention] = rates;
+    let rate = |family, activations, weights, layout, (one, many): (f64, f64)| ProductRate {
+        family,
+        activations,
+        weights,
+        layout,
+        one,
+        many,
+    };
+    let (tile16, tile16_base3) = (Some(TernaryLayout::Tile16), Some(TernaryLayout::Tile16Base3));
+    vec![
+        rate(Family::TernaryMatmul, DType::Q8, DType::T2, tile16, two_bit),
+        rate(Family::TernaryMatmul, DType::Q8, DType::T2, tile16_base3, base3),
+        rate(Family::TernaryMatmul, DType::F32, DType::T2, tile16, ternary),
+        rate(Family::DenseMatmul, DType::Q8, DType::Q8, None, bytes),
+        rate(Family::DenseMatmul, DType::Q8, DType::Q4, None, nibbles),
+        rate(Family::DenseMatmul, DType::F32, DType::F32, None, dense),
+        rate(Family::DenseMatmul, DType::F32, DType::BF16, None, dense),
+        rate(Family::Attention, DType::F32, DType::F32, None, attention),
+        rate(Family::Attention, DType::F32, DType::Q8, None, attention),
+        rate(Family::Attention, DType::F32, DType::Q4, None, attention),
+    ]
 }
 
 /// The tokens that stand for many.
@@ -271,8 +307,11 @@ impl fmt::Display for Machine {
 mod tests {
     use ir::plan::KernelRate;
     use ir::plan::tuning::TUNING_VERSION;
+    use kernels::Arch;
 
     use super::*;
+
+    const AVX2: Hardware = Hardware::Cpu { arch: Arch::X86_64, isa: Isa::Avx2 };
 
     fn tuning() -> Tuning {
         let rate = |kernel: &str, one, many| KernelRate {
@@ -304,10 +343,10 @@ mod tests {
         assert_eq!((ternary.one, ternary.many), (77.0, 155.0));
         assert_eq!((machine.read_gb_per_s, machine.step_us, machine.threads), (12.345, 0.7, 3));
         let dense = |machine: &Machine| machine.rate(Family::DenseMatmul, DType::F32, DType::F32);
-        assert_eq!(dense(&machine), dense(&Machine::guess(Isa::Avx2)));
+        assert_eq!(dense(&machine), dense(&Machine::guess(AVX2)));
         assert!(machine.to_string().starts_with("tuning "), "{machine}");
         let desc = kernels::find("ternary_gemm_q8xt2_f32__avx2__r16").unwrap();
-        assert_eq!(machine.plan_rate(desc), Rate { one: 231_000, many: 465_000 });
+        assert_eq!(machine.plan_rate(desc.family, desc.inputs, desc.layout), Rate { one: 231_000, many: 465_000 });
         assert_eq!(machine.plan_machine().read_bytes_per_us, 12_345);
     }
 
@@ -326,7 +365,7 @@ mod tests {
     #[test]
     fn every_kind_of_product_in_the_table_has_a_guess() {
         for isa in Isa::ALL {
-            let machine = Machine::guess(isa);
+            let machine = Machine::guess(Hardware::Cpu { arch: Arch::X86_64, isa });
             for desc in TABLE.iter().filter(|desc| desc.family != Family::KvAppend) {
                 let kind = (desc.family, desc.inputs[0], desc.inputs[1], desc.layout);
                 let has = |rate: &ProductRate| (rate.family, rate.activations, rate.weights, rate.layout) == kind;
@@ -337,7 +376,7 @@ mod tests {
 
     #[test]
     fn further_tokens_cost_what_tokens_among_many_do() {
-        let rate = Machine::guess(Isa::Avx2).rate(Family::TernaryMatmul, DType::Q8, DType::T2);
+        let rate = Machine::guess(AVX2).rate(Family::TernaryMatmul, DType::Q8, DType::T2);
         let one = rate.seconds(1 << 30, 1);
         let eight = rate.seconds(8 << 30, 8);
         assert!((eight - one - 7.0 * (1_u64 << 30) as f64 / rate.many / 1e9).abs() < 1e-9);

@@ -4,7 +4,8 @@ use std::fs::File;
 
 use kernels::{Arch, Isa};
 use memmap2::{MmapMut, MmapOptions};
-use tritter_compiler::emit::{CodeTarget, assemble};
+use tritter_compiler::emit::nvrtc::{Nvrtc, Search};
+use tritter_compiler::emit::{CodeTarget, assemble, cuda_c};
 use tritter_compiler::nest::eval::eval;
 use tritter_compiler::nest::{Elem, Verified};
 
@@ -250,8 +251,35 @@ pub(crate) fn assert_same(nest: &Verified, target: CodeTarget, expected: &[Vec<u
     }
 }
 
-/// Runs the interpreter and, for every target of this machine, the generated code; all must agree. Returns what they computed.
+/// NVRTC, where `TRITTER_NVRTC` says that it is.
+#[allow(dead_code, reason = "each test program uses a part of this module")]
+fn nvrtc() -> Option<Nvrtc> {
+    let explicit = std::env::var_os("TRITTER_NVRTC").filter(|path| !path.is_empty())?;
+    let search = Search { explicit: Some(explicit.into()), ..Search::default() };
+    Some(Nvrtc::load(&search).unwrap_or_else(|error| panic!("{error}")))
+}
+
+/// Panics if NVRTC refuses the CUDA C of a nest. Where there is no NVRTC, it is only printed.
+#[allow(dead_code, reason = "each test program uses a part of this module")]
+pub(crate) fn check_cuda(nest: &Verified) {
+    let source = cuda_c::source(nest);
+    let entry = format!("{}(", nest.name);
+    assert!(source.contains(&entry), "{source}");
+    thread_local! {
+        static NVRTC: Option<Nvrtc> = nvrtc();
+    }
+    NVRTC.with(|nvrtc| {
+        let Some(nvrtc) = nvrtc else { return };
+        for arch in ["sm_80", "sm_90a"] {
+            nvrtc.compile(&nest.name, &source, arch).unwrap_or_else(|error| panic!("{error}\n{source}"));
+        }
+    });
+}
+
+/// Runs the interpreter and, for every target of this machine, the generated code; all must agree. Returns what they computed. The code for GPUs is
+/// compiled, if it can be.
 pub(crate) fn check(nest: &Verified, buffers: &[Vec<u8>], dims: &[i64], random: &mut Random) -> Vec<Vec<u8>> {
+    check_cuda(nest);
     let expected = interpret(nest, buffers, dims);
     for target in runnable() {
         let actual = run_code(nest, target, buffers, dims, random);

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
-use super::{ALIGNMENT, Access, Arg, BufferId, Expr, Phase, Plan, ROUND, Role, Step};
+use super::{ALIGNMENT, Access, Arg, BufferId, Call, Code, Expr, Grid, Phase, Plan, ROUND, Role, Step, manifest};
 use crate::entity::Id;
 
 /// One broken rule.
@@ -118,6 +118,26 @@ pub enum PlanError {
         /// The rate.
         rate: super::Rate,
     },
+    /// A grid that its kernel's code cannot have.
+    #[error("{place}: a grid of `{grid}` has too many axes or units")]
+    Grid {
+        /// Where.
+        place: String,
+        /// The grid.
+        grid: Grid,
+    },
+    /// A CUDA kernel whose file or block no device could take.
+    #[error("kernel `{name}`: {file} with {threads} threads and {shared_bytes} bytes cannot be launched")]
+    Launch {
+        /// The kernel.
+        name: String,
+        /// Its file.
+        file: String,
+        /// Threads of a block.
+        threads: u32,
+        /// Bytes of dynamic shared memory of a block.
+        shared_bytes: u32,
+    },
     /// Phases are not in ascending order of tokens, or there are none, or the last holds fewer than the bound of `n`.
     #[error("phases must ascend in tokens and end at the bound of `n`")]
     Phases,
@@ -147,6 +167,9 @@ impl fmt::Display for PlanErrors {
 
 impl std::error::Error for PlanErrors {}
 
+/// Shared memory that a block of any device may have, at most.
+const MAX_SHARED_BYTES: u32 = 227 << 10;
+
 /// Checks every rule.
 ///
 /// # Errors
@@ -162,6 +185,14 @@ pub fn check(plan: &Plan) -> Result<(), PlanErrors> {
     }
     if plan.machine.read_bytes_per_us == 0 {
         errors.push(PlanError::NoReadRate);
+    }
+    for kernel in &plan.kernels {
+        let Code::Cuda { file, threads, shared_bytes, .. } = &kernel.code else { continue };
+        let is_block = (1..=1024).contains(threads) && *shared_bytes <= MAX_SHARED_BYTES;
+        if !is_block || !manifest::is_cubin(file) {
+            let (name, file) = (kernel.name.clone(), file.clone());
+            errors.push(PlanError::Launch { name, file, threads: *threads, shared_bytes: *shared_bytes });
+        }
     }
     for io in plan.inputs.iter().chain(&plan.outputs) {
         if plan.buffers.len() <= io.buffer.index() {
@@ -234,9 +265,10 @@ impl Walk<'_> {
                     if self.plan.kernels.len() <= call.kernel.index() {
                         self.errors.push(PlanError::NoKernel { place: place.clone(), kernel: call.kernel });
                     }
-                    for expr in [&call.grid, &call.moves].into_iter().chain(&call.dims) {
+                    for expr in [&call.moves].into_iter().chain(&call.dims) {
                         self.value(&place, expr, rounds);
                     }
+                    self.grid(&place, call, rounds);
                     let work = [&call.macs, &call.ops].map(|expr| self.value(&place, expr, rounds));
                     if work.into_iter().flatten().any(|work| work != 0) && (call.rate.one == 0 || call.rate.many == 0) {
                         self.errors.push(PlanError::NoRate { place: place.clone(), rate: call.rate });
@@ -264,6 +296,22 @@ impl Walk<'_> {
                     self.repeat(*count, steps);
                 }
             }
+        }
+    }
+
+    /// A grid has as many axes as its kernel's code may have, and as many units along each.
+    fn grid(&mut self, place: &str, call: &Call, rounds: Option<u32>) {
+        let units: Vec<_> = call.grid.0.iter().map(|axis| self.value(place, axis, rounds)).collect();
+        let kernel = self.plan.kernels.get(call.kernel.index());
+        let most: &[u64] = match kernel.map(|kernel| &kernel.code) {
+            Some(Code::Cuda { .. }) => &[(1 << 31) - 1, 65_535, 65_535],
+            _ => &[u64::MAX],
+        };
+        let is_wrong = |(position, units): (usize, &Option<u64>)| {
+            most.get(position).is_none_or(|most| units.is_some_and(|units| *most < units))
+        };
+        if units.is_empty() || units.iter().enumerate().any(is_wrong) {
+            self.errors.push(PlanError::Grid { place: place.to_owned(), grid: call.grid.clone() });
         }
     }
 

@@ -10,6 +10,8 @@ pub const MANIFEST: &str = "manifest.ron";
 pub const PLAN: &str = "plan.ron";
 /// The file of the generated machine code.
 pub const CODE: &str = "cpu.bin";
+/// The folder of the kernels of a CUDA target: for each a cubin, and the source that it was compiled from.
+pub const CUBINS: &str = "kernels/";
 /// The file of the packed weights.
 pub const WEIGHTS: &str = "weights.safetensors";
 /// The file of the tokenizer.
@@ -37,6 +39,27 @@ pub struct Part {
     pub bytes: u64,
     /// Its BLAKE3 hash, in hexadecimal.
     pub blake3: String,
+}
+
+/// The cubin of a kernel, by the kernel's name.
+pub fn cubin(kernel: &str) -> String {
+    format!("{CUBINS}{kernel}.cubin")
+}
+
+/// The source that a kernel's cubin was compiled from, by the kernel's name.
+pub fn cuda_source(kernel: &str) -> String {
+    format!("{CUBINS}{kernel}.cu")
+}
+
+/// Whether a name is that of a cubin: a plain name in [`CUBINS`].
+pub fn is_cubin(file: &str) -> bool {
+    file.ends_with(".cubin") && is_kernel_file(file)
+}
+
+/// Whether a name is that of a file in [`CUBINS`]: letters, digits, `_`, and one of the two endings.
+pub fn is_kernel_file(file: &str) -> bool {
+    let stem = file.strip_prefix(CUBINS).and_then(|file| file.strip_suffix(".cubin").or(file.strip_suffix(".cu")));
+    stem.is_some_and(|stem| !stem.is_empty() && stem.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
 }
 
 impl Manifest {

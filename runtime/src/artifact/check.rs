@@ -6,7 +6,8 @@
 use ir::DType;
 use ir::entity::Id;
 use ir::plan::{self, Access, Arg, Buffer, Call, Expr, Io, Phase, Plan, ROUND, Role, Step};
-use kernels::{Arch, Isa, KernelDesc, Requires, extent};
+use kernels::cuda::PER_CALL;
+use kernels::{Arch, Isa, KernelDesc, Requires, Sm, extent, find_cuda};
 use safetensors::SafeTensors;
 
 use crate::error::ArtifactProblem;
@@ -20,9 +21,19 @@ const INPUTS: [(&str, &[&str]); 5] =
 /// The symbol that only costs may depend on, because prepared calls are kept by the values of the others.
 const KEYS: &str = "keys";
 
-/// The target is this CPU.
+/// What targets of CUDA start with.
+pub(crate) const CUDA: &str = "cuda:";
+
+/// The target is this CPU, or a GPU of a known kind.
 pub(super) fn target(plan: &Plan, problems: &mut Vec<ArtifactProblem>) {
     let mut problem = |reason: String| problems.push(ArtifactProblem::Target { target: plan.target.clone(), reason });
+    if let Some(sm) = plan.target.strip_prefix(CUDA) {
+        // Which GPU there is, if there is one, is asked when a session starts on it.
+        if sm.parse::<Sm>().is_err() {
+            problem(format!("this version does not know `{sm}`"));
+        }
+        return;
+    }
     let (arch, isas) = plan.target.split_once(':').unwrap_or((&plan.target, ""));
     let host = std::env::consts::ARCH;
     if arch != host {
@@ -101,7 +112,7 @@ pub(super) fn sizes(plan: &Plan, problems: &mut Vec<ArtifactProblem>) {
             let sizes: Vec<&Expr> = match step {
                 Step::Call(call) => {
                     let offsets = call.args.iter().map(|arg| &arg.offset);
-                    offsets.chain(&call.dims).chain([&call.grid]).collect()
+                    offsets.chain(&call.dims).chain(&call.grid.0).collect()
                 }
                 Step::Copy { from, to, bytes } => vec![&from.offset, &to.offset, bytes],
                 Step::Repeat { .. } => Vec::new(),
@@ -124,15 +135,30 @@ fn list(ios: &[(String, Vec<String>)]) -> String {
 }
 
 /// Every kernel is in the table or in the code, runs on this CPU, and is called as it wants to be.
-pub(super) fn kernels(plan: &Plan, code_bytes: u64, problems: &mut Vec<ArtifactProblem>) {
+pub(super) fn kernels(
+    plan: &Plan,
+    code_bytes: u64,
+    has_file: &dyn Fn(&str) -> bool,
+    problems: &mut Vec<ArtifactProblem>,
+) {
+    let is_gpu = plan.target.starts_with(CUDA);
     for (index, kernel) in plan.kernels.iter().enumerate() {
-        match kernel.code {
+        if is_gpu != matches!(kernel.code, plan::Code::Cuda { .. }) {
+            problems.push(ArtifactProblem::Foreign { kernel: kernel.name.clone() });
+            continue;
+        }
+        match &kernel.code {
+            plan::Code::Cuda { file, .. } => {
+                if !has_file(file) {
+                    problems.push(ArtifactProblem::NoCubin { kernel: kernel.name.clone(), file: file.clone() });
+                }
+            }
             plan::Code::Table => {
                 if let Err(error) = kernels::cpu::resolve(&kernel.name) {
                     problems.push(ArtifactProblem::Kernel(error));
                 }
             }
-            plan::Code::Generated { offset, bytes } => {
+            &plan::Code::Generated { offset, bytes } => {
                 let end = offset.checked_add(bytes);
                 if bytes == 0 || end.is_none_or(|end| code_bytes < end) {
                     problems.push(ArtifactProblem::Code {
@@ -150,11 +176,15 @@ pub(super) fn kernels(plan: &Plan, code_bytes: u64, problems: &mut Vec<ArtifactP
         each_step(&phase.steps, &mut |step, rounds| {
             let Step::Call(call) = step else { return };
             let kernel = plan.kernel(call.kernel);
-            if kernel.code != plan::Code::Table {
-                return;
-            }
-            let Some(desc) = kernels::find(&kernel.name) else { return };
-            for what in disagreements(plan, phase, rounds, call, desc) {
+            let found = match &kernel.code {
+                plan::Code::Table => match kernels::find(&kernel.name) {
+                    Some(desc) => disagreements(plan, phase, rounds, call, desc),
+                    None => return,
+                },
+                plan::Code::Cuda { entry, .. } => cuda_disagreements(call, entry),
+                plan::Code::Generated { .. } => return,
+            };
+            for what in found {
                 problems.push(ArtifactProblem::Signature {
                     phase: phase.name.clone(),
                     from: call.from.clone(),
@@ -164,6 +194,21 @@ pub(super) fn kernels(plan: &Plan, code_bytes: u64, problems: &mut Vec<ArtifactP
             }
         });
     }
+}
+
+/// How a call differs from what the entry of a row of the CUDA table takes; generated kernels are not in the table.
+fn cuda_disagreements(call: &Call, entry: &str) -> Vec<String> {
+    let Some(desc) = find_cuda(entry) else { return Vec::new() };
+    let signature = desc.signature;
+    let dims = signature.dims.iter().filter(|dim| PER_CALL.contains(dim)).count();
+    let mut found = Vec::new();
+    if call.args.len() != signature.args.len() {
+        found.push(format!("{} buffers instead of {}", call.args.len(), signature.args.len()));
+    }
+    if call.dims.len() != dims {
+        found.push(format!("{} dims instead of {dims}", call.dims.len()));
+    }
+    found
 }
 
 /// How a call differs from the signature of its kernel.
@@ -194,11 +239,11 @@ fn disagreements(plan: &Plan, phase: &Phase, rounds: Option<u32>, call: &Call, d
         position.map_or(0, |position| values[position] as i64)
     };
     let units = signature.grid.units(dim);
-    let grid = largest(plan, Some((phase, rounds)), &call.grid);
+    let grid = call.grid.0.first().and_then(|units| largest(plan, Some((phase, rounds)), units));
     if grid != u64::try_from(units).ok() {
         found.push(format!("a grid of up to {}, not {units}", grid.map_or("?".to_owned(), |grid| grid.to_string())));
     }
-    if let Some(limit) = extent::broken_limit(desc, &dim) {
+    if let Some(limit) = extent::broken_limit(desc.family, desc.inputs, &dim) {
         found.push(limit);
     }
     for (arg, expected) in call.args.iter().zip(signature.args) {

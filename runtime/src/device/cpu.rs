@@ -130,16 +130,17 @@ impl CpuDevice {
         let mut kernels = Vec::with_capacity(plan.kernels.len());
         let mut problems = Vec::new();
         for kernel in &plan.kernels {
-            match kernel.code {
+            match &kernel.code {
                 plan::Code::Table => match (kernels::cpu::resolve(&kernel.name), kernels::find(&kernel.name)) {
                     (Ok(function), Some(desc)) => kernels.push(Function::Table(desc, function)),
                     (Ok(_), None) => unreachable!("what was resolved is in the table"),
                     (Err(error), _) => problems.push(ArtifactProblem::Kernel(error)),
                 },
+                plan::Code::Cuda { .. } => problems.push(ArtifactProblem::Foreign { kernel: kernel.name.clone() }),
                 plan::Code::Generated { offset, .. } => {
                     // SAFETY: artifacts are trusted as executables are: the compiler put a function there. The memory outlives its calls,
                     // because programs keep it.
-                    kernels.push(Function::Generated(unsafe { code.entry(offset) }));
+                    kernels.push(Function::Generated(unsafe { code.entry(*offset) }));
                 }
             }
         }
@@ -207,7 +208,7 @@ impl Device for CpuDevice {
         format!("CPU, {} threads", self.threads())
     }
 
-    fn load(&self, works: &[Work]) -> Arc<CpuProgram> {
+    fn load(&self, works: &[Work]) -> Result<Arc<CpuProgram>, RuntimeError> {
         let mut program = CpuProgram {
             launches: Vec::with_capacity(works.len()),
             stages: Vec::new(),
@@ -220,7 +221,7 @@ impl Device for CpuDevice {
             let (args, dims) = (program.args.len(), program.dims.len());
             let (mut grain, mut stream) = (1, None);
             let (function, units) = match work {
-                Work::Launch { kernel, units, args, dims } => {
+                Work::Launch { kernel, grid: [units, ..], args, dims } => {
                     program.args.extend(args.iter().map(|&place| self.region(place, 0)));
                     program.dims.extend(dims);
                     let function = self.kernels[kernel.index()];
@@ -260,7 +261,7 @@ impl Device for CpuDevice {
                 next = Some(stage);
             }
         }
-        Arc::new(program)
+        Ok(Arc::new(program))
     }
 
     fn run(&mut self, program: &Arc<CpuProgram>, times: Option<&mut Vec<Duration>>) -> Result<(), RuntimeError> {
@@ -282,17 +283,18 @@ impl Device for CpuDevice {
         Ok(())
     }
 
-    fn write_i32(&mut self, offset: u64, values: &[i32]) {
+    fn write_i32(&mut self, offset: u64, values: &[i32]) -> Result<(), RuntimeError> {
         let to = self.region(Place::Slab(offset), 4 * values.len() as u64);
         // SAFETY: the bytes are inside the slab, which nobody else uses outside of `run`; `values` is not in it.
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr().cast(), to, 4 * values.len()) };
+        Ok(())
     }
 
-    fn read_f32(&mut self, offset: u64, count: usize) -> &[f32] {
+    fn read_f32(&mut self, offset: u64, count: usize) -> Result<&[f32], RuntimeError> {
         let from = self.region(Place::Slab(offset), 4 * count as u64).cast::<f32>();
         assert!(from.is_aligned(), "floats at byte {offset} are not aligned");
         // SAFETY: the floats are inside the slab and aligned; any bits are a float; `self` is borrowed, so nothing writes the slab.
-        unsafe { std::slice::from_raw_parts(from, count) }
+        Ok(unsafe { std::slice::from_raw_parts(from, count) })
     }
 }
 
@@ -399,16 +401,17 @@ mod tests {
         for threads in [1, 3] {
             let mut device = device(threads, 1 << 20);
             let values: Vec<i32> = (0..words).collect();
-            device.write_i32(0, &values);
+            device.write_i32(0, &values).unwrap();
             let bytes = 4 * words as u64;
             let program = device.load(&[
                 Work::Copy { from: Place::Slab(0), to: 4, bytes },
                 Work::Copy { from: Place::Slab(4), to: 1 << 19, bytes },
             ]);
+            let program = program.unwrap();
             let mut times = Vec::new();
             device.run(&program, Some(&mut times)).unwrap();
             assert_eq!(times.len(), 2);
-            let read = device.read_f32(1 << 19, words as usize);
+            let read = device.read_f32(1 << 19, words as usize).unwrap();
             assert!(read.iter().zip(&values).all(|(read, value)| read.to_bits() as i32 == *value));
         }
     }
@@ -416,7 +419,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "leave its")]
     fn places_outside_are_refused() {
-        device(1, 64).load(&[Work::Copy { from: Place::Slab(0), to: 32, bytes: 33 }]);
+        device(1, 64).load(&[Work::Copy { from: Place::Slab(0), to: 32, bytes: 33 }]).unwrap();
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(crate) struct Draft {
     /// Names and bytes, in order; each is padded to 64 bytes in the file.
     pub(crate) tensors: Vec<(String, Vec<u8>)>,
     pub(crate) tokenizer: Option<String>,
+    /// Files of kernels of a GPU.
+    pub(crate) cubins: Vec<(String, Vec<u8>)>,
 }
 
 impl Draft {
@@ -47,7 +49,7 @@ impl Draft {
             kernels: Vec::new(),
             phases: Vec::new(),
         };
-        let mut draft = Self { plan, code: Vec::new(), tensors: Vec::new(), tokenizer: None };
+        let mut draft = Self { plan, code: Vec::new(), tensors: Vec::new(), tokenizer: None, cubins: Vec::new() };
         for (name, shape) in
             [("ids", ["n", ""]), ("seq", ["n", ""]), ("pos", ["n", ""]), ("span", ["n", "2"]), ("rows", ["m", ""])]
         {
@@ -102,7 +104,7 @@ impl Draft {
         };
         let count = Step::Call(Call {
             kernel,
-            grid: expr("m"),
+            grid: expr("m").into(),
             args: vec![
                 arg(Access::Read, draft.input("ids")),
                 arg(Access::Read, draft.input("rows")),
@@ -144,7 +146,7 @@ impl Draft {
         let logits = draft.plan.outputs[0].buffer;
         draft.phases(vec![Step::Call(Call {
             kernel,
-            grid: Expr::from(vocab.div_ceil(4)),
+            grid: Expr::from(vocab.div_ceil(4)).into(),
             args: vec![arg(Access::Read, x), arg(Access::Read, w), arg(Access::Write, logits)],
             dims: vec![expr("m"), Expr::from(k), Expr::from(vocab)],
             moves: Expr::from(4 * k * vocab),
@@ -184,7 +186,7 @@ impl Draft {
             count: layers,
             steps: vec![Step::Call(Call {
                 kernel,
-                grid: expr("n"),
+                grid: expr("n").into(),
                 args: vec![
                     round(Access::Read, x, x_stride),
                     arg(Access::Read, self.input("seq")),
@@ -285,8 +287,12 @@ impl Draft {
         if let Some(tokenizer) = &self.tokenizer {
             files.push((manifest::TOKENIZER, tokenizer.clone().into_bytes()));
         }
+        for (file, bytes) in &self.cubins {
+            files.push((file, bytes.clone()));
+        }
         let mut parts = Vec::new();
         for (file, bytes) in files {
+            std::fs::create_dir_all(dir.join(file).parent().unwrap()).unwrap();
             std::fs::write(dir.join(file), &bytes).unwrap();
             parts.push(Part {
                 file: file.to_owned(),

@@ -9,10 +9,11 @@
 
 use anyhow::Context;
 use compiler::Target;
-use compiler::emit::{CodeTarget, assemble};
+use compiler::emit::{CodeTarget, assemble, cuda_c};
 use compiler::lower::nest;
 use compiler::nest::Verified as VerifiedNest;
 use compiler::schedule::Kind as GroupKind;
+use compiler::target::Hardware;
 
 use super::{Kind, lower, run};
 use crate::filetest::Case;
@@ -42,18 +43,31 @@ impl Kind for Emit {
             }
         }
         let nests: Vec<&VerifiedNest> = nests.iter().collect();
-        let code_target = |target: &Target| {
-            CodeTarget::new(target.arch(), target.isa()).expect("a target is an instruction set of its architecture")
-        };
         for name in Target::NAMES {
             let target: Target = name.parse()?;
-            assemble(&nests, code_target(&target), false).with_context(|| format!("for {target}"))?;
+            if let Some(code_target) = code_target(&target) {
+                assemble(&nests, code_target, false).with_context(|| format!("for {target}"))?;
+            }
         }
-        let code = assemble(&nests, code_target(&target), true)?;
+        let Some(code_target) = code_target(&target) else {
+            let names: Vec<&str> = nests.iter().map(|nest| nest.name.as_str()).collect();
+            let nest = nests.iter().find(|nest| nest.name == kernel);
+            let nest = nest.with_context(|| format!("there is no nest `{kernel}`; the nests: {}", names.join(", ")))?;
+            return Ok(Some(cuda_c::kernel(nest)));
+        };
+        let code = assemble(&nests, code_target, true)?;
         let listing = code.listings.iter().find(|listing| listing.name == kernel).with_context(|| {
             let names: Vec<&str> = nests.iter().map(|nest| nest.name.as_str()).collect();
             format!("there is no nest `{kernel}`; the nests: {}", names.join(", "))
         })?;
         Ok(Some(listing.clif.clone()))
+    }
+}
+
+/// The CPU of a target; `None` for a GPU.
+fn code_target(target: &Target) -> Option<CodeTarget> {
+    match target.hardware() {
+        Hardware::Cpu { arch, isa } => CodeTarget::new(arch, isa),
+        Hardware::Cuda(_) => None,
     }
 }

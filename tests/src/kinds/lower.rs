@@ -10,13 +10,13 @@ use std::ops::RangeInclusive;
 
 use anyhow::anyhow;
 use compiler::Target;
-use compiler::lower::{cpu, nest};
+use compiler::lower::{cpu, cuda, nest};
 use compiler::schedule::group::group;
 use compiler::schedule::{Kind as GroupKind, Schedule};
+use compiler::target::Hardware;
 use ir::graph::Program;
 use ir::verify::Verified;
 use ir::{Graph, ValueId};
-use kernels::Isa;
 
 use super::{Kind, run, schedule};
 use crate::filetest::Case;
@@ -43,7 +43,7 @@ impl Kind for Lower {
                 let outputs = schedule::labels(graph, &group.outputs);
                 match group.kind {
                     GroupKind::Kernel => {
-                        out.push_str(&format!("kernel {outputs}: {}\n", rows(graph, group.values[0], target.isa())));
+                        out.push_str(&format!("kernel {outputs}: {}\n", rows(graph, group.values[0], &target)));
                     }
                     GroupKind::Nest => match nest::lower(&schedule, group, &nest_name(&schedule, index)) {
                         Ok(lowered) => out.push_str(&lowered.nest.to_string()),
@@ -59,10 +59,13 @@ impl Kind for Lower {
 }
 
 /// The rows that compute a value, for one token and for more, or why there is none.
-fn rows(graph: &Graph, value: ValueId, isa: Isa) -> String {
-    let row = |tokens: RangeInclusive<u64>| match cpu::choose(graph, value, &tokens, isa) {
-        Ok(desc) => desc.name.to_owned(),
-        Err(error) => format!("refused: {error}"),
+fn rows(graph: &Graph, value: ValueId, target: &Target) -> String {
+    let row = |tokens: RangeInclusive<u64>| {
+        let name = match target.hardware() {
+            Hardware::Cpu { isa, .. } => cpu::choose(graph, value, &tokens, isa).map(|desc| desc.name),
+            Hardware::Cuda(sm) => cuda::choose(graph, value, &tokens, sm).map(|desc| desc.name),
+        };
+        name.map_or_else(|error| format!("refused: {error}"), str::to_owned)
     };
     let (one, many) = (row(1..=1), row(2..=16));
     if one == many { one } else { format!("{one} for one token, {many} for more") }

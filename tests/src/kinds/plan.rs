@@ -10,6 +10,7 @@
 //! change of the code generator moves them, and so are the rates that the compiler has guessed.
 
 use anyhow::{Context, ensure};
+use compiler::emit::nvrtc::Search;
 use compiler::{Options, rewrite};
 use ir::entity::Id;
 use ir::plan::{Buffer, BufferId, Plan, Role, Step};
@@ -40,6 +41,7 @@ impl Kind for Short {
             context: CONTEXT,
             sequences: 1,
             dumps: false,
+            nvrtc: Search::default(),
         };
         let compiled = compiler::compile(program, &"x86_64".parse()?, &options)?;
         let plan = Plan::from_ron(&compiled.plan.to_ron()).context("the plan read back")?;

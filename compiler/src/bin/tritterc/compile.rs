@@ -15,6 +15,7 @@ use compiler::{Compiled, Options, Target};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::model::{self, BuildArgs, Named};
+use crate::nvrtc;
 use crate::opt::Packing;
 use crate::say;
 
@@ -24,6 +25,7 @@ use crate::say;
 tritterc compile models/bitnet-code-nano -o nano            a checkpoint, for this CPU\n  \
 tritterc compile ./bitnet-2b -o out --kv int4 --context 8192\n  \
 tritterc compile bitnet-2b-4t -o big --random-weights 1     a shipped spec, to measure speed\n  \
+tritterc compile models/bitnet-code-nano -o nano --target cuda:sm_90a      for an H100\n  \
 tritterc compile 70b -o plan                                 no weights: plan, code and report only\n  \
 tritterc compile models/bitnet-code-nano -o nano --tuning tuning.ron   with rates that tritter tune measured\n  \
 tritterc compile my.ron -o out --random-weights 7 --target x86_64:avx2 --dump stages")]
@@ -33,9 +35,14 @@ pub(crate) struct Args {
     /// Directory to write; an artifact that is there is replaced.
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// CPU to compile for: x86_64:avx512vnni, x86_64:avx2, x86_64, aarch64:neon, scalar or native.
+    /// CPU or GPU to compile for: x86_64:avx512vnni, x86_64:avx2, x86_64, aarch64:neon, scalar, native, or cuda:sm_90a and the like (sm_80, sm_86,
+    /// sm_89, sm_90a, sm_100, sm_120).
     #[arg(long, default_value = "native")]
     target: Target,
+    /// NVRTC, or the folder that has it, for CUDA targets; by default it is looked for in CUDA_HOME, CUDA_PATH, the Python wheel
+    /// nvidia-cuda-nvrtc, and where the loader looks.
+    #[arg(long, value_name = "PATH")]
+    nvrtc: Option<PathBuf>,
     /// Rates that `tritter tune` measured on the machine to compile for, instead of guesses.
     #[arg(long, value_name = "FILE")]
     tuning: Option<PathBuf>,
@@ -72,6 +79,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         context: u64::from(built.context),
         sequences: u64::from(built.sequences),
         dumps: args.dump.is_some(),
+        nvrtc: nvrtc::search(args.nvrtc.as_deref()),
     };
     let target = model::tuned(&args.target, args.tuning.as_deref())?;
     let compiled = compiler::compile(built.program.clone(), &target, &options)?;

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use compiler::{Options, Target};
 
 use crate::model::{self, BuildArgs};
+use crate::nvrtc;
 use crate::{say, say_json};
 
 /// Shows the code that is generated for a model.
@@ -19,9 +20,13 @@ pub(crate) struct Args {
     /// Show this kernel instead of all names.
     #[arg(long, value_name = "NAME")]
     kernel: Option<String>,
-    /// CPU to compile for.
+    /// CPU or GPU to compile for.
     #[arg(long, default_value = "native")]
     target: Target,
+    /// NVRTC, or the folder that has it, for CUDA targets; by default it is looked for in CUDA_HOME, CUDA_PATH, the Python wheel
+    /// nvidia-cuda-nvrtc, and where the loader looks.
+    #[arg(long, value_name = "PATH")]
+    nvrtc: Option<PathBuf>,
     /// Rates that `tritter tune` measured on the machine to compile for, instead of guesses.
     #[arg(long, value_name = "FILE")]
     tuning: Option<PathBuf>,
@@ -39,6 +44,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         context: u64::from(built.context),
         sequences: u64::from(built.sequences),
         dumps: true,
+        nvrtc: nvrtc::search(args.nvrtc.as_deref()),
     };
     let compiled = compiler::compile(built.program, &model::tuned(&args.target, args.tuning.as_deref())?, &options)?;
     let Some(kernel) = &args.kernel else {

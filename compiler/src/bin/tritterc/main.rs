@@ -10,6 +10,7 @@ mod diff;
 mod emit;
 mod explain;
 mod model;
+mod nvrtc;
 mod opt;
 mod print;
 mod verify;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use runtime::bench::{Measurement, Spread, StepRate, Workload, measure};
+use runtime::device::Device;
 use serde_json::json;
 
 mod record;
@@ -76,6 +77,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let run = Run {
         measurement,
         workload,
+        device: session.device().name(),
         threads: session.device().threads(),
         assumed_threads: session.plan().machine.threads as usize,
         weights_bytes: session.plan().weights_bytes,
@@ -93,6 +95,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 struct Run {
     measurement: Measurement,
     workload: Workload,
+    /// What ran.
+    device: String,
     threads: usize,
     /// Threads that predictions are for.
     assumed_threads: usize,
@@ -104,7 +108,7 @@ struct Run {
 }
 
 fn report(run: &Run) -> serde_json::Value {
-    let Run { measurement, workload, threads, assumed_threads, weights_bytes, .. } = run;
+    let Run { measurement, workload, device, threads, assumed_threads, weights_bytes, .. } = run;
     let steps: Vec<_> = measurement
         .steps
         .iter()
@@ -138,6 +142,7 @@ fn report(run: &Run) -> serde_json::Value {
         "prompt": workload.prompt,
         "generate": workload.generate,
         "chunk": workload.chunk,
+        "device": device,
         "depth": workload.depth,
         "threads": threads,
         "prefill_tokens_per_s": measurement.prefill_tokens_per_s.median,
@@ -176,11 +181,11 @@ fn percent(part: f64, whole: f64) -> f64 {
 }
 
 fn print(run: &Run) -> Result<()> {
-    let Run { measurement, workload, threads, assumed_threads, weights_bytes, .. } = run;
+    let Run { measurement, workload, device, assumed_threads, weights_bytes, .. } = run;
     let mut text = String::new();
     writeln!(
         text,
-        "{threads} threads, prompt of {} tokens in chunks of {}, {} generated, timed from {} to {} tokens in the cache",
+        "{device}, prompt of {} tokens in chunks of {}, {} generated, timed from {} to {} tokens in the cache",
         workload.prompt, workload.chunk, workload.generate, measurement.decode_between.0, measurement.decode_between.1
     )?;
     let rate = |spread: Spread| format!("{:8.1} tokens/s ({:.1} to {:.1})", spread.median, spread.min, spread.max);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use runtime::device::any::DeviceKind;
 use runtime::{Artifact, Options, RuntimeError, Session, WeightPages};
 
 /// The exit code after Ctrl-C, as shells have it: 128 and the number of the signal.
@@ -38,6 +39,16 @@ pub(crate) struct ModelArgs {
     /// mapped, which starts sooner and shares its memory with other processes.
     #[arg(long, value_enum, default_value = "copy")]
     weights: Weights,
+    /// What to run on: the artifact has to be compiled for it. By default it is what the artifact was compiled for.
+    #[arg(long, value_enum)]
+    device: Option<Device>,
+}
+
+/// What models run on.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Device {
+    Cpu,
+    Cuda,
 }
 
 /// Where weights are read from.
@@ -60,6 +71,10 @@ impl ModelArgs {
                 Weights::Map => WeightPages::Mapped,
                 Weights::Copy => WeightPages::Copied,
             },
+            device: self.device.map(|device| match device {
+                Device::Cpu => DeviceKind::Cpu,
+                Device::Cuda => DeviceKind::Cuda,
+            }),
         };
         let session = Session::new(artifact, &options)?;
         listen_for_interrupt()?;

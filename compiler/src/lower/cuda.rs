@@ -1,0 +1,94 @@
+//! The choices for a compute capability: which row of the CUDA table computes an op, and what it is specialised for.
+
+use std::ops::RangeInclusive;
+
+use ir::plan::{Expr, Grid};
+use ir::{Graph, ValueId};
+use kernels::cuda::{Blocks, PER_CALL};
+use kernels::{CUDA_TABLE, CudaKernelDesc, Sm, Specialised, extent};
+
+use crate::lower::cpu::{self, NoKernel, Wanted};
+
+/// The kernel of an op for calls of a range of tokens: among those that the target can run, one that is not plain, made for the fewest tokens, of
+/// the highest capability.
+///
+/// # Errors
+///
+/// If there is none.
+pub fn choose(
+    graph: &Graph,
+    value: ValueId,
+    tokens: &RangeInclusive<u64>,
+    sm: Sm,
+) -> Result<&'static CudaKernelDesc, NoKernel> {
+    let Wanted { family, inputs, output, layout, tokens } = cpu::wanted(graph, value, tokens);
+    let fits = |desc: &&CudaKernelDesc| {
+        desc.family == family
+            && desc.inputs == inputs
+            && desc.output == output
+            && desc.layout == layout
+            && desc.requires.compiles_for(sm)
+            && desc.tokens.start() <= tokens.start()
+            && tokens.end() <= desc.tokens.end()
+    };
+    let best = CUDA_TABLE.iter().filter(fits).min_by_key(|desc| {
+        let tokens = desc.tokens.end() - desc.tokens.start();
+        (desc.is_plain(), tokens, std::cmp::Reverse(desc.requires), desc.name)
+    });
+    let refuse = |reason: String| {
+        let closest: Vec<&str> = CUDA_TABLE.iter().filter(|desc| desc.family == family).map(|desc| desc.name).collect();
+        cpu::refuse(graph, value, sm.to_string(), reason, &closest)
+    };
+    let best = best.ok_or_else(|| refuse("no row has these types".to_owned()))?;
+    let size = |name: &str| cpu::dim(graph, value, name, 0).and_then(|expr| expr.as_const()).unwrap_or(0);
+    match extent::broken_limit(family, &inputs, &|name| i64::try_from(size(name)).unwrap_or(i64::MAX)) {
+        Some(limit) => Err(refuse(limit)),
+        None => Ok(best),
+    }
+}
+
+/// A row with the sizes of an op, and the blocks and the arguments of its calls.
+#[derive(Debug)]
+pub struct Launch {
+    /// The kernel.
+    pub special: Specialised,
+    /// Its blocks.
+    pub grid: Grid,
+    /// The sizes it is given at a call.
+    pub dims: Vec<Expr>,
+    /// Bytes of its dynamic shared memory.
+    pub shared_bytes: u32,
+}
+
+/// The launch of a row for an op. `dim` gives the op's sizes by the names of the signature.
+///
+/// # Errors
+///
+/// If a size that the row is compiled for is known only at a call.
+pub fn launch(
+    desc: &'static CudaKernelDesc,
+    graph: &Graph,
+    value: ValueId,
+    dim: &dyn Fn(&str) -> Expr,
+) -> Result<Launch, NoKernel> {
+    let refuse = |reason: String| cpu::refuse(graph, value, "CUDA".to_owned(), reason, &[desc.name]);
+    let constant = |name: &str| i64::try_from(dim(name).as_const()?).ok();
+    let special = Specialised::new(desc, constant);
+    if let Some(unknown) = special.parameters().find(|name| !PER_CALL.contains(name)) {
+        return Err(refuse(format!("`{unknown}` is known only at a call")));
+    }
+    let axis = |blocks: Blocks| match blocks {
+        Blocks::Count(count) => Expr::from(count),
+        Blocks::Dim(name) => dim(name),
+        Blocks::CeilDiv(name, size) => dim(name).div_ceil(size),
+        Blocks::Product(left, right) => dim(left) * dim(right),
+    };
+    let mut axes: Vec<Expr> = desc.launch.grid.into_iter().map(axis).collect();
+    while 1 < axes.len() && axes.last() == Some(&Expr::from(1)) {
+        axes.pop();
+    }
+    let dims = special.parameters().map(dim).collect();
+    let shared_bytes = special.shared_bytes().and_then(|bytes| u32::try_from(bytes).ok());
+    let shared_bytes = shared_bytes.ok_or_else(|| refuse("its shared memory has no size".to_owned()))?;
+    Ok(Launch { special, grid: Grid(axes), dims, shared_bytes })
+}

@@ -1,0 +1,126 @@
+//! The device that an artifact was compiled for, whichever that is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ir::plan::Plan;
+
+use super::cpu::{CpuDevice, CpuProgram};
+use super::cuda::{CudaDevice, CudaProgram};
+use super::{Device, Work};
+use crate::artifact::CUDA_TARGETS;
+use crate::error::RuntimeError;
+
+/// A kind of device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The CPU.
+    Cpu,
+    /// A GPU of NVIDIA's.
+    Cuda,
+}
+
+impl DeviceKind {
+    /// What a plan was made for.
+    pub fn of(plan: &Plan) -> Self {
+        if plan.target.starts_with(CUDA_TARGETS) { DeviceKind::Cuda } else { DeviceKind::Cpu }
+    }
+
+    /// Its name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            DeviceKind::Cpu => "a CPU",
+            DeviceKind::Cuda => "a CUDA device",
+        }
+    }
+}
+
+/// A device of any kind.
+pub enum AnyDevice {
+    /// The CPU.
+    Cpu(CpuDevice),
+    /// A GPU.
+    Cuda(CudaDevice),
+}
+
+/// A program of any kind of device.
+pub enum AnyProgram {
+    /// Of the CPU.
+    Cpu(Arc<CpuProgram>),
+    /// Of a GPU.
+    Cuda(CudaProgram),
+}
+
+impl AnyDevice {
+    /// The threads of a CPU; 1 for a GPU.
+    pub fn threads(&self) -> usize {
+        match self {
+            AnyDevice::Cpu(device) => device.threads(),
+            AnyDevice::Cuda(_) => 1,
+        }
+    }
+
+    /// Bytes a second that the device reads from its memory.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn read_rate(&mut self) -> Result<f64, RuntimeError> {
+        match self {
+            AnyDevice::Cpu(device) => device.read_rate(),
+            AnyDevice::Cuda(device) => device.copy_rate(),
+        }
+    }
+
+    /// Int8 multiply-accumulates a second on registers; 0 for a GPU, where it is not measured.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn dot_rate(&mut self) -> Result<f64, RuntimeError> {
+        match self {
+            AnyDevice::Cpu(device) => device.dot_rate(),
+            AnyDevice::Cuda(_) => Ok(0.0),
+        }
+    }
+}
+
+impl Device for AnyDevice {
+    type Program = AnyProgram;
+
+    fn name(&self) -> String {
+        match self {
+            AnyDevice::Cpu(device) => device.name(),
+            AnyDevice::Cuda(device) => device.name(),
+        }
+    }
+
+    fn load(&self, works: &[Work]) -> Result<AnyProgram, RuntimeError> {
+        match self {
+            AnyDevice::Cpu(device) => device.load(works).map(AnyProgram::Cpu),
+            AnyDevice::Cuda(device) => device.load(works).map(AnyProgram::Cuda),
+        }
+    }
+
+    fn run(&mut self, program: &AnyProgram, times: Option<&mut Vec<Duration>>) -> Result<(), RuntimeError> {
+        match (self, program) {
+            (AnyDevice::Cpu(device), AnyProgram::Cpu(program)) => device.run(program, times),
+            (AnyDevice::Cuda(device), AnyProgram::Cuda(program)) => device.run(program, times),
+            _ => unreachable!("an executor runs programs on the device that loaded them"),
+        }
+    }
+
+    fn write_i32(&mut self, offset: u64, values: &[i32]) -> Result<(), RuntimeError> {
+        match self {
+            AnyDevice::Cpu(device) => device.write_i32(offset, values),
+            AnyDevice::Cuda(device) => device.write_i32(offset, values),
+        }
+    }
+
+    fn read_f32(&mut self, offset: u64, count: usize) -> Result<&[f32], RuntimeError> {
+        match self {
+            AnyDevice::Cpu(device) => device.read_f32(offset, count),
+            AnyDevice::Cuda(device) => device.read_f32(offset, count),
+        }
+    }
+}

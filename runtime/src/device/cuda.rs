@@ -1,0 +1,357 @@
+//! A GPU as a device: its memory, the cubins of an artifact, and one stream.
+//!
+//! Weights are uploaded once; slab and weights are one allocation each, refused before anything is allocated if they do not fit. A program is a
+//! CUDA graph: what differs from call to call of the same sizes (ids, positions, sequences) is read from the slab, so that the same graph runs
+//! again. A kernel that waits itself for those before it is started while they still run, which hides the time that a start takes. Only when
+//! times are wanted are the launches queued one by one, with events between them.
+
+mod driver;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ir::entity::Id;
+use ir::plan::{Code, Plan, Role};
+use kernels::Sm;
+
+use self::driver::{Context, Event, Function, Graph, Launch, Memory, Module, Pinned, Stream};
+use super::{Device, Place, Work};
+use crate::artifact::{CUDA_TARGETS, WeightMap};
+use crate::error::{ArtifactProblem, RuntimeError};
+
+/// Memory that is left to the driver, for graphs and the code of kernels.
+const RESERVED_BYTES: u64 = 64 << 20;
+
+/// Bytes of the first buffer for what is read.
+const READ_BYTES: usize = 1 << 20;
+
+/// Bytes of each of the two buffers whose copying measures memory: far more than the cache.
+const RATE_BYTES: u64 = 1 << 30;
+
+/// The GPU that the driver shows first.
+pub struct CudaDevice {
+    // Dropped in this order: the stream waits for what still runs.
+    stream: Stream,
+    memory: Arc<Memories>,
+    kernels: Vec<Kernel>,
+    /// What the input buffers of the slab hold, or will when the next program runs.
+    inputs: Pinned,
+    /// Where they lie in the slab.
+    input_bytes: Range<u64>,
+    /// The part of the slab's inputs that is yet to be copied; empty if none is.
+    written: Range<u64>,
+    /// Whether something that was queued may not be done.
+    is_busy: bool,
+    /// What was read last.
+    outputs: Pinned,
+    name: String,
+    /// Whether kernels can be started before those before them are done.
+    has_early_start: bool,
+    context: Arc<Context>,
+}
+
+/// What programs point to.
+struct Memories {
+    weights: Memory,
+    slab: Memory,
+}
+
+struct Kernel {
+    name: String,
+    function: Function,
+    threads: u32,
+    shared_bytes: u32,
+    waits: bool,
+}
+
+/// A list of launches with all addresses resolved.
+pub struct CudaProgram {
+    graph: Option<Graph>,
+    steps: Vec<Step>,
+    /// Keeps what the addresses are of.
+    _memory: Arc<Memories>,
+}
+
+enum Step {
+    Launch { kernel: usize, launch: Launch },
+    Copy { from: u64, to: u64, bytes: u64 },
+}
+
+impl CudaDevice {
+    /// A device with an artifact's weights, cubins and memory.
+    ///
+    /// # Errors
+    ///
+    /// If there is no GPU, it is another than the artifact was compiled for, the model does not fit into its memory, or the driver refuses a
+    /// cubin.
+    pub fn new(plan: &Plan, weights: &WeightMap, cubins: &BTreeMap<String, Vec<u8>>) -> Result<Self, RuntimeError> {
+        let context = Context::new()?;
+        let name = context.name()?;
+        let (major, minor) = context.capability()?;
+        let sm = plan.target.strip_prefix(CUDA_TARGETS).and_then(|sm| sm.parse::<Sm>().ok());
+        if !sm.is_some_and(|sm| sm.runs_on(major, minor)) {
+            let reason = format!("this machine has an {name} of compute capability {major}.{minor}");
+            let problems = vec![ArtifactProblem::Target { target: plan.target.clone(), reason }];
+            return Err(RuntimeError::Artifact { dir: weights.path().into(), problems });
+        }
+        let data = weights.data();
+        let needed = (data.len() as u64).saturating_add(plan.slab_bytes).saturating_add(RESERVED_BYTES);
+        let free = context.free_bytes()?;
+        if free < needed {
+            return Err(RuntimeError::DeviceMemory { needed, free });
+        }
+        let kernels = load_kernels(&context, plan, cubins, weights)?;
+        let memory = Memories {
+            weights: Memory::zeroed(&context, data.len() as u64)?,
+            slab: Memory::zeroed(&context, plan.slab_bytes)?,
+        };
+        memory.weights.write(0, data)?;
+        let input_bytes = input_bytes(plan, weights)?;
+        Ok(Self {
+            stream: Stream::new(&context)?,
+            memory: Arc::new(memory),
+            kernels,
+            inputs: Pinned::new(&context, (input_bytes.end - input_bytes.start) as usize)?,
+            input_bytes,
+            written: 0..0,
+            is_busy: false,
+            outputs: Pinned::new(&context, READ_BYTES)?,
+            has_early_start: 9 <= major,
+            name: format!("{name} (compute capability {major}.{minor})"),
+            context,
+        })
+    }
+
+    /// Bytes a second that the device reads and writes together when it copies within its memory.
+    ///
+    /// # Errors
+    ///
+    /// If there is no room for two large buffers, or the device fails.
+    pub fn copy_rate(&mut self) -> Result<f64, RuntimeError> {
+        const COPIES: u32 = 8;
+        self.context.make_current()?;
+        let free = self.context.free_bytes()?;
+        let bytes = RATE_BYTES.min(free / 4);
+        let (from, to) = (Memory::zeroed(&self.context, bytes)?, Memory::zeroed(&self.context, bytes)?);
+        let (start, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
+        let copy = || self.stream.copy(from.address(0, bytes), to.address(0, bytes), bytes);
+        copy()?;
+        self.stream.mark(&start)?;
+        (0..COPIES).try_for_each(|_| copy())?;
+        self.stream.mark(&end)?;
+        self.stream.wait()?;
+        Ok(2.0 * f64::from(COPIES) * bytes as f64 / end.seconds_since(&start)?)
+    }
+
+    fn address(&self, place: Place, bytes: u64) -> u64 {
+        match place {
+            Place::Weights(offset) => self.memory.weights.address(offset, bytes),
+            Place::Slab(offset) => self.memory.slab.address(offset, bytes),
+        }
+    }
+
+    /// Queues one step; an error says which.
+    fn queue(&self, step: &Step) -> Result<(), RuntimeError> {
+        match step {
+            Step::Launch { kernel, launch } => self.stream.launch(launch).map_err(|error| match error {
+                RuntimeError::Cuda { call, reason, step: None } => {
+                    RuntimeError::Cuda { call, reason, step: Some(self.kernels[*kernel].name.clone()) }
+                }
+                error => error,
+            }),
+            Step::Copy { from, to, bytes } => self.stream.copy(*from, *to, *bytes),
+        }
+    }
+
+    /// Returns when all that was queued is done.
+    fn wait(&mut self) -> Result<(), RuntimeError> {
+        self.stream.wait()?;
+        self.is_busy = false;
+        Ok(())
+    }
+
+    /// Queues the copy of the inputs that were written, in one piece: nothing but inputs lies between them.
+    fn upload(&mut self) -> Result<(), RuntimeError> {
+        let written = std::mem::replace(&mut self.written, 0..0);
+        let bytes = written.end - written.start;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let to = self.memory.slab.address(written.start, bytes);
+        self.is_busy = true;
+        self.stream.upload(&self.inputs, (written.start - self.input_bytes.start) as usize, to, bytes as usize)
+    }
+}
+
+/// The part of the slab that the inputs have for themselves.
+fn input_bytes(plan: &Plan, weights: &WeightMap) -> Result<Range<u64>, RuntimeError> {
+    let inputs = plan.buffers.iter().filter(|buffer| buffer.role == Role::Input);
+    let start = inputs.clone().map(|input| input.offset).min().unwrap_or(0);
+    let end = inputs.filter_map(|input| input.end()).max().unwrap_or(start);
+    let is_between = |buffer: &&ir::plan::Buffer| {
+        !matches!(buffer.role, Role::Input | Role::Weight)
+            && buffer.offset < end
+            && buffer.end().is_none_or(|buffer_end| start < buffer_end)
+    };
+    match plan.buffers.iter().find(is_between) {
+        None => Ok(start..end),
+        Some(other) => {
+            let problems = vec![ArtifactProblem::Interface { what: format!("`{}` lies between inputs", other.name) }];
+            Err(RuntimeError::Artifact { dir: weights.path().into(), problems })
+        }
+    }
+}
+
+/// The kernels of a plan, from its cubins.
+fn load_kernels(
+    context: &Arc<Context>,
+    plan: &Plan,
+    cubins: &BTreeMap<String, Vec<u8>>,
+    weights: &WeightMap,
+) -> Result<Vec<Kernel>, RuntimeError> {
+    let mut modules: BTreeMap<&str, Arc<Module>> = BTreeMap::new();
+    let mut kernels = Vec::with_capacity(plan.kernels.len());
+    for kernel in &plan.kernels {
+        let refuse = |problem| RuntimeError::Artifact { dir: weights.path().into(), problems: vec![problem] };
+        let Code::Cuda { file, entry, threads, shared_bytes, waits } = &kernel.code else {
+            return Err(refuse(ArtifactProblem::Foreign { kernel: kernel.name.clone() }));
+        };
+        let Some(cubin) = cubins.get(file) else {
+            return Err(refuse(ArtifactProblem::NoCubin { kernel: kernel.name.clone(), file: file.clone() }));
+        };
+        let of_kernel = |error| match error {
+            RuntimeError::Cuda { call, reason, .. } => {
+                RuntimeError::Cuda { call, reason, step: Some(kernel.name.clone()) }
+            }
+            error => error,
+        };
+        let module = match modules.get(file.as_str()) {
+            Some(module) => Arc::clone(module),
+            None => {
+                let module = Arc::new(Module::load(context, cubin).map_err(of_kernel)?);
+                modules.insert(file, Arc::clone(&module));
+                module
+            }
+        };
+        let function = module.function(entry, *shared_bytes).map_err(of_kernel)?;
+        let (threads, shared_bytes, waits) = (*threads, *shared_bytes, *waits);
+        kernels.push(Kernel { name: kernel.name.clone(), function, threads, shared_bytes, waits });
+    }
+    Ok(kernels)
+}
+
+impl Device for CudaDevice {
+    type Program = CudaProgram;
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn load(&self, works: &[Work]) -> Result<CudaProgram, RuntimeError> {
+        self.context.make_current()?;
+        let mut steps = Vec::with_capacity(works.len());
+        for work in works {
+            steps.push(match work {
+                Work::Launch { kernel, grid, args, dims } => {
+                    let Kernel { name, function, threads, shared_bytes, waits } = &self.kernels[kernel.index()];
+                    let too_large = |what: String| RuntimeError::Cuda {
+                        call: "cuLaunchKernel",
+                        reason: format!("{what} is beyond what a launch can have"),
+                        step: Some(name.clone()),
+                    };
+                    let mut blocks = [0; 3];
+                    for (blocks, units) in blocks.iter_mut().zip(grid) {
+                        *blocks = u32::try_from(*units).map_err(|_| too_large(format!("a grid of {units} blocks")))?;
+                    }
+                    let size = |&dim: &i64| i32::try_from(dim).map_err(|_| too_large(format!("a size of {dim}")));
+                    let launch = Launch {
+                        function: function.clone(),
+                        grid: blocks,
+                        threads: *threads,
+                        shared_bytes: *shared_bytes,
+                        // Only a kernel can be waited for so, and below 9.0 none.
+                        starts_early: *waits
+                            && self.has_early_start
+                            && matches!(steps.last(), Some(Step::Launch { .. })),
+                        pointers: args.iter().map(|&place| self.address(place, 0)).collect(),
+                        sizes: dims.iter().map(size).collect::<Result<_, _>>()?,
+                    };
+                    Step::Launch { kernel: kernel.index(), launch }
+                }
+                Work::Copy { from, to, bytes } => Step::Copy {
+                    from: self.address(*from, *bytes),
+                    to: self.address(Place::Slab(*to), *bytes),
+                    bytes: *bytes,
+                },
+            });
+        }
+        // A graph of nothing cannot be launched everywhere.
+        let graph = match steps.is_empty() {
+            true => None,
+            false => Some(self.stream.record(|| steps.iter().try_for_each(|step| self.queue(step)))?),
+        };
+        Ok(CudaProgram { graph, steps, _memory: Arc::clone(&self.memory) })
+    }
+
+    fn run(&mut self, program: &CudaProgram, times: Option<&mut Vec<Duration>>) -> Result<(), RuntimeError> {
+        self.context.make_current()?;
+        self.upload()?;
+        self.is_busy = true;
+        let Some(times) = times else {
+            return match &program.graph {
+                Some(graph) => self.stream.run(graph),
+                None => Ok(()),
+            };
+        };
+        let events = (0..=program.steps.len()).map(|_| Event::new(&self.context)).collect::<Result<Vec<_>, _>>()?;
+        self.stream.mark(&events[0])?;
+        for (step, event) in program.steps.iter().zip(&events[1..]) {
+            self.queue(step)?;
+            self.stream.mark(event)?;
+        }
+        self.wait()?;
+        for pair in events.windows(2) {
+            times.push(Duration::from_secs_f64(pair[1].seconds_since(&pair[0])?.max(0.0)));
+        }
+        Ok(())
+    }
+
+    fn write_i32(&mut self, offset: u64, values: &[i32]) -> Result<(), RuntimeError> {
+        self.context.make_current()?;
+        if values.is_empty() {
+            return Ok(());
+        }
+        // What is on its way, or read by what still runs, must not change.
+        if self.is_busy {
+            self.wait()?;
+        }
+        let end = offset + 4 * values.len() as u64;
+        if offset < self.input_bytes.start || self.input_bytes.end < end {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            return self.memory.slab.write(offset, &bytes);
+        }
+        self.inputs.write_i32((offset - self.input_bytes.start) as usize, values);
+        self.written = match self.written.is_empty() {
+            true => offset..end,
+            false => self.written.start.min(offset)..self.written.end.max(end),
+        };
+        Ok(())
+    }
+
+    fn read_f32(&mut self, offset: u64, count: usize) -> Result<&[f32], RuntimeError> {
+        assert!(offset.is_multiple_of(4), "floats at byte {offset} are not aligned");
+        self.context.make_current()?;
+        let bytes = 4 * count;
+        let from = self.memory.slab.address(offset, bytes as u64);
+        if self.outputs.bytes() < bytes {
+            self.outputs = Pinned::new(&self.context, bytes)?;
+        }
+        if 0 < bytes {
+            self.stream.download(from, &mut self.outputs, bytes)?;
+            self.wait()?;
+        }
+        Ok(self.outputs.f32(count))
+    }
+}
