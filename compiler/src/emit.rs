@@ -16,6 +16,8 @@ pub mod plan;
 pub mod work;
 pub mod clif;
 pub mod code;
+#[expect(unsafe_code, reason = "NVRTC is a C library that is loaded at run time")]
+pub mod nvrtc;
 mod lanes;
 mod quantise;
 mod values;
