@@ -17,7 +17,7 @@
 //! operands  dtypes joined by `x`: activations first, then weights, or K and V; `q8q4` is K in q8 and V in q4, a single one is both;
 //!           `t2` are ternary weights of 2 bits (tile16), `t2b3` of 1.6 bits (five in a byte, in base 3: tile16_base3)
 //! out       dtype of what is written
-//! isa       scalar, avx2, avx512vnni, neon
+//! isa       scalar, avx2, avx512vnni, neon; in the table of [`cuda`] cuda, sm80, sm90a, ...
 //! tile      letters and numbers of what one inner step covers: r = rows of the weights, t = tokens or keys
 //! ```
 //!
@@ -78,6 +78,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod cpu;
+pub mod cuda;
 pub mod desc;
 pub mod math;
 pub mod name;
@@ -86,6 +87,7 @@ pub mod extent;
 
 mod error;
 
+pub use cuda::{CUDA_TABLE, CudaKernelDesc, Sm, Specialised, find_cuda};
 pub use desc::{Access, Arch, Arg, CpuKernel, Family, Grid, Isa, KernelDesc, Requires, Signature};
 pub use error::KernelError;
 pub use name::KernelName;

@@ -59,7 +59,7 @@ static KV_APPEND: Signature = Signature {
 };
 
 /// The signature that the rows of a family share; 4-bit weights have groups, and so a dim of their own.
-const fn signature(family: Family, inputs: &[DType]) -> &'static Signature {
+pub(crate) const fn signature(family: Family, inputs: &[DType]) -> &'static Signature {
     match (family, inputs) {
         (Family::TernaryMatmul, _) => &TERNARY_MATMUL,
         (Family::DenseMatmul, [_, Q4]) => &GROUPED_MATMUL,
@@ -70,7 +70,7 @@ const fn signature(family: Family, inputs: &[DType]) -> &'static Signature {
 }
 
 /// Any number of tokens, none included.
-const ANY: RangeInclusive<u64> = 0..=u64::MAX;
+pub(crate) const ANY: RangeInclusive<u64> = 0..=u64::MAX;
 
 /// A row: its entry point, and what a program would otherwise have to read out of the name.
 macro_rules! row {

@@ -1,0 +1,12 @@
+// KV append: cache[seq[t], pos[t], h] = encode(x[t, h]).
+//
+// x: f32, token t at element t * X_STRIDE, [KV_HEADS, HD] each; seq, pos: i32 [n]; cache: [SEQS, CTX, KV_HEADS] of rows of HD numbers. A block is
+// one warp: one head of one token. A token whose place is outside the cache is skipped.
+#include "lib/rows.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const float *x, const int *seq, const int *pos, u8 *cache, int n) {
+    typedef ROW<HD> Row;
+    int head = blockIdx.x, token = blockIdx.y, s = seq[token], p = pos[token];
+    if (s < 0 || SEQS <= s || p < 0 || CTX <= p) return;
+    Row::encode(x + (size_t)token * X_STRIDE + head * HD, cache + (((size_t)s * CTX + p) * KV_HEADS + head) * Row::BYTES);
+}

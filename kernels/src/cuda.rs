@@ -1,0 +1,380 @@
+//! The CUDA kernels: one table of sources, and how a row becomes the source text of one specialisation.
+//!
+//! A row of [`CUDA_TABLE`] says what a row of [`crate::TABLE`] says, with a compute capability where a CPU has an instruction set, and with a
+//! source and the geometry of a launch where a CPU kernel has a function. Names follow the grammar of the crate; `<isa>` is `cuda` where any
+//! supported device will do, else the capability without its underscore (`sm80`, `sm90a`).
+//!
+//! # Calling convention
+//!
+//! A kernel is compiled for sizes that are known: [`Specialised`] fixes every dim that is a constant, and its source is a prologue that states
+//! them, then the row's text. The prologue defines
+//!
+//! * `KERNEL`, the name of the entry, which is the row's name: `extern "C" __global__ void KERNEL(...)`;
+//! * `THREADS`, the threads of a block, all in x;
+//! * a `constexpr` for each constant dim, its name in capitals: `constexpr int K = 2560;`;
+//! * the row's [`CudaKernelDesc::defines`].
+//!
+//! The entry takes the pointers of the signature in order, then the dims that are no constants, each as `int`, in the signature's order. Only
+//! [`PER_CALL`] are not, even where a program happens to know them: `n`, the tokens. A line
+//! `#include "lib/NAME.cuh"` in a source stands for the text of a header of this crate, which is put there once, so that what is compiled is one
+//! text and no file is looked for.
+//!
+//! A block writes what no other block of the launch writes, or does so by integer atomics whose result does not depend on their order. The
+//! contract of the CPU kernels holds for values, dims and access; in addition every base pointer is aligned to 16 bytes for weights and
+//! caches, to 8 for records of activations, and to the element for the rest.
+//!
+//! # Numerics
+//!
+//! Those of the crate, bit for bit, unless the row says otherwise and bounds the difference. Sources are compiled with `--fmad=false`; where
+//! the order has an `fma`, they call `fmaf`.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use ir::DType;
+use ir::DType::{BF16, F32, Q4, Q8, T2};
+use ir::packing::TernaryLayout;
+use ir::packing::TernaryLayout::Tile16;
+
+use crate::desc::{Family, Signature};
+use crate::table::{ANY, signature};
+
+/// The dims that are arguments of every entry and never constants.
+pub const PER_CALL: &[&str] = &["n"];
+
+/// A compute capability, as compilers call it: `sm_90a`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sm {
+    /// Ten times the major version plus the minor one.
+    pub number: u16,
+    /// Whether it is the architecture-specific form, whose code runs on nothing else.
+    pub is_specific: bool,
+}
+
+impl Sm {
+    /// The least that kernels are written for.
+    pub const LEAST: Sm = Sm { number: 80, is_specific: false };
+
+    /// What can be compiled for.
+    pub const ALL: [Sm; 6] = [
+        Sm { number: 80, is_specific: false },
+        Sm { number: 86, is_specific: false },
+        Sm { number: 89, is_specific: false },
+        Sm { number: 90, is_specific: true },
+        Sm { number: 100, is_specific: false },
+        Sm { number: 120, is_specific: false },
+    ];
+
+    /// Whether source that needs `self` may be compiled for `target`.
+    pub fn compiles_for(self, target: Sm) -> bool {
+        match self.is_specific {
+            true => self == target,
+            false => self.number <= target.number,
+        }
+    }
+
+    /// Whether machine code for `self` runs on a device of this compute capability: the same one, or a later minor version.
+    pub fn runs_on(self, major: u32, minor: u32) -> bool {
+        let (own_major, own_minor) = (u32::from(self.number / 10), u32::from(self.number % 10));
+        own_major == major && if self.is_specific { own_minor == minor } else { own_minor <= minor }
+    }
+}
+
+impl fmt::Display for Sm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sm_{}{}", self.number, if self.is_specific { "a" } else { "" })
+    }
+}
+
+impl FromStr for Sm {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|sm| sm.to_string() == text).ok_or(())
+    }
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct CudaKernelDesc {
+    /// The one name it goes by everywhere, that of its entry included.
+    pub name: &'static str,
+    /// What it computes.
+    pub family: Family,
+    /// Element types of what it computes with, as in [`crate::KernelDesc::inputs`].
+    pub inputs: &'static [DType],
+    /// Element type of what it writes.
+    pub output: DType,
+    /// How its ternary weights are packed, if it has any.
+    pub layout: Option<TernaryLayout>,
+    /// The numbers of tokens, dim `n`, that it takes.
+    pub tokens: RangeInclusive<u64>,
+    /// The least compute capability it can be compiled for.
+    pub requires: Sm,
+    /// Its arguments and dims. The grid of the signature is that of the CPU kernels.
+    pub signature: &'static Signature,
+    /// Its source: a file under `kernels/cuda`.
+    pub source: &'static str,
+    /// Macros of the prologue, where several rows share a source.
+    pub defines: &'static [(&'static str, &'static str)],
+    /// How it is launched.
+    pub launch: Launch,
+}
+
+/// The geometry of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared: Shared,
+    /// Blocks in x, y and z. At most 65,535 in y and z.
+    pub grid: [Blocks; 3],
+}
+
+/// A number of blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocks {
+    /// So many.
+    Count(u64),
+    /// The dim itself.
+    Dim(&'static str),
+    /// `ceil(dim / size)`.
+    CeilDiv(&'static str, u64),
+    /// The product of two dims.
+    Product(&'static str, &'static str),
+}
+
+impl Blocks {
+    /// The number, where `dim` gives the value of a dim by its name.
+    pub fn count(self, dim: impl Fn(&str) -> i64) -> i64 {
+        match self {
+            Blocks::Count(count) => count as i64,
+            Blocks::Dim(name) => dim(name),
+            Blocks::CeilDiv(name, size) => (dim(name) + size as i64 - 1) / size as i64,
+            Blocks::Product(left, right) => dim(left) * dim(right),
+        }
+    }
+}
+
+/// Bytes of dynamic shared memory: `fixed + sum(dim * bytes)` over dims that are constants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// Whatever the dims are.
+    pub fixed: u64,
+    /// Bytes for each of a dim.
+    pub each: &'static [(&'static str, u64)],
+}
+
+impl Shared {
+    /// None at all.
+    pub const NONE: Shared = Shared { fixed: 0, each: &[] };
+
+    /// The bytes, where `dim` gives the value of a dim by its name.
+    pub fn bytes(self, dim: impl Fn(&str) -> i64) -> u64 {
+        self.each.iter().fold(self.fixed, |sum, (name, bytes)| sum + dim(name).max(0) as u64 * bytes)
+    }
+}
+
+/// A row with all dims fixed that are known.
+#[derive(Clone, Debug)]
+pub struct Specialised {
+    /// The row.
+    pub desc: &'static CudaKernelDesc,
+    /// The known dims with their values, in the order of the signature.
+    pub constants: Vec<(&'static str, i64)>,
+}
+
+impl Specialised {
+    /// The row for the dims that `known` gives a value for, but for those of [`PER_CALL`].
+    pub fn new(desc: &'static CudaKernelDesc, known: impl Fn(&str) -> Option<i64>) -> Self {
+        let dims = desc.signature.dims.iter().filter(|dim| !PER_CALL.contains(dim));
+        let constants = dims.filter_map(|&dim| Some((dim, known(dim)?))).collect();
+        Self { desc, constants }
+    }
+
+    /// The name of the row and its constants, such as `dense_matmul_q8xq8_f32__cuda__r4__k640_m4096`: unlike for every other specialisation.
+    pub fn label(&self) -> String {
+        let constants: Vec<String> = self.constants.iter().map(|(dim, value)| format!("{dim}{value}")).collect();
+        format!("{}__{}", self.desc.name, constants.join("_"))
+    }
+
+    /// The value of a dim, if it is known.
+    pub fn constant(&self, dim: &str) -> Option<i64> {
+        self.constants.iter().find(|(name, _)| *name == dim).map(|(_, value)| *value)
+    }
+
+    /// The dims that the entry takes as arguments.
+    pub fn parameters(&self) -> impl Iterator<Item = &'static str> {
+        self.desc.signature.dims.iter().copied().filter(|dim| self.constant(dim).is_none())
+    }
+
+    /// Bytes of dynamic shared memory of a block; `None` if a dim that they depend on is not known.
+    pub fn shared_bytes(&self) -> Option<u64> {
+        let shared = self.desc.launch.shared;
+        let is_known = shared.each.iter().all(|(dim, _)| self.constant(dim).is_some());
+        is_known.then(|| shared.bytes(|dim| self.constant(dim).unwrap_or(0)))
+    }
+
+    /// The text to be compiled: the prologue, then the source with its headers.
+    pub fn source(&self) -> String {
+        let mut text = format!("// {}\n", self.label());
+        text += &format!("#define KERNEL {}\n", self.desc.name);
+        for (name, value) in self.desc.defines {
+            text += &format!("#define {name} {value}\n");
+        }
+        text += &format!("constexpr int THREADS = {};\n", self.desc.launch.threads);
+        for (dim, value) in &self.constants {
+            let ty = if i32::try_from(*value).is_ok() { "int" } else { "long long" };
+            text += &format!("constexpr {ty} {} = {value};\n", dim.to_uppercase());
+        }
+        text.push('\n');
+        let mut included = Vec::new();
+        include(self.desc.source, &mut included, &mut text);
+        text
+    }
+}
+
+/// Appends a source with its headers in the place of their `#include` lines, each where it is first named.
+fn include(source: &str, included: &mut Vec<&'static str>, text: &mut String) {
+    for line in source.lines() {
+        let name = line.strip_prefix("#include \"lib/").and_then(|rest| rest.strip_suffix('"'));
+        match name.and_then(|name| HEADERS.iter().find(|(header, _)| *header == name)) {
+            Some((name, _)) if included.contains(name) => {}
+            Some((name, header)) => {
+                included.push(name);
+                include(header, included, text);
+            }
+            None => {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+}
+
+/// The headers that sources may name, without `lib/`.
+static HEADERS: &[(&str, &str)] =
+    &[("exact.cuh", include_str!("../cuda/lib/exact.cuh")), ("rows.cuh", include_str!("../cuda/lib/rows.cuh"))];
+
+/// The row called `name`.
+pub fn find_cuda(name: &str) -> Option<&'static CudaKernelDesc> {
+    CUDA_TABLE.iter().find(|desc| desc.name == name)
+}
+
+/// A row that any supported device runs.
+macro_rules! plain {
+    ($name:ident, $source:literal, [$($define:ident = $value:literal),*], $family:ident, $inputs:expr => $output:expr, $layout:expr,
+     $threads:literal, [$x:expr, $y:expr]) => {
+        CudaKernelDesc {
+            name: stringify!($name),
+            family: Family::$family,
+            inputs: &$inputs,
+            output: $output,
+            layout: $layout,
+            tokens: ANY,
+            requires: Sm::LEAST,
+            signature: signature(Family::$family, &$inputs),
+            source: include_str!(concat!("../cuda/plain/", $source)),
+            defines: &[$((stringify!($define), $value)),*],
+            launch: Launch { threads: $threads, shared: Shared::NONE, grid: [$x, $y, Blocks::Count(1)] },
+        }
+    };
+}
+
+/// All CUDA kernels of this version. Of those that fit, the one of the highest capability is taken, then the one for the fewest tokens.
+#[rustfmt::skip]
+pub static CUDA_TABLE: &[CudaKernelDesc] = &[
+    plain!(ternary_gemm_q8xt2_f32__cuda__r16, "ternary_q8.cu", [], TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 128,
+        [Blocks::CeilDiv("m", 16), Blocks::Dim("n")]),
+    plain!(ternary_matmul_f32xt2_f32__cuda__r16, "ternary_f32.cu", [], TernaryMatmul, [F32, T2] => F32, Some(Tile16), 64,
+        [Blocks::CeilDiv("m", 16), Blocks::Dim("n")]),
+    plain!(dense_matmul_f32xf32_f32__cuda__r4, "dense_float.cu", [WEIGHT = "float"], DenseMatmul, [F32, F32] => F32, None, 128,
+        [Blocks::CeilDiv("m", 4), Blocks::Dim("n")]),
+    plain!(dense_matmul_f32xbf16_f32__cuda__r4, "dense_float.cu", [WEIGHT = "bf16"], DenseMatmul, [F32, BF16] => F32, None, 128,
+        [Blocks::CeilDiv("m", 4), Blocks::Dim("n")]),
+    plain!(dense_matmul_q8xq8_f32__cuda__r4, "dense_q8.cu", [], DenseMatmul, [Q8, Q8] => F32, None, 128,
+        [Blocks::CeilDiv("m", 4), Blocks::Dim("n")]),
+    plain!(dense_matmul_q8xq4_f32__cuda__r8, "dense_q4.cu", [], DenseMatmul, [Q8, Q4] => F32, None, 128,
+        [Blocks::CeilDiv("m", 8), Blocks::Dim("n")]),
+    plain!(attention_f32xf32_f32__cuda__t64, "attention.cu", [K_ROW = "RowF32", V_ROW = "RowF32"], Attention, [F32, F32, F32] => F32, None,
+        128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+    plain!(attention_f32xq8q4_f32__cuda__t64, "attention.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4"], Attention, [F32, Q8, Q4] => F32, None,
+        128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+    plain!(attention_f32xq4_f32__cuda__t64, "attention.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4"], Attention, [F32, Q4, Q4] => F32, None,
+        128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+    plain!(kv_append_f32_f32__cuda__t1, "kv_append.cu", [ROW = "RowF32"], KvAppend, [F32] => F32, None, 32,
+        [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
+    plain!(kv_append_f32_q8__cuda__t1, "kv_append.cu", [ROW = "RowQ8"], KvAppend, [F32] => Q8, None, 32,
+        [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
+    plain!(kv_append_f32_q4__cuda__t1, "kv_append.cu", [ROW = "RowQ4"], KvAppend, [F32] => Q4, None, 32,
+        [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::name::KernelName;
+
+    #[test]
+    fn every_name_is_unique_and_says_what_its_row_says() {
+        let mut names = HashSet::new();
+        for desc in CUDA_TABLE {
+            assert!(names.insert(desc.name), "{} is there twice", desc.name);
+            let isa = desc.name.split("__").nth(1).unwrap_or("");
+            let named = if isa == "cuda" { Sm::LEAST.to_string() } else { isa.replacen("sm", "sm_", 1) };
+            assert_eq!(named, desc.requires.to_string(), "{}", desc.name);
+            // The rest is the grammar of the CPU's names.
+            let name: KernelName = desc.name.replace(&format!("__{isa}__"), "__scalar__").parse().unwrap();
+            let mut dtypes = name.dtypes();
+            if desc.family == Family::Attention && dtypes.len() == 2 {
+                dtypes.push(dtypes[1]);
+            }
+            assert_eq!(
+                (dtypes.as_slice(), name.output, name.layout),
+                (desc.inputs, desc.output, desc.layout),
+                "{}",
+                desc.name
+            );
+        }
+    }
+
+    #[test]
+    fn launches_are_over_the_dims_of_their_row() {
+        for desc in CUDA_TABLE {
+            let shared = desc.launch.shared.each.iter().map(|(dim, _)| *dim);
+            let grid = desc.launch.grid.into_iter().flat_map(|blocks| match blocks {
+                Blocks::Count(_) => vec![],
+                Blocks::Dim(dim) | Blocks::CeilDiv(dim, _) => vec![dim],
+                Blocks::Product(left, right) => vec![left, right],
+            });
+            assert!(shared.chain(grid).all(|dim| desc.signature.dims.contains(&dim)), "{}", desc.name);
+            assert!((1..=1024).contains(&desc.launch.threads) && desc.launch.threads % 32 == 0, "{}", desc.name);
+        }
+    }
+
+    #[test]
+    fn the_source_of_a_specialisation_states_its_constants_and_is_one_text() {
+        for desc in CUDA_TABLE {
+            let special = Specialised::new(desc, |_| Some(64));
+            assert_eq!(special.parameters().collect::<Vec<_>>(), ["n"], "{}", desc.name);
+            let source = special.source();
+            assert!(
+                source.contains(&format!("#define KERNEL {}\n", desc.name)) && !source.contains("#include \"lib/"),
+                "{source}"
+            );
+            assert!(source.contains("extern \"C\" __global__") && !special.label().contains("__n"), "{source}");
+            assert!(special.shared_bytes().is_some());
+        }
+    }
+
+    #[test]
+    fn code_runs_where_its_capability_is() {
+        assert_eq!("sm_90a".parse::<Sm>().map(|sm| (sm.runs_on(9, 0), sm.runs_on(10, 0))), Ok((true, false)));
+        assert_eq!("sm_80".parse::<Sm>().map(|sm| (sm.runs_on(8, 6), sm.runs_on(9, 0))), Ok((true, false)));
+        assert!("sm_90".parse::<Sm>().is_err() && Sm::LEAST.compiles_for(Sm { number: 90, is_specific: true }));
+    }
+}
