@@ -255,8 +255,11 @@ fn include(source: &str, included: &mut Vec<&'static str>, text: &mut String) {
 }
 
 /// The headers that sources may name, without `lib/`.
-static HEADERS: &[(&str, &str)] =
-    &[("exact.cuh", include_str!("../cuda/lib/exact.cuh")), ("rows.cuh", include_str!("../cuda/lib/rows.cuh"))];
+static HEADERS: &[(&str, &str)] = &[
+    ("exact.cuh", include_str!("../cuda/lib/exact.cuh")),
+    ("mma.cuh", include_str!("../cuda/lib/mma.cuh")),
+    ("rows.cuh", include_str!("../cuda/lib/rows.cuh")),
+];
 
 /// The row called `name`.
 pub fn find_cuda(name: &str) -> Option<&'static CudaKernelDesc> {
@@ -282,6 +285,28 @@ macro_rules! plain {
         }
     };
 }
+
+/// A row for few tokens and up: what it needs, how many tokens it takes, and its defines.
+macro_rules! row {
+    ($name:ident, $source:literal, [$($define:ident = $value:literal),*], $requires:expr, $tokens:expr, $family:ident,
+     $inputs:expr => $output:expr, $layout:expr, $threads:literal, $shared:expr, [$x:expr, $y:expr]) => {
+        CudaKernelDesc {
+            name: stringify!($name),
+            family: Family::$family,
+            inputs: &$inputs,
+            output: $output,
+            layout: $layout,
+            tokens: $tokens,
+            requires: $requires,
+            signature: signature(Family::$family, &$inputs),
+            source: include_str!(concat!("../cuda/", $source)),
+            defines: &[$((stringify!($define), $value)),*],
+            launch: Launch { threads: $threads, shared: $shared, grid: [$x, $y, Blocks::Count(1)] },
+        }
+    };
+}
+
+const SM_80: Sm = Sm { number: 80, is_specific: false };
 
 /// All CUDA kernels of this version. Of those that fit, the one of the highest capability is taken, then the one for the fewest tokens.
 #[rustfmt::skip]
@@ -310,6 +335,10 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
     plain!(kv_append_f32_q4__cuda__t1, "kv_append.cu", [ROW = "RowQ4"], KvAppend, [F32] => Q4, None, 32,
         [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
+    row!(ternary_gemm_q8xt2_f32__sm80__r32t8, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "1"], SM_80, 1..=8, TernaryMatmul,
+        [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", 32), Blocks::Count(1)]),
+    row!(ternary_gemm_q8xt2_f32__sm80__r32t16, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "2"], SM_80, 9..=16, TernaryMatmul,
+        [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", 32), Blocks::Count(1)]),
 ];
 
 #[cfg(test)]
