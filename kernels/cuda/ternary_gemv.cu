@@ -27,7 +27,8 @@ typedef uint2 Words;
 __device__ __forceinline__ unsigned word(uint2 w, int j) { return j == 0 ? w.x : w.y; }
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const u8 *x, const u8 *w, const float *scale, float *out, int n) {
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+KERNEL(const u8 *x, const u8 *w, const float *scale, float *out, int n) {
     __shared__ int sums[WARPS][TOKENS][ROWS];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
     // The first row of the lane: words of a row block lie 4 bytes apart, row blocks TILES * 64.
@@ -35,6 +36,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const u8 *x, const 
     bool has_row = row < round_up(M, 16);
     const u8 *words = w + (size_t)(row / 16) * (TILES * 64) + 4 * (row % 16) + 64 * q;
 
+    let_next_start();
+    // What a thread writes at the end, and the scales of it: weights, so they are fetched with the others.
+    constexpr int OUTPUTS = ceil_div(ROWS * TOKENS, THREADS);
+    float scales[OUTPUTS];
+#pragma unroll
+    for (int o = 0; o < OUTPUTS; o++) {
+        int out_row = blockIdx.x * ROWS + (threadIdx.x + o * THREADS) % ROWS;
+        if (threadIdx.x + o * THREADS < ROWS * n && out_row < M) scales[o] = load_once(scale + out_row);
+    }
     int sum_1[ROW_BLOCKS][TOKEN_TILES][4] = {}, sum_4[ROW_BLOCKS][TOKEN_TILES][4] = {};
 #pragma unroll 1
     for (int first = 0; first < TURNS; first += AT_ONCE) {
@@ -45,10 +55,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const u8 *x, const 
             codes[i] = Words{};
             if (has_row && 4 * step + q < TILES) codes[i] = load_once((const Words *)(words + (size_t)step * 256));
         }
-        if (first == 0) {
-            let_next_start();
-            wait_for_inputs();
-        }
+        if (first == 0) wait_for_inputs();
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
             int tile = 4 * ((first + i) * WARPS + warp) + q;
@@ -75,6 +82,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const u8 *x, const 
             }
         }
     }
+    int2 numbers[OUTPUTS];
+#pragma unroll
+    for (int o = 0; o < OUTPUTS; o++) {
+        int token = (threadIdx.x + o * THREADS) / ROWS;
+        if (token < n) numbers[o] = __ldg((const int2 *)(x + (size_t)token * RECORD + (RECORD - 8)));
+    }
 #pragma unroll
     for (int h = 0; h < ROW_BLOCKS; h++)
 #pragma unroll
@@ -85,14 +98,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const u8 *x, const 
                 sums[warp][token][r] = sum_1[h][t][j] + (sum_4[h][t][j] >> 2);
             }
     __syncthreads();
-    for (int i = threadIdx.x; i < ROWS * n; i += THREADS) {
-        int token = i / ROWS, r = i % ROWS, out_row = blockIdx.x * ROWS + r;
-        if (M <= out_row) continue;
-        int acc = 0;
+#pragma unroll
+    for (int o = 0; o < OUTPUTS; o++) {
+        int i = threadIdx.x + o * THREADS, token = i / ROWS, r = i % ROWS, out_row = blockIdx.x * ROWS + r;
+        if (n <= token || M <= out_row) continue;
+        int acc = -numbers[o].y;
 #pragma unroll
         for (int each = 0; each < WARPS; each++) acc += sums[each][token][r];
-        const int *numbers = (const int *)(x + (size_t)token * RECORD + (RECORD - 8));
-        acc -= numbers[1];
-        out[(size_t)token * M + out_row] = ((float)acc * __int_as_float(numbers[0])) * scale[out_row];
+        out[(size_t)token * M + out_row] = ((float)acc * __int_as_float(numbers[o].x)) * scales[o];
     }
 }

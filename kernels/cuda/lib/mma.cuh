@@ -30,6 +30,12 @@ __device__ __forceinline__ uint2 load_once(const uint2 *from) {
     return v;
 }
 
+__device__ __forceinline__ float load_once(const float *from) {
+    float v;
+    asm volatile("ld.global.nc.L1::no_allocate.f32 %0, [%1];" : "=f"(v) : "l"(from));
+    return v;
+}
+
 // Where the launch allows it, a kernel starts before the one ahead of it ends: up to this wait it may read weights, and nothing that any
 // launch writes. Elsewhere both do nothing.
 __device__ __forceinline__ void wait_for_inputs() {

@@ -48,7 +48,8 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
     for desc in all {
         match desc.family {
             Family::TernaryMatmul => {
-                for n in tokens(desc) {
+                // Other geometries are compared where they matter most.
+                for n in tokens(desc).into_iter().filter(|n| !explore || ![2, 4].contains(n)) {
                     for (m, k) in LAYER {
                         matmul(gpu, compiler, desc, (n, k, m), rate)?;
                     }
@@ -69,8 +70,11 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
 /// The numbers of tokens that are timed.
 fn tokens(desc: &CudaKernelDesc) -> Vec<i64> {
     let few: Vec<i64> = [1, 2, 4, 8, 16].into_iter().filter(|n| desc.tokens.contains(&(*n as u64))).collect();
-    // A row for any number is timed where it is all there is.
-    if *desc.tokens.end() <= 16 { few } else { few.into_iter().take(1).collect() }
+    if desc.name.ends_with("t128") {
+        return vec![64, 512, 4096];
+    }
+    // Rows for the same sizes have the smaller numbers timed.
+    few.into_iter().filter(|n| !desc.name.ends_with("t16") || *n == 16).collect()
 }
 
 /// A row with other threads and defines.
@@ -79,19 +83,26 @@ fn geometries(desc: &'static CudaKernelDesc) -> Vec<&'static CudaKernelDesc> {
         return Vec::new();
     }
     let mut found = Vec::new();
-    for (row_blocks, rows) in [("1", 16), ("2", 32)] {
-        for threads in [64, 128, 256, 512] {
-            let mut launch = desc.launch;
-            launch.threads = threads;
-            launch.grid[0] = kernels::cuda::Blocks::CeilDiv("m", rows);
-            let defines = desc
-                .defines
-                .iter()
-                .map(|(name, value)| (*name, if *name == "ROW_BLOCKS" { row_blocks } else { *value }));
-            let defines: &'static [_] = Box::leak(defines.collect::<Vec<_>>().into_boxed_slice());
-            let other = CudaKernelDesc { launch, defines, tokens: desc.tokens.clone(), ..*desc };
-            found.push(&*Box::leak(Box::new(other)));
-        }
+    for (row_blocks, rows, threads, min_blocks) in [
+        ("1", 16, 256, "4"),
+        ("1", 16, 256, "6"),
+        ("1", 16, 512, "2"),
+        ("1", 16, 512, "3"),
+        ("2", 32, 256, "3"),
+        ("2", 32, 256, "5"),
+        ("2", 32, 512, "2"),
+    ] {
+        let mut launch = desc.launch;
+        launch.threads = threads;
+        launch.grid[0] = kernels::cuda::Blocks::CeilDiv("m", rows);
+        let defines = desc.defines.iter().map(|(name, value)| match *name {
+            "ROW_BLOCKS" => (*name, row_blocks),
+            "MIN_BLOCKS" => (*name, min_blocks),
+            _ => (*name, *value),
+        });
+        let defines: &'static [_] = Box::leak(defines.collect::<Vec<_>>().into_boxed_slice());
+        let other = CudaKernelDesc { launch, defines, tokens: desc.tokens.clone(), ..*desc };
+        found.push(&*Box::leak(Box::new(other)));
     }
     found
 }
@@ -186,24 +197,23 @@ fn matmul(
     let copies = matmul.weights.len();
     // One launch has the whole L2 to itself if the weights alone are more.
     let launches = copies.max(4);
-    let mut seconds = Vec::new();
+    let mut seconds = [0.0; 2];
     for early in [false, true] {
         let graph = gpu.record(&(0..launches).map(|at| matmul.launch(at % copies, early)).collect::<Vec<_>>())?;
-        seconds.push(median(gpu.time(&graph, RUNS)?) / launches as f64);
+        seconds[usize::from(early)] = median(gpu.time(&graph, RUNS)?) / launches as f64;
     }
     let (n, k, m) = dims;
-    let bytes = bytes_of(&matmul);
-    let share = |seconds: f64| 100.0 * bytes / seconds / rate;
-    println!(
-        "{} {} {m}x{k} n={n}: {:.2} us, {:.0} % of the read rate; early {:.2} us, {:.0} %",
-        desc.name,
-        geometry(desc),
-        seconds[0] * 1e6,
-        share(seconds[0]),
-        seconds[1] * 1e6,
-        share(seconds[1])
-    );
+    let texts = seconds.map(|seconds| format!("{:.2} us, {}", seconds * 1e6, share(bytes_of(&matmul), (n * k * m) as f64, seconds, rate)));
+    println!("{} {} {m}x{k} n={n}: {}; early {}", desc.name, geometry(desc), texts[0], texts[1]);
     Ok(())
+}
+
+/// How near a time is to what bounds it: the read rate where weights are read for few tokens, else just the operations.
+fn share(bytes: f64, products: f64, seconds: f64, rate: f64) -> String {
+    match products < 100.0 * bytes {
+        true => format!("{:.0} % of the read rate", 100.0 * bytes / seconds / rate),
+        false => format!("{:.0} TOP/s", 2e-12 * products / seconds),
+    }
 }
 
 fn bytes_of(matmul: &Matmul) -> f64 {
@@ -227,12 +237,13 @@ fn layers(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, n: i64,
     let matmuls = LAYER.map(|(m, k)| Matmul::new(gpu, compiler, desc, (n, k, m), Some(LAYERS)));
     let matmuls = matmuls.into_iter().collect::<Result<Vec<_>>>()?;
     let bytes: f64 = matmuls.iter().map(|matmul| bytes_of(matmul) * LAYERS as f64).sum();
+    let products = LAYER.map(|(m, k)| (n * k * m) as f64 * LAYERS as f64).iter().sum();
     let mut texts = Vec::new();
     for early in [false, true] {
         let launches: Vec<Launch> =
             (0..LAYERS).flat_map(|layer| matmuls.iter().map(move |matmul| matmul.launch(layer, early))).collect();
         let seconds = median(gpu.time(&gpu.record(&launches)?, RUNS)?);
-        texts.push(format!("{:.3} ms, {:.0} % of the read rate", seconds * 1e3, 100.0 * bytes / seconds / rate));
+        texts.push(format!("{:.3} ms, {}", seconds * 1e3, share(bytes, products, seconds, rate)));
     }
     println!("{} {} {LAYERS} layers n={n}: {}; early {}", desc.name, geometry(desc), texts[0], texts[1]);
     Ok(())
