@@ -12,7 +12,7 @@
 //
 // Shared memory, dynamic: STAGES * (16384 + 8 * 576) bytes. Bound: the rate of mma.sync, of which unpacking takes no part: 1 integer
 // instruction for each product.
-#include "lib/mma.cuh"
+#include "lib/copy.cuh"
 
 constexpr int TILES = ceil_div(K, 16), RECORD = round_up(K, 16) + 8, STEPS = ceil_div(TILES, 8);
 constexpr int BLOCK_ROWS = 128, BLOCK_TOKENS = 128;
@@ -21,24 +21,10 @@ constexpr int ROW_BLOCK_BYTES = 8 * 64 + 64, W_BYTES = BLOCK_ROWS / 16 * ROW_BLO
 constexpr int STAGE_BYTES = X_BYTES + W_BYTES;
 static_assert(THREADS == 128, "two by two warps");
 
-// Copies of 8 and 16 bytes to shared memory; zeros if there is nothing to copy.
-__device__ __forceinline__ void copy_8(unsigned to, const void *from, bool is_there) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(is_there ? 8 : 0));
-}
-__device__ __forceinline__ void copy_16(unsigned to, const void *from, bool is_there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_there ? 16 : 0));
-}
-
 __device__ __forceinline__ void load_matrices(unsigned (&d)[4], unsigned from) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
                  : "r"(from));
-}
-
-__device__ __forceinline__ uint4 load_shared(unsigned from) {
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from));
-    return v;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
@@ -49,31 +35,30 @@ KERNEL(const u8 *x, const u8 *w, const float *scale, float *out, int n) {
     int row_block = blockIdx.x * (BLOCK_ROWS / 16), token_0 = blockIdx.y * BLOCK_TOKENS;
     wait_for_inputs();
 
-    // A thread copies one 16-byte piece of each of 16 * 2 weights' lines and eight pieces of 8 bytes of each eighth token.
-    auto fetch = [&](int step) {
+    // A thread's pieces of a step, a quarter of them at a time. Addresses differ by constants, so that copies wait for no arithmetic; what lies outside
+    // is not read.
+    int half = threadIdx.x % 16, first_token = threadIdx.x / 16, first_block = threadIdx.x / 32, piece = threadIdx.x % 32;
+    const u8 *x_from = x + (size_t)(token_0 + first_token) * RECORD + 8 * half;
+    const u8 *w_from = w + (size_t)(row_block + first_block) * TILES * 64 + piece * 16;
+    unsigned x_to = first_token * 128 + ((half / 2) ^ (first_token % 8)) * 16 + half % 2 * 8;
+    unsigned w_to = X_BYTES + first_block * ROW_BLOCK_BYTES + piece * 16;
+    auto fetch = [&](int step, int quarter) {
         unsigned stage = base + step % STAGES * STAGE_BYTES;
+        bool has_col = 128 * step + 8 * half < RECORD - 8, has_tile = 8 * step + piece / 4 < TILES;
 #pragma unroll
-        for (int i = 0; i < BLOCK_ROWS / 16 * 32 / THREADS; i++) {
-            int at = threadIdx.x + i * THREADS, block = at / 32, piece = at % 32;
-            bool is_there = (row_block + block) * 16 < M && 8 * step + piece / 4 < TILES;
-            const u8 *from = w + ((size_t)(row_block + block) * TILES + 8 * step) * 64 + piece * 16;
-            copy_16(stage + X_BYTES + block * ROW_BLOCK_BYTES + piece * 16, is_there ? from : w, is_there);
-        }
-        int half = threadIdx.x % 16, col = 128 * step + 8 * half;
-        const u8 *from = x + (size_t)(token_0 + threadIdx.x / 16) * RECORD + col;
-#pragma unroll
-        for (int i = 0; i < BLOCK_TOKENS * 16 / THREADS; i++) {
-            int token = threadIdx.x / 16 + 8 * i;
-            bool is_there = token_0 + token < n && col < RECORD - 8;
-            unsigned to = stage + token * 128 + ((half / 2) ^ (token % 8)) * 16 + half % 2 * 8;
-            copy_8(to, is_there ? from + (size_t)(8 * i) * RECORD : x, is_there);
-        }
+        for (int i = 4 * quarter; i < 4 * quarter + 4; i++)
+            copy_8(stage + x_to + i * 8 * 128, x_from + 128 * step + i * 8 * RECORD, has_col && token_0 + first_token + 8 * i < n);
+        if (quarter < 2)
+            copy_16(stage + w_to + quarter * 4 * ROW_BLOCK_BYTES, w_from + 512 * step + quarter * 4 * TILES * 64,
+                    has_tile && (row_block + first_block + 4 * quarter) * 16 < M);
     };
 
 #pragma unroll
     for (int step = 0; step < STAGES - 1; step++) {
-        if (step < STEPS) fetch(step);
-        asm volatile("cp.async.commit_group;");
+        if (step < STEPS)
+#pragma unroll
+            for (int quarter = 0; quarter < 4; quarter++) fetch(step, quarter);
+        end_copies();
     }
     let_next_start();
 
@@ -85,11 +70,8 @@ KERNEL(const u8 *x, const u8 *w, const float *scale, float *out, int n) {
     unsigned lines = matrix_token * 128, swap = matrix_token % 8, odd = lane / 8 % 2;
 #pragma unroll 1
     for (int step = 0; step < STEPS; step++) {
-        asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));
+        wait_for_copies<STAGES - 2>();
         __syncthreads();
-        // The stage that everyone has left behind is filled again.
-        if (step + STAGES - 1 < STEPS) fetch(step + STAGES - 1);
-        asm volatile("cp.async.commit_group;");
         unsigned stage = base + step % STAGES * STAGE_BYTES;
 #pragma unroll
         for (int part = 0; part < 4; part++) {
@@ -104,6 +86,8 @@ KERNEL(const u8 *x, const u8 *w, const float *scale, float *out, int n) {
                     a[2 * pair + 1][2 * tile] = four.z >> (2 * q) & 0x03030303;
                     a[2 * pair + 1][2 * tile + 1] = four.w >> (2 * q) & 0x03030303;
                 }
+            // The stage that everyone has left behind is filled again.
+            if (step + STAGES - 1 < STEPS) fetch(step + STAGES - 1, part);
 #pragma unroll
             for (int two = 0; two < 4; two++) {
                 unsigned b[4];
@@ -115,6 +99,7 @@ KERNEL(const u8 *x, const u8 *w, const float *scale, float *out, int n) {
                 }
             }
         }
+        end_copies();
     }
 
     // Sums 2h and 2h + 1 of a pair of row blocks are rows 4g + 2h and the next, of tokens 2q and the next.

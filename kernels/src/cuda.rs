@@ -257,7 +257,7 @@ fn include(source: &str, included: &mut Vec<&'static str>, text: &mut String) {
 /// The headers that sources may name, without `lib/`.
 static HEADERS: &[(&str, &str)] = &[
     ("exact.cuh", include_str!("../cuda/lib/exact.cuh")),
-    ("mma.cuh", include_str!("../cuda/lib/mma.cuh")),
+    ("mma.cuh", include_str!("../cuda/lib/mma.cuh")), ("copy.cuh", include_str!("../cuda/lib/copy.cuh")),
     ("rows.cuh", include_str!("../cuda/lib/rows.cuh")),
 ];
 
@@ -307,6 +307,7 @@ macro_rules! row {
 }
 
 const SM_80: Sm = Sm { number: 80, is_specific: false };
+const SM_90A: Sm = Sm { number: 90, is_specific: true };
 
 /// All CUDA kernels of this version. Of those that fit, the one of the highest capability is taken, then the one for the fewest tokens.
 #[rustfmt::skip]
@@ -335,20 +336,21 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
     plain!(kv_append_f32_q4__cuda__t1, "kv_append.cu", [ROW = "RowQ4"], KvAppend, [F32] => Q4, None, 32,
         [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
-    row!(ternary_gemm_q8xt2_f32__sm80__r32t8, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "1", MIN_BLOCKS = "4"], SM_80, 1..=8,
+    row!(ternary_gemm_q8xt2_f32__sm80__r32t8, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "1", MIN_BLOCKS = "3", START = "1"], SM_80, 1..=8,
         TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", 32), Blocks::Count(1)]),
-    row!(ternary_gemm_q8xt2_f32__sm80__r32t16, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "2", MIN_BLOCKS = "4"], SM_80, 1..=16,
+    row!(ternary_gemm_q8xt2_f32__sm80__r32t16, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "2", MIN_BLOCKS = "3", START = "1"], SM_80, 1..=16,
         TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", 32), Blocks::Count(1)]),
     row!(ternary_gemm_q8xt2_f32__sm80__r128t128, "ternary_gemm.cu", [STAGES = "4"], SM_80, ANY, TernaryMatmul, [Q8, T2] => F32, Some(Tile16),
         128, Shared { fixed: 4 * (16384 + 8 * 576), each: &[] }, [Blocks::CeilDiv("m", 128), Blocks::CeilDiv("n", 128)]),
+    row!(ternary_gemm_q8xt2_f32__sm90a__r256t128, "ternary_gemm_wgmma.cu", [STAGES = "6"], SM_90A, ANY, TernaryMatmul,
+        [Q8, T2] => F32, Some(Tile16), 256, Shared { fixed: 6 * (16384 + 16 * 576) + 1024, each: &[] },
+        [Blocks::CeilDiv("m", 256), Blocks::CeilDiv("n", 128)]),
     row!(dense_matmul_q8xq8_f32__sm80__r8t1, "dense_gemv_q8.cu", [ROWS_OF_WARP = "2", TOKENS = "1"], SM_80, 1..=1, DenseMatmul,
         [Q8, Q8] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 8), Blocks::Count(1)]),
     row!(dense_matmul_q8xq8_f32__sm80__r16t8, "dense_gemv_q8.cu", [ROWS_OF_WARP = "4", TOKENS = "8"], SM_80, 1..=8, DenseMatmul,
         [Q8, Q8] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 16), Blocks::Count(1)]),
     row!(dense_matmul_q8xq8_f32__sm80__r16t16, "dense_gemv_q8.cu", [ROWS_OF_WARP = "4", TOKENS = "16"], SM_80, 1..=16, DenseMatmul,
         [Q8, Q8] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 16), Blocks::Count(1)]),
-    row!(dense_matmul_f32xbf16_f32__sm80__r32t1, "dense_gemv_bf16.cu", [TOKENS = "1"], SM_80, 1..=1, DenseMatmul,
-        [F32, BF16] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 32), Blocks::Count(1)]),
     row!(dense_matmul_f32xbf16_f32__sm80__r32t8, "dense_gemv_bf16.cu", [TOKENS = "8"], SM_80, ANY, DenseMatmul,
         [F32, BF16] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 32), Blocks::CeilDiv("n", 8)]),
 ];

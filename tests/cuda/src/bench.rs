@@ -49,7 +49,7 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
         match desc.family {
             Family::TernaryMatmul => {
                 // Other geometries are compared where they matter most.
-                for n in tokens(desc).into_iter().filter(|n| !explore || ![2, 4].contains(n)) {
+                for n in tokens(desc).into_iter().filter(|n| !explore || ![2, 4, 8].contains(n)) {
                     for (m, k) in LAYER {
                         matmul(gpu, compiler, desc, (n, k, m), rate)?;
                     }
@@ -83,14 +83,14 @@ fn geometries(desc: &'static CudaKernelDesc) -> Vec<&'static CudaKernelDesc> {
         return Vec::new();
     }
     let mut found = Vec::new();
-    for (row_blocks, rows, threads, min_blocks) in [
-        ("1", 16, 256, "4"),
-        ("1", 16, 256, "6"),
-        ("1", 16, 512, "2"),
-        ("1", 16, 512, "3"),
-        ("2", 32, 256, "3"),
-        ("2", 32, 256, "5"),
-        ("2", 32, 512, "2"),
+    for (row_blocks, rows, threads, min_blocks, start) in [
+        ("2", 32, 256, "3", "0"),
+        ("2", 32, 256, "3", "2"),
+        ("2", 32, 512, "2", "1"),
+        ("2", 32, 512, "2", "2"),
+        ("2", 32, 512, "1", "1"),
+        ("1", 16, 512, "2", "1"),
+        ("1", 16, 256, "4", "1"),
     ] {
         let mut launch = desc.launch;
         launch.threads = threads;
@@ -98,6 +98,7 @@ fn geometries(desc: &'static CudaKernelDesc) -> Vec<&'static CudaKernelDesc> {
         let defines = desc.defines.iter().map(|(name, value)| match *name {
             "ROW_BLOCKS" => (*name, row_blocks),
             "MIN_BLOCKS" => (*name, min_blocks),
+            "START" => (*name, start),
             _ => (*name, *value),
         });
         let defines: &'static [_] = Box::leak(defines.collect::<Vec<_>>().into_boxed_slice());

@@ -12,7 +12,7 @@ mod check;
 mod bench;
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
@@ -50,6 +50,9 @@ enum Command {
     Resources {
         #[arg(long, default_value = "sm_90a")]
         arch: String,
+        /// A folder for their sources and their code.
+        #[arg(long)]
+        save: Option<PathBuf>,
     },
 }
 
@@ -91,14 +94,14 @@ fn main() -> Result<()> {
         arguments.only.is_empty() || arguments.only.iter().any(|text| desc.name.contains(text.as_str()))
     };
     match &arguments.command {
-        Command::Resources { arch } => {
+        Command::Resources { arch, save } => {
             let sm = arch.parse().ok().with_context(|| format!("no architecture `{arch}`"))?;
             let compiler = Compiler::new(nvrtc, sm);
             CUDA_TABLE
                 .iter()
                 .filter(is_wanted)
                 .filter(|desc| desc.requires.compiles_for(sm))
-                .try_for_each(|desc| resources(&compiler, desc))
+                .try_for_each(|desc| resources(&compiler, desc, save.as_deref()))
         }
         Command::Conform => {
             let (gpu, compiler) = open(nvrtc)?;
@@ -136,9 +139,18 @@ fn open(nvrtc: Nvrtc) -> Result<(Gpu, Compiler)> {
     Ok((gpu, Compiler::new(nvrtc, sm)))
 }
 
-fn resources(compiler: &Compiler, desc: &'static CudaKernelDesc) -> Result<()> {
+fn resources(compiler: &Compiler, desc: &'static CudaKernelDesc, save: Option<&Path>) -> Result<()> {
     let special = Specialised::new(desc, |name| Some(bench::typical(name)));
-    for each in compiler.compile(&special)?.kernels {
+    let cubin = compiler.compile(&special)?;
+    if let Some(folder) = save {
+        std::fs::write(folder.join(format!("{}.cu", desc.name)), special.source())?;
+        std::fs::write(folder.join(format!("{}.cubin", desc.name)), &cubin.bytes)?;
+    }
+    // What the assembler has to say beyond its usual lines.
+    for line in cubin.log.lines().filter(|line| ["warning", "wgmma"].iter().any(|word| line.contains(word))) {
+        println!("{line}");
+    }
+    for each in cubin.kernels {
         println!(
             "{}: {} registers, {} + {} bytes shared, {} stack, {} + {} spilled",
             special.label(),
