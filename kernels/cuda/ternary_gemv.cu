@@ -36,7 +36,6 @@ KERNEL(const u8 *x, const u8 *w, const float *scale, float *out, int n) {
     bool has_row = row < round_up(M, 16);
     const u8 *words = w + (size_t)(row / 16) * (TILES * 64) + 4 * (row % 16) + 64 * q;
 
-    if (START == 0) let_next_start();
     // What a thread writes at the end, and the scales of it: weights, so they are fetched with the others.
     constexpr int OUTPUTS = ceil_div(ROWS * TOKENS, THREADS);
     float scales[OUTPUTS];
@@ -56,9 +55,9 @@ KERNEL(const u8 *x, const u8 *w, const float *scale, float *out, int n) {
             if (has_row && 4 * step + q < TILES) codes[i] = load_once((const Words *)(words + (size_t)step * 256));
         }
         if (first == 0) {
-            if (START == 1) let_next_start();
+            // Not before: the loads of the next launch would stand in the way of these.
+            let_next_start();
             wait_for_inputs();
-            if (START == 2) let_next_start();
         }
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {

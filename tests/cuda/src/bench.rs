@@ -61,7 +61,15 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
                     matmul(gpu, compiler, desc, (n, 2560, VOCABULARY), rate)?;
                 }
             }
-            Family::Attention | Family::KvAppend => {}
+            Family::Attention => {
+                for (n, ctx) in [(1, 512), (8, 512), (1, 4096), (1, 32768)] {
+                    // The plain rows are too slow for the long ones.
+                    if ctx <= 4096 || !desc.name.contains("__cuda__") {
+                        attention(gpu, compiler, desc, n, ctx, rate)?;
+                    }
+                }
+            }
+            Family::KvAppend => {}
         }
     }
     Ok(())
@@ -83,14 +91,11 @@ fn geometries(desc: &'static CudaKernelDesc) -> Vec<&'static CudaKernelDesc> {
         return Vec::new();
     }
     let mut found = Vec::new();
-    for (row_blocks, rows, threads, min_blocks, start) in [
-        ("2", 32, 256, "3", "0"),
-        ("2", 32, 256, "3", "2"),
-        ("2", 32, 512, "2", "1"),
-        ("2", 32, 512, "2", "2"),
-        ("2", 32, 512, "1", "1"),
-        ("1", 16, 512, "2", "1"),
-        ("1", 16, 256, "4", "1"),
+    for (row_blocks, rows, threads, min_blocks) in [
+        ("1", 16, 256, "4"),
+        ("1", 16, 512, "2"),
+        ("2", 32, 256, "3"),
+        ("2", 32, 512, "2"),
     ] {
         let mut launch = desc.launch;
         launch.threads = threads;
@@ -98,7 +103,6 @@ fn geometries(desc: &'static CudaKernelDesc) -> Vec<&'static CudaKernelDesc> {
         let defines = desc.defines.iter().map(|(name, value)| match *name {
             "ROW_BLOCKS" => (*name, row_blocks),
             "MIN_BLOCKS" => (*name, min_blocks),
-            "START" => (*name, start),
             _ => (*name, *value),
         });
         let defines: &'static [_] = Box::leak(defines.collect::<Vec<_>>().into_boxed_slice());
@@ -247,6 +251,49 @@ fn layers(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, n: i64,
         texts.push(format!("{:.3} ms, {}", seconds * 1e3, share(bytes, products, seconds, rate)));
     }
     println!("{} {} {LAYERS} layers n={n}: {}; early {}", desc.name, geometry(desc), texts[0], texts[1]);
+    Ok(())
+}
+
+/// The last token of each of `n` full caches.
+fn attention(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, n: i64, ctx: i64, rate: f64) -> Result<()> {
+    let dim = |name: &str| match name {
+        "n" => n,
+        "ctx" => ctx,
+        other => typical(other),
+    };
+    let (heads, kv_heads, hd) = (dim("heads"), dim("kv_heads"), dim("hd"));
+    let mut random = Random::new(1);
+    let mut cache = |dtype: DType| {
+        let row = rows(dtype, &random.floats(64 * hd as u64), hd as usize);
+        let bytes = row.len() / 64 * (n * ctx * kv_heads) as usize;
+        row.iter().copied().cycle().take(bytes).collect::<Vec<u8>>()
+    };
+    let (k, v) = (cache(desc.inputs[1]), cache(desc.inputs[2]));
+    let bytes = (k.len() + v.len()) as f64;
+    let copies = (COLD_BYTES / 2).div_ceil(bytes as usize).min(64);
+    let mut caches = vec![(gpu.upload(&k)?, gpu.upload(&v)?)];
+    for _ in 1..copies {
+        caches.push((caches[0].0.duplicate(gpu)?, caches[0].1.duplicate(gpu)?));
+    }
+    let numbers = |values: Vec<i32>| gpu.upload(&values.into_iter().flat_map(i32::to_le_bytes).collect::<Vec<_>>());
+    let q = gpu.upload(&rows(DType::F32, &random.floats((n * heads * hd) as u64), hd as usize))?;
+    let (seq, pos) = (numbers((0..n as i32).collect())?, numbers(vec![ctx as i32 - 1; n as usize])?);
+    let span = numbers(vec![0; 2 * n as usize])?;
+    let out = gpu.allocate(4 * (n * heads * hd) as usize)?;
+    let kernel = load(gpu, compiler, desc, &dim)?;
+    let mut seconds = [0.0; 2];
+    let launches = copies.max(4);
+    for early in [false, true] {
+        let each = |at: usize| {
+            let (k, v) = &caches[at % copies];
+            let addresses = [&q, k, v, &seq, &pos, &span, &out].map(Buffer::address).to_vec();
+            Launch { early, ..launch(desc, kernel, addresses, &dim) }
+        };
+        let graph = gpu.record(&(0..launches).map(each).collect::<Vec<_>>())?;
+        seconds[usize::from(early)] = median(gpu.time(&graph, RUNS)?) / launches as f64;
+    }
+    let texts = seconds.map(|seconds| format!("{:.2} us, {:.0} % of the read rate", seconds * 1e6, 100.0 * bytes / seconds / rate));
+    println!("{} heads={heads}/{kv_heads} hd={hd} keys={ctx} n={n}: {}; early {}", desc.name, texts[0], texts[1]);
     Ok(())
 }
 
