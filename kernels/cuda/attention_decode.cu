@@ -15,23 +15,28 @@
 // Blocks whose head is not the first of a group have nothing to do. Shared memory, dynamic: GROUP_MAX * (CHUNK + 4) * 4 for the scores, and as
 // much for each number of a share. Bound: latency up to some thousand keys, then the chain, about 5 clocks a key.
 #include "lib/rows.cuh"
-#include "lib/mma.cuh"
+#include "lib/copy.cuh"
 
 typedef K_ROW<HD> KRow;
 typedef V_ROW<HD> VRow;
 constexpr int WARPS = THREADS / 32, G = HEADS / KV_HEADS, GROUP = G % 4 == 0 ? 4 : G % 3 == 0 ? 3 : G % 2 == 0 ? 2 : 1;
 constexpr int PIECES = CHUNK / 64, OWN_PIECES = PIECES / CLUSTER, LINE = CHUNK + 4, SHARE = ceil_div(HD, CLUSTER);
 constexpr int TURNS = ceil_div(HD, 32), KEYS = 4, SUMS = GROUP == 1 ? 4 : GROUP == 2 ? 8 : 16, SUM_SHIFT = GROUP == 1 ? 3 : GROUP == 2 ? 2 : 1;
+constexpr bool IS_PLAIN = VRow::BYTES == 4 * HD;
+static_assert(PIECES <= 32, "a lane for each piece of a round");
 static_assert(SHARE * GROUP <= THREADS || CLUSTER == 1, "a thread for each number of a share");
 
 #if CLUSTER == 1
 #define CLUSTERED
 __device__ __forceinline__ int rank_in_cluster() { return 0; }
+__device__ __forceinline__ void show_start() {}
 __device__ __forceinline__ void enter_cluster() {}
 __device__ __forceinline__ void leave_cluster() { __syncthreads(); }
 #else
 #define CLUSTERED __cluster_dims__(CLUSTER, 1, 1)
 __device__ __forceinline__ int rank_in_cluster() { return blockIdx.x; }
+// That a block runs orders nothing; what it wrote is to be seen by those that leave.
+__device__ __forceinline__ void show_start() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }
 __device__ __forceinline__ void enter_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void leave_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 #endif
@@ -48,6 +53,28 @@ __device__ __forceinline__ void write_all(float *place, float value) {
         asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(other), "f"(value) : "memory");
     }
 #endif
+}
+
+// A choice without a branch.
+__device__ __forceinline__ float choose(bool which, float yes, float no) {
+    float chosen;
+    asm("{ .reg .pred p; setp.ne.s32 p, %3, 0; selp.f32 %0, %1, %2, p; }" : "=f"(chosen) : "f"(yes), "f"(no), "r"((int)which));
+    return chosen;
+}
+
+// The tree of `dot` for several sums together. While there are several, lanes of the upper half go on with the second half of them; in the end lane l
+// has the sum whose number is in its upper bits.
+template <int left, int d> __device__ __forceinline__ void add_up(float (&sums)[SUMS], int lane) {
+    if constexpr (left == 1) sums[0] = sums[0] + __shfl_xor_sync(0xffffffffu, sums[0], d);
+    else {
+        bool is_upper = (lane & d) != 0;
+#pragma unroll
+        for (int i = 0; i < left / 2; i++) {
+            float kept = choose(is_upper, sums[i + left / 2], sums[i]), sent = choose(is_upper, sums[i], sums[i + left / 2]);
+            sums[i] = kept + __shfl_xor_sync(0xffffffffu, sent, d);
+        }
+    }
+    if constexpr (1 < d) add_up<(1 < left ? left / 2 : 1), d / 2>(sums, lane);
 }
 
 // The visible keys: the two ranges of `ir::mask::Mask::ranges`, clipped to the cache and cut at multiples of 64.
@@ -76,13 +103,14 @@ struct Pieces {
 };
 
 extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 2)
-KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos, const int *span, float *out, int n) {
+KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restrict__ v, const int *__restrict__ seq, const int *__restrict__ pos,
+       const int *__restrict__ span, float *__restrict__ out, int n) {
     extern __shared__ __align__(16) float shared[];
     float *scores = shared, *values = shared + GROUP * LINE;
     __shared__ float largest_of[GROUP][PIECES], shrink_of[GROUP][PIECES], sum_of[GROUP][PIECES], largest[GROUP], total[GROUP];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rank = rank_in_cluster(), head = blockIdx.y, token = blockIdx.z;
     if (head % GROUP != 0) return;
-    enter_cluster();
+    show_start();
     wait_for_inputs();
     let_next_start();
     size_t stride = (size_t)KV_HEADS, first_row = (size_t)seq[token] * CTX * KV_HEADS + head / G;
@@ -106,10 +134,21 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos,
 #pragma unroll 1
     for (int first = 0; first < all; first += PIECES) {
         int count = min(PIECES, all - first);
+        // Values of this block's share of the head dimension: f32 arrive while the scores are computed, the others are decoded after them.
+        if (IS_PLAIN) {
+#pragma unroll 4
+            for (int at = threadIdx.x; at < count * 64 * SHARE; at += THREADS) {
+                int slot = at / SHARE, d = rank * SHARE + at % SHARE, base, from, to;
+                pieces.get(first + slot / 64, base, from, to);
+                int key = base + slot % 64;
+                const u8 *number = v + (first_row + stride * (size_t)key) * VRow::BYTES + 4 * d;
+                if (from <= key && key < to && d < HD) copy_4((unsigned)__cvta_generic_to_shared(values + at % SHARE * LINE + slot), number);
+            }
+        }
         // Scores of this block's pieces; a slot that is not visible has none.
 #pragma unroll 1
         for (int at = warp * KEYS; at < OWN_PIECES * 64; at += WARPS * KEYS) {
-            int piece = rank * OWN_PIECES + at / 64, base, from, to;
+            int piece = at / 64 * CLUSTER + rank, base, from, to;
             if (count <= piece) break;
             pieces.get(first + piece, base, from, to);
             int key = base + at % 64;
@@ -126,44 +165,28 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos,
                     for (int h = 0; h < GROUP; h++) sums[h * KEYS + i] = fmaf(query[h][j], number, sums[h * KEYS + i]);
                 }
             }
-            // The tree. While there are several sums, lanes of the upper half go on with the second half of them.
-#pragma unroll
-            for (int d = 16, left = SUMS; 0 < d; d /= 2, left = max(left / 2, 1)) {
-                bool is_upper = (lane & d) != 0;
-                if (left == 1) sums[0] = sums[0] + __shfl_xor_sync(0xffffffffu, sums[0], d);
-                else
-#pragma unroll
-                    for (int i = 0; i < left / 2; i++) {
-                        float kept = is_upper ? sums[i + left / 2] : sums[i], sent = is_upper ? sums[i] : sums[i + left / 2];
-                        sums[i] = kept + __shfl_xor_sync(0xffffffffu, sent, d);
-                    }
-            }
+            add_up<SUMS, 16>(sums, lane);
             int mine = lane >> SUM_SHIFT, h = mine / KEYS, i = mine % KEYS;
             if (lane % (1 << SUM_SHIFT) == 0 && h < GROUP) {
                 bool is_visible = from <= key + i && key + i < to;
                 write_all(scores + h * LINE + piece * 64 + at % 64 + i, is_visible ? sums[0] * scale : minus_infinity);
             }
         }
-        // Values of this block's share of the head dimension.
-        if (VRow::BYTES == 4 * HD) {
-            for (int at = threadIdx.x; at < count * 64 * SHARE; at += THREADS) {
-                int slot = at / SHARE, d = rank * SHARE + at % SHARE, base, from, to;
-                pieces.get(first + slot / 64, base, from, to);
-                int key = base + slot % 64;
-                if (from <= key && key < to && d < HD) values[at % SHARE * LINE + slot] = VRow::open(v + (first_row + stride * (size_t)key) * VRow::BYTES).at(d);
-            }
-        } else {
+        if (!IS_PLAIN) {
+#pragma unroll 2
             for (int slot = threadIdx.x; slot < count * 64; slot += THREADS) {
                 int base, from, to;
                 pieces.get(first + slot / 64, base, from, to);
-                int key = base + slot % 64;
-                if (key < from || to <= key) continue;
+                // A key that is not visible may not be there; some other is read in its place.
+                int key = min(max(base + slot % 64, from), to - 1);
                 VRow row = VRow::open(v + (first_row + stride * (size_t)key) * VRow::BYTES);
-#pragma unroll 8
+#pragma unroll 16
                 for (int d = 0; d < SHARE; d++)
                     if (rank * SHARE + d < HD) values[d * LINE + slot] = row.at(rank * SHARE + d);
             }
         }
+        end_copies();
+        wait_for_copies<0>();
         enter_cluster();
         leave_cluster();
         // Largest scores of the pieces.
@@ -184,7 +207,13 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos,
             int h = at / count, piece = at % count;
             float *line = scores + h * LINE + piece * 64;
             float before = largest[h];
-            for (int i = 0; i < piece; i++) before = before < largest_of[h][i] ? largest_of[h][i] : before;
+            float earlier = lane < piece ? largest_of[h][lane] : minus_infinity;
+#pragma unroll
+            for (int d = 16; 0 < d; d /= 2) {
+                float other = __shfl_xor_sync(0xffffffffu, earlier, d);
+                earlier = earlier < other ? other : earlier;
+            }
+            before = before < earlier ? earlier : before;
             float now = before < largest_of[h][piece] ? largest_of[h][piece] : before;
             float low = exp_exact(line[lane] - now), high = exp_exact(line[lane + 32] - now);
             line[lane] = low, line[lane + 32] = high;

@@ -98,12 +98,19 @@ KERNEL(const u8 *x, const u8 *w, const float *scale, float *out, int n) {
         unsigned stage = base + step % STAGES * STAGE_BYTES;
         // Lines of 128 bytes, groups of eight 1024 bytes apart, swizzled.
         unsigned long long lines = (unsigned long long)(stage >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+        // All words of the stage: a load stands in line behind the copies that are issued before it.
+        uint4 first[4], second[4];
 #pragma unroll
         for (int part = 0; part < 4; part++) {
-            uint4 first = load_shared(stage + words + 2 * part * 64), second = load_shared(stage + words + (2 * part + 1) * 64);
+            first[part] = load_shared(stage + words + 2 * part * 64);
+            second[part] = load_shared(stage + words + (2 * part + 1) * 64);
+        }
+#pragma unroll
+        for (int part = 0; part < 4; part++) {
+            uint4 even = first[part], odd = second[part];
             constexpr unsigned ONES = 0x03030303;
-            unsigned a[8] = {first.x >> (2 * q) & ONES,  first.y >> (2 * q) & ONES,  second.x >> (2 * q) & ONES,  second.y >> (2 * q) & ONES,
-                             first.z >> (2 * q) & ONES,  first.w >> (2 * q) & ONES,  second.z >> (2 * q) & ONES,  second.w >> (2 * q) & ONES};
+            unsigned a[8] = {even.x >> (2 * q) & ONES, even.y >> (2 * q) & ONES, odd.x >> (2 * q) & ONES, odd.y >> (2 * q) & ONES,
+                             even.z >> (2 * q) & ONES, even.w >> (2 * q) & ONES, odd.z >> (2 * q) & ONES, odd.w >> (2 * q) & ONES};
             start_products();
             multiply(acc_0, a[0], a[1], a[2], a[3], lines + 2 * part);
             multiply(acc_1, a[4], a[5], a[6], a[7], lines + 2 * part);

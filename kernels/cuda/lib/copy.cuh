@@ -1,6 +1,10 @@
 // Copies to shared memory that run beside the computation, and reads of what they brought.
 #include "lib/mma.cuh"
 
+__device__ __forceinline__ void copy_4(unsigned to, const void *from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+
 // Copies of 8 and 16 bytes; zeros if there is nothing to copy.
 __device__ __forceinline__ void copy_8(unsigned to, const void *from, bool is_there) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(is_there ? 8 : 0));

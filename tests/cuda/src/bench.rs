@@ -91,12 +91,9 @@ fn geometries(desc: &'static CudaKernelDesc) -> Vec<&'static CudaKernelDesc> {
         return Vec::new();
     }
     let mut found = Vec::new();
-    for (row_blocks, rows, threads, min_blocks) in [
-        ("1", 16, 256, "4"),
-        ("1", 16, 512, "2"),
-        ("2", 32, 256, "3"),
-        ("2", 32, 512, "2"),
-    ] {
+    for (row_blocks, rows, threads, min_blocks) in
+        [("1", 16, 256, "4"), ("1", 16, 512, "2"), ("2", 32, 256, "3"), ("2", 32, 512, "2")]
+    {
         let mut launch = desc.launch;
         launch.threads = threads;
         launch.grid[0] = kernels::cuda::Blocks::CeilDiv("m", rows);
@@ -208,7 +205,9 @@ fn matmul(
         seconds[usize::from(early)] = median(gpu.time(&graph, RUNS)?) / launches as f64;
     }
     let (n, k, m) = dims;
-    let texts = seconds.map(|seconds| format!("{:.2} us, {}", seconds * 1e6, share(bytes_of(&matmul), (n * k * m) as f64, seconds, rate)));
+    let texts = seconds.map(|seconds| {
+        format!("{:.2} us, {}", seconds * 1e6, share(bytes_of(&matmul), (n * k * m) as f64, seconds, rate))
+    });
     println!("{} {} {m}x{k} n={n}: {}; early {}", desc.name, geometry(desc), texts[0], texts[1]);
     Ok(())
 }
@@ -292,7 +291,8 @@ fn attention(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, n: i
         let graph = gpu.record(&(0..launches).map(each).collect::<Vec<_>>())?;
         seconds[usize::from(early)] = median(gpu.time(&graph, RUNS)?) / launches as f64;
     }
-    let texts = seconds.map(|seconds| format!("{:.2} us, {:.0} % of the read rate", seconds * 1e6, 100.0 * bytes / seconds / rate));
+    let texts = seconds
+        .map(|seconds| format!("{:.2} us, {:.0} % of the read rate", seconds * 1e6, 100.0 * bytes / seconds / rate));
     println!("{} heads={heads}/{kv_heads} hd={hd} keys={ctx} n={n}: {}; early {}", desc.name, texts[0], texts[1]);
     Ok(())
 }
