@@ -6,14 +6,14 @@
 // own. So CLUSTER blocks share a KV head of a token, with GROUP of its query heads, in rounds of CHUNK keys: each computes the scores of its
 // share of the keys and writes them into the shared memory of all; then each takes its share of the head dimension, with all keys of the round.
 //
-//   scores    a warp takes four keys at a time; its lanes are the 32 accumulators of `dot`, and the sums of keys and heads go through the tree together,
+//   scores    a warp takes eight keys at a time; its lanes are the 32 accumulators of `dot`, and the sums of keys and heads go through the tree together,
 //             half as many numbers after each step
-//   values    decoded to shared memory, [number][key], for the share of the head dimension
+//   values    to shared memory, for the share of the head dimension: f32 are copied while the scores are computed, others decoded after them
 //   softmax   every block for itself: a warp takes a piece of 64 keys of one head
 //   result    a thread is one number of one head: one chain of fma over the keys
 //
-// Blocks whose head is not the first of a group have nothing to do. Shared memory, dynamic: GROUP_MAX * (CHUNK + 4) * 4 for the scores, and as
-// much for each number of a share. Bound: latency up to some thousand keys, then the chain, about 5 clocks a key.
+// Blocks whose head is not the first of a group have nothing to do. Shared memory, dynamic: GROUP * LINE * 4 bytes for the scores, and WIDTH * 4 for
+// each key of a round. Bound: latency up to some hundred keys; then softmax and chain, about 30 clocks a key together.
 #include "lib/rows.cuh"
 #include "lib/copy.cuh"
 
@@ -21,8 +21,12 @@ typedef K_ROW<HD> KRow;
 typedef V_ROW<HD> VRow;
 constexpr int WARPS = THREADS / 32, G = HEADS / KV_HEADS, GROUP = G % 4 == 0 ? 4 : G % 3 == 0 ? 3 : G % 2 == 0 ? 2 : 1;
 constexpr int PIECES = CHUNK / 64, OWN_PIECES = PIECES / CLUSTER, LINE = CHUNK + 4, SHARE = ceil_div(HD, CLUSTER);
-constexpr int TURNS = ceil_div(HD, 32), KEYS = 4, SUMS = GROUP == 1 ? 4 : GROUP == 2 ? 8 : 16, SUM_SHIFT = GROUP == 1 ? 3 : GROUP == 2 ? 2 : 1;
-constexpr bool IS_PLAIN = VRow::BYTES == 4 * HD;
+// Numbers of a key in shared memory: four more than there are, so that neighbouring keys are in other banks.
+constexpr int WIDTH = round_up(SHARE, 4) + 4;
+constexpr int TURNS = ceil_div(HD, 32), KEYS = 8, SUMS = GROUP == 1 ? 8 : GROUP == 2 ? 16 : 32, SUM_SHIFT = GROUP == 1 ? 2 : GROUP == 2 ? 1 : 0;
+// Pieces that a warp takes at once.
+constexpr int AT_ONCE = 4;
+constexpr bool IS_PLAIN = VRow::BYTES == 4 * HD, IN_FOURS = HD % (4 * CLUSTER) == 0;
 static_assert(PIECES <= 32, "a lane for each piece of a round");
 static_assert(SHARE * GROUP <= THREADS || CLUSTER == 1, "a thread for each number of a share");
 
@@ -75,6 +79,15 @@ template <int left, int d> __device__ __forceinline__ void add_up(float (&sums)[
         }
     }
     if constexpr (1 < d) add_up<(1 < left ? left / 2 : 1), d / 2>(sums, lane);
+}
+
+__device__ __forceinline__ float largest_in_warp(float most) {
+#pragma unroll
+    for (int d = 16; 0 < d; d /= 2) {
+        float other = __shfl_xor_sync(0xffffffffu, most, d);
+        most = most < other ? other : most;
+    }
+    return most;
 }
 
 // The visible keys: the two ranges of `ir::mask::Mask::ranges`, clipped to the cache and cut at multiples of 64.
@@ -134,15 +147,19 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
 #pragma unroll 1
     for (int first = 0; first < all; first += PIECES) {
         int count = min(PIECES, all - first);
-        // Values of this block's share of the head dimension: f32 arrive while the scores are computed, the others are decoded after them.
+        // Values of this block's share of the head dimension.
         if (IS_PLAIN) {
-#pragma unroll 4
-            for (int at = threadIdx.x; at < count * 64 * SHARE; at += THREADS) {
-                int slot = at / SHARE, d = rank * SHARE + at % SHARE, base, from, to;
+            constexpr int PARTS = IN_FOURS ? SHARE / 4 : SHARE;
+#pragma unroll 2
+            for (int at = threadIdx.x; at < count * 64 * PARTS; at += THREADS) {
+                int slot = at / PARTS, i = at % PARTS * (IN_FOURS ? 4 : 1), base, from, to;
                 pieces.get(first + slot / 64, base, from, to);
                 int key = base + slot % 64;
-                const u8 *number = v + (first_row + stride * (size_t)key) * VRow::BYTES + 4 * d;
-                if (from <= key && key < to && d < HD) copy_4((unsigned)__cvta_generic_to_shared(values + at % SHARE * LINE + slot), number);
+                const u8 *number = v + (first_row + stride * (size_t)key) * VRow::BYTES + 4 * (rank * SHARE + i);
+                unsigned place = (unsigned)__cvta_generic_to_shared(values + slot * WIDTH + i);
+                bool is_there = from <= key && key < to && rank * SHARE + i < HD;
+                if (is_there && IN_FOURS) copy_16(place, number, true);
+                if (is_there && !IN_FOURS) copy_4(place, number);
             }
         }
         // Scores of this block's pieces; a slot that is not visible has none.
@@ -180,45 +197,60 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
                 // A key that is not visible may not be there; some other is read in its place.
                 int key = min(max(base + slot % 64, from), to - 1);
                 VRow row = VRow::open(v + (first_row + stride * (size_t)key) * VRow::BYTES);
-#pragma unroll 16
-                for (int d = 0; d < SHARE; d++)
-                    if (rank * SHARE + d < HD) values[d * LINE + slot] = row.at(rank * SHARE + d);
+#pragma unroll 4
+                for (int i = 0; i < SHARE; i += 4) {
+                    float four[4];
+#pragma unroll
+                    for (int j = 0; j < 4; j++) four[j] = rank * SHARE + i + j < HD ? row.at(rank * SHARE + i + j) : 0.0f;
+                    *(float4 *)(values + slot * WIDTH + i) = float4{four[0], four[1], four[2], four[3]};
+                }
             }
         }
         end_copies();
         wait_for_copies<0>();
         enter_cluster();
         leave_cluster();
-        // Largest scores of the pieces.
-        for (int at = warp; at < GROUP * count; at += WARPS) {
-            int h = at / count, piece = at % count;
-            const float *line = scores + h * LINE + piece * 64;
-            float low = line[lane], high = line[lane + 32], most = low < high ? high : low;
+        // Largest scores of the pieces. A warp takes several pieces at once, since each is a chain of shuffles; beyond the last it repeats that one.
+        int tasks = GROUP * count;
+        for (int begin = warp; begin < tasks; begin += WARPS * AT_ONCE) {
+            float most[AT_ONCE];
 #pragma unroll
-            for (int d = 16; 0 < d; d /= 2) {
-                float other = __shfl_xor_sync(0xffffffffu, most, d);
-                most = most < other ? other : most;
+            for (int i = 0; i < AT_ONCE; i++) {
+                int at = min(begin + i * WARPS, tasks - 1);
+                const float *line = scores + at / count * LINE + at % count * 64;
+                float low = line[lane], high = line[lane + 32];
+                most[i] = largest_in_warp(low < high ? high : low);
             }
-            if (lane == 0) largest_of[h][piece] = most;
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                int at = begin + i * WARPS;
+                if (lane == 0 && at < tasks) largest_of[at / count][at % count] = most[i];
+            }
         }
         __syncthreads();
         // Exponentials, and what they add up to.
-        for (int at = warp; at < GROUP * count; at += WARPS) {
-            int h = at / count, piece = at % count;
-            float *line = scores + h * LINE + piece * 64;
-            float before = largest[h];
-            float earlier = lane < piece ? largest_of[h][lane] : minus_infinity;
+        for (int begin = warp; begin < tasks; begin += WARPS * AT_ONCE) {
+            float low[AT_ONCE], high[AT_ONCE], shrink[AT_ONCE], sum[AT_ONCE];
 #pragma unroll
-            for (int d = 16; 0 < d; d /= 2) {
-                float other = __shfl_xor_sync(0xffffffffu, earlier, d);
-                earlier = earlier < other ? other : earlier;
+            for (int i = 0; i < AT_ONCE; i++) {
+                int at = min(begin + i * WARPS, tasks - 1), h = at / count, piece = at % count;
+                const float *line = scores + h * LINE + piece * 64;
+                float earlier = largest_in_warp(lane < piece ? largest_of[h][lane] : minus_infinity);
+                float before = largest[h] < earlier ? earlier : largest[h];
+                float now = before < largest_of[h][piece] ? largest_of[h][piece] : before;
+                low[i] = exp_exact(line[lane] - now), high[i] = exp_exact(line[lane + 32] - now);
+                shrink[i] = exp_exact(before - now);
+                sum[i] = sum_tree(low[i] + high[i]);
             }
-            before = before < earlier ? earlier : before;
-            float now = before < largest_of[h][piece] ? largest_of[h][piece] : before;
-            float low = exp_exact(line[lane] - now), high = exp_exact(line[lane + 32] - now);
-            line[lane] = low, line[lane + 32] = high;
-            float sum = sum_tree(low + high);
-            if (lane == 0) sum_of[h][piece] = sum, shrink_of[h][piece] = exp_exact(before - now);
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                int at = begin + i * WARPS;
+                if (tasks <= at) continue;
+                int h = at / count, piece = at % count;
+                float *line = scores + h * LINE + piece * 64;
+                line[lane] = low[i], line[lane + 32] = high[i];
+                if (lane == 0) sum_of[h][piece] = sum[i], shrink_of[h][piece] = shrink[i];
+            }
         }
         __syncthreads();
         if (threadIdx.x < GROUP) {
@@ -235,7 +267,7 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
         for (int c = 0; c < CHAINS; c++) {
             int chain = threadIdx.x + c * THREADS, h = chain / SHARE, d = chain % SHARE;
             if (GROUP <= h || HD <= rank * SHARE + d) continue;
-            const float *weights = scores + h * LINE, *numbers = values + d * LINE;
+            const float *weights = scores + h * LINE, *numbers = values + d;
 #pragma unroll 1
             for (int piece = 0; piece < count; piece++) {
                 int base, from, to;
@@ -245,15 +277,16 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
                 if (to - from == 64) {
 #pragma unroll
                     for (int slot = piece * 64; slot < piece * 64 + 64; slot += 4) {
-                        float4 p = *(const float4 *)(weights + slot), x = *(const float4 *)(numbers + slot);
-                        acc[c] = fmaf(p.x, x.x, acc[c]);
-                        acc[c] = fmaf(p.y, x.y, acc[c]);
-                        acc[c] = fmaf(p.z, x.z, acc[c]);
-                        acc[c] = fmaf(p.w, x.w, acc[c]);
+                        float4 p = *(const float4 *)(weights + slot);
+                        const float *x = numbers + slot * WIDTH;
+                        acc[c] = fmaf(p.x, x[0], acc[c]);
+                        acc[c] = fmaf(p.y, x[WIDTH], acc[c]);
+                        acc[c] = fmaf(p.z, x[2 * WIDTH], acc[c]);
+                        acc[c] = fmaf(p.w, x[3 * WIDTH], acc[c]);
                     }
                 } else {
 #pragma unroll 8
-                    for (int slot = piece * 64 + from - base; slot < piece * 64 + to - base; slot++) acc[c] = fmaf(weights[slot], numbers[slot], acc[c]);
+                    for (int slot = piece * 64 + from - base; slot < piece * 64 + to - base; slot++) acc[c] = fmaf(weights[slot], numbers[slot * WIDTH], acc[c]);
                 }
             }
         }
