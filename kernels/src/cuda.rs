@@ -257,7 +257,8 @@ fn include(source: &str, included: &mut Vec<&'static str>, text: &mut String) {
 /// The headers that sources may name, without `lib/`.
 static HEADERS: &[(&str, &str)] = &[
     ("exact.cuh", include_str!("../cuda/lib/exact.cuh")),
-    ("mma.cuh", include_str!("../cuda/lib/mma.cuh")), ("copy.cuh", include_str!("../cuda/lib/copy.cuh")),
+    ("mma.cuh", include_str!("../cuda/lib/mma.cuh")),
+    ("copy.cuh", include_str!("../cuda/lib/copy.cuh")),
     ("rows.cuh", include_str!("../cuda/lib/rows.cuh")),
 ];
 
@@ -357,22 +358,22 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         [Q8, Q8] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE]),
     row!(dense_matmul_f32xbf16_f32__sm80__r32t8, "dense_gemv_bf16.cu", [TOKENS = "8"], SM_80, ANY, DenseMatmul,
         [F32, BF16] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 32), Blocks::CeilDiv("n", 8), ONE]),
-    row!(attention_f32xf32_f32__sm80__t1, "attention_decode.cu", [K_ROW = "RowF32", V_ROW = "RowF32", CLUSTER = "1", CHUNK = "64"], SM_80, 1..=16,
+    row!(attention_f32xf32_f32__sm80__t64, "attention_decode.cu", [K_ROW = "RowF32", V_ROW = "RowF32", CLUSTER = "1", CHUNK = "64"], SM_80, 1..=16,
         Attention, [F32, F32, F32] => F32, None, 256, Shared { fixed: 4 * 68 * 4 + 64 * 32, each: &[("hd", 256)] },
         [ONE, Blocks::Dim("heads"), Blocks::Dim("n")]),
-    row!(attention_f32xf32_f32__sm90__t1, "attention_decode.cu", [K_ROW = "RowF32", V_ROW = "RowF32", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
+    row!(attention_f32xf32_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowF32", V_ROW = "RowF32", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
         Attention, [F32, F32, F32] => F32, None, 256, Shared { fixed: 4 * 516 * 4 + 512 * 32, each: &[("hd", 256)] },
         [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
-    row!(attention_f32xq8q4_f32__sm80__t1, "attention_decode.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4", CLUSTER = "1", CHUNK = "64"], SM_80, 1..=16,
+    row!(attention_f32xq8q4_f32__sm80__t64, "attention_decode.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4", CLUSTER = "1", CHUNK = "64"], SM_80, 1..=16,
         Attention, [F32, Q8, Q4] => F32, None, 256, Shared { fixed: 4 * 68 * 4 + 64 * 32, each: &[("hd", 256)] },
         [ONE, Blocks::Dim("heads"), Blocks::Dim("n")]),
-    row!(attention_f32xq8q4_f32__sm90__t1, "attention_decode.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
+    row!(attention_f32xq8q4_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
         Attention, [F32, Q8, Q4] => F32, None, 256, Shared { fixed: 4 * 516 * 4 + 512 * 32, each: &[("hd", 256)] },
         [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
-    row!(attention_f32xq4_f32__sm80__t1, "attention_decode.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4", CLUSTER = "1", CHUNK = "64"], SM_80, 1..=16,
+    row!(attention_f32xq4_f32__sm80__t64, "attention_decode.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4", CLUSTER = "1", CHUNK = "64"], SM_80, 1..=16,
         Attention, [F32, Q4, Q4] => F32, None, 256, Shared { fixed: 4 * 68 * 4 + 64 * 32, each: &[("hd", 256)] },
         [ONE, Blocks::Dim("heads"), Blocks::Dim("n")]),
-    row!(attention_f32xq4_f32__sm90__t1, "attention_decode.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
+    row!(attention_f32xq4_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
         Attention, [F32, Q4, Q4] => F32, None, 256, Shared { fixed: 4 * 516 * 4 + 512 * 32, each: &[("hd", 256)] },
         [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
 ];

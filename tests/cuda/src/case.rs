@@ -134,7 +134,7 @@ fn matmul(
         args.push((TernaryLayout::encode(layout, &w, m, k), 16));
         args.push((f32s(&random.floats(m)), 4));
     } else {
-        let group = if k % 128 == 0 { 128 } else { 64 };
+        let group = if k.is_multiple_of(128) { 128 } else { 64 };
         let width = if desc.inputs[1] == DType::Q4 { group } else { k };
         let w: Vec<f32> = if label == "extreme" { vec![-1.0; (m * k) as usize] } else { random.floats(m * k) };
         args.push((rows(desc.inputs[1], &w, width as usize), 16));
