@@ -28,35 +28,22 @@ constexpr int TURNS = ceil_div(HD, 32), KEYS = 8, SUMS = GROUP == 1 ? 8 : GROUP 
 constexpr int AT_ONCE = 4;
 constexpr bool IS_PLAIN = VRow::BYTES == 4 * HD, IN_FOURS = HD % (4 * CLUSTER) == 0;
 static_assert(PIECES <= 32, "a lane for each piece of a round");
-static_assert(SHARE * GROUP <= THREADS || CLUSTER == 1, "a thread for each number of a share");
+static_assert(SHARE * GROUP <= THREADS, "a thread for each number of a share");
 
-#if CLUSTER == 1
-#define CLUSTERED
-__device__ __forceinline__ int rank_in_cluster() { return 0; }
-__device__ __forceinline__ void show_start() {}
-__device__ __forceinline__ void enter_cluster() {}
-__device__ __forceinline__ void leave_cluster() { __syncthreads(); }
-#else
-#define CLUSTERED __cluster_dims__(CLUSTER, 1, 1)
 __device__ __forceinline__ int rank_in_cluster() { return blockIdx.x; }
 // That a block runs orders nothing; what it wrote is to be seen by those that leave.
 __device__ __forceinline__ void show_start() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }
 __device__ __forceinline__ void enter_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void leave_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-#endif
 
 // Writes a number to the same place in every block of the cluster.
 __device__ __forceinline__ void write_all(float *place, float value) {
-#if CLUSTER == 1
-    *place = value;
-#else
     unsigned own = (unsigned)__cvta_generic_to_shared(place), other;
 #pragma unroll
     for (int rank = 0; rank < CLUSTER; rank++) {
         asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(other) : "r"(own), "r"(rank));
         asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(other), "f"(value) : "memory");
     }
-#endif
 }
 
 // A choice without a branch.
@@ -115,7 +102,7 @@ struct Pieces {
     }
 };
 
-extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 2)
 KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restrict__ v, const int *__restrict__ seq, const int *__restrict__ pos,
        const int *__restrict__ span, float *__restrict__ out, int n) {
     extern __shared__ __align__(16) float shared[];
@@ -138,7 +125,7 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
         for (int i = 0; i < TURNS; i++) query[h][i] = lane + 32 * i < HD ? queries[h * HD + lane + 32 * i] : 0.0f;
     if (threadIdx.x < GROUP) largest[threadIdx.x] = minus_infinity, total[threadIdx.x] = 0.0f;
 
-    // The numbers of the result that this thread has: one, or several if a block has the whole head.
+    // The numbers of the result that this thread has: one, unless a share is larger than a block.
     constexpr int CHAINS = ceil_div(SHARE * GROUP, THREADS);
     float acc[CHAINS] = {};
     int all = pieces.all();

@@ -146,6 +146,19 @@ pub enum Blocks {
     Product(&'static str, &'static str),
 }
 
+impl CudaKernelDesc {
+    /// Whether it is a plain row, with `cuda` in its name: one that is taken only where no other fits.
+    pub fn is_plain(&self) -> bool {
+        self.name.contains("__cuda__")
+    }
+
+    /// Whether it may be started before the kernels before it are done, because it waits for them itself before it touches memory that they write:
+    /// by `wait_for_previous()`, first of all, or by `wait_for_inputs()`, after it has begun with its weights.
+    pub fn waits(&self) -> bool {
+        self.source.contains("wait_for_previous();") || self.source.contains("wait_for_inputs();")
+    }
+}
+
 impl Blocks {
     /// The number, where `dim` gives the value of a dim by its name.
     pub fn count(self, dim: impl Fn(&str) -> i64) -> i64 {
@@ -267,17 +280,24 @@ pub fn find_cuda(name: &str) -> Option<&'static CudaKernelDesc> {
     CUDA_TABLE.iter().find(|desc| desc.name == name)
 }
 
+/// So few tokens that blocks of one token leave most of a device idle.
+const FEW: RangeInclusive<u64> = 1..=16;
+
 /// A row that any supported device runs.
 macro_rules! plain {
     ($name:ident, $source:literal, [$($define:ident = $value:literal),*], $family:ident, $inputs:expr => $output:expr, $layout:expr,
      $threads:literal, [$x:expr, $y:expr]) => {
+        plain!($name, $source, [$($define = $value),*], $family, $inputs => $output, $layout, $threads, [$x, $y], ANY)
+    };
+    ($name:ident, $source:literal, [$($define:ident = $value:literal),*], $family:ident, $inputs:expr => $output:expr, $layout:expr,
+     $threads:literal, [$x:expr, $y:expr], $tokens:expr) => {
         CudaKernelDesc {
             name: stringify!($name),
             family: Family::$family,
             inputs: &$inputs,
             output: $output,
             layout: $layout,
-            tokens: ANY,
+            tokens: $tokens,
             requires: Sm::LEAST,
             signature: signature(Family::$family, &$inputs),
             source: include_str!(concat!("../cuda/plain/", $source)),
@@ -287,7 +307,7 @@ macro_rules! plain {
     };
 }
 
-/// A row for few tokens and up: what it needs, how many tokens it takes, and its defines.
+/// A row for certain devices: what it needs, and how many tokens it takes.
 macro_rules! row {
     ($name:ident, $source:literal, [$($define:ident = $value:literal),*], $requires:expr, $tokens:expr, $family:ident,
      $inputs:expr => $output:expr, $layout:expr, $threads:literal, $shared:expr, [$x:expr, $y:expr, $z:expr]) => {
@@ -312,7 +332,7 @@ const SM_80: Sm = Sm { number: 80, is_specific: false };
 const SM_90: Sm = Sm { number: 90, is_specific: false };
 const SM_90A: Sm = Sm { number: 90, is_specific: true };
 
-/// All CUDA kernels of this version. Of those that fit, the one of the highest capability is taken, then the one for the fewest tokens.
+/// All CUDA kernels of this version. Of those that fit, the one for the fewest tokens is taken, then the one of the highest capability.
 #[rustfmt::skip]
 pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     plain!(ternary_gemm_q8xt2_f32__cuda__r16, "ternary_q8.cu", [], TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 128,
@@ -329,10 +349,16 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         [Blocks::CeilDiv("m", 8), Blocks::Dim("n")]),
     plain!(attention_f32xf32_f32__cuda__t64, "attention.cu", [K_ROW = "RowF32", V_ROW = "RowF32"], Attention, [F32, F32, F32] => F32, None,
         128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+    plain!(attention_f32xf32_f32__cuda__t1024, "attention_few.cu", [K_ROW = "RowF32", V_ROW = "RowF32"], Attention, [F32, F32, F32] => F32, None,
+        512, [Blocks::Dim("heads"), Blocks::Dim("n")], FEW),
     plain!(attention_f32xq8q4_f32__cuda__t64, "attention.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4"], Attention, [F32, Q8, Q4] => F32, None,
         128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+    plain!(attention_f32xq8q4_f32__cuda__t1024, "attention_few.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4"], Attention, [F32, Q8, Q4] => F32, None,
+        512, [Blocks::Dim("heads"), Blocks::Dim("n")], FEW),
     plain!(attention_f32xq4_f32__cuda__t64, "attention.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4"], Attention, [F32, Q4, Q4] => F32, None,
         128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+    plain!(attention_f32xq4_f32__cuda__t1024, "attention_few.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4"], Attention, [F32, Q4, Q4] => F32, None,
+        512, [Blocks::Dim("heads"), Blocks::Dim("n")], FEW),
     plain!(kv_append_f32_f32__cuda__t1, "kv_append.cu", [ROW = "RowF32"], KvAppend, [F32] => F32, None, 32,
         [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
     plain!(kv_append_f32_q8__cuda__t1, "kv_append.cu", [ROW = "RowQ8"], KvAppend, [F32] => Q8, None, 32,
@@ -358,21 +384,12 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         [Q8, Q8] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE]),
     row!(dense_matmul_f32xbf16_f32__sm80__r32t8, "dense_gemv_bf16.cu", [TOKENS = "8"], SM_80, ANY, DenseMatmul,
         [F32, BF16] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 32), Blocks::CeilDiv("n", 8), ONE]),
-    row!(attention_f32xf32_f32__sm80__t64, "attention_decode.cu", [K_ROW = "RowF32", V_ROW = "RowF32", CLUSTER = "1", CHUNK = "64"], SM_80, 1..=16,
-        Attention, [F32, F32, F32] => F32, None, 256, Shared { fixed: 4 * 68 * 4 + 64 * 32, each: &[("hd", 256)] },
-        [ONE, Blocks::Dim("heads"), Blocks::Dim("n")]),
     row!(attention_f32xf32_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowF32", V_ROW = "RowF32", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
         Attention, [F32, F32, F32] => F32, None, 256, Shared { fixed: 4 * 516 * 4 + 512 * 32, each: &[("hd", 256)] },
         [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
-    row!(attention_f32xq8q4_f32__sm80__t64, "attention_decode.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4", CLUSTER = "1", CHUNK = "64"], SM_80, 1..=16,
-        Attention, [F32, Q8, Q4] => F32, None, 256, Shared { fixed: 4 * 68 * 4 + 64 * 32, each: &[("hd", 256)] },
-        [ONE, Blocks::Dim("heads"), Blocks::Dim("n")]),
     row!(attention_f32xq8q4_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
         Attention, [F32, Q8, Q4] => F32, None, 256, Shared { fixed: 4 * 516 * 4 + 512 * 32, each: &[("hd", 256)] },
         [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
-    row!(attention_f32xq4_f32__sm80__t64, "attention_decode.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4", CLUSTER = "1", CHUNK = "64"], SM_80, 1..=16,
-        Attention, [F32, Q4, Q4] => F32, None, 256, Shared { fixed: 4 * 68 * 4 + 64 * 32, each: &[("hd", 256)] },
-        [ONE, Blocks::Dim("heads"), Blocks::Dim("n")]),
     row!(attention_f32xq4_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
         Attention, [F32, Q4, Q4] => F32, None, 256, Shared { fixed: 4 * 516 * 4 + 512 * 32, each: &[("hd", 256)] },
         [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),

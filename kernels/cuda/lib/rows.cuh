@@ -3,6 +3,10 @@
 // open: the row at an address. at: one of its numbers, widened. encode: a warp writes one row of f32 as a record.
 #include "lib/exact.cuh"
 
+// Where the rows of one head of one sequence lie in a cache [seqs, CTX, KV_HEADS]: that of key 0, and how many rows further that of the next key.
+constexpr size_t ROWS_TO_NEXT_KEY = KV_HEADS;
+__device__ __forceinline__ size_t row_of_first_key(int seq, int kv_head) { return (size_t)seq * CTX * KV_HEADS + kv_head; }
+
 // The extremes of a row, over all lanes; what is no number is passed over.
 __device__ __forceinline__ float largest_warp(float lane) {
     for (int d = 16; 0 < d; d /= 2) lane = fmaxf(lane, __shfl_xor_sync(0xffffffffu, lane, d));

@@ -2,11 +2,13 @@
 //
 // q, out: f32 [n, HEADS, HD]; k, v: caches [seqs, CTX, KV_HEADS] of rows of HD numbers; seq, pos: i32 [n]; span: i32 [n, 2]. A block is one
 // query head of one token. For each piece of visible keys between multiples of 64, the warps share the keys for the scores, a lane being an
-// accumulator of `dot`; then each thread has some numbers of the result and adds all values of the piece to them. Bound: latency.
+// accumulator of `dot`; then each thread has some numbers of the result and adds all values of the piece to them.
+// Blocks are small, for many tokens to be on the device at once. Bound: the caches' rate.
 #include "lib/rows.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos, const int *span, float *out, int n) {
+    wait_for_previous();
     typedef K_ROW<HD> KRow;
     typedef V_ROW<HD> VRow;
     constexpr int TILE = 64, WARPS = THREADS / 32, NUMBERS = ceil_div(HD, THREADS);
@@ -17,8 +19,8 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos,
     int head = blockIdx.x, token = blockIdx.y, kv_head = head / (HEADS / KV_HEADS);
     const float *query = q + ((size_t)token * HEADS + head) * HD;
     float *result = out + ((size_t)token * HEADS + head) * HD;
-    const u8 *keys = k + ((size_t)seq[token] * CTX * KV_HEADS + kv_head) * KRow::BYTES;
-    const u8 *values = v + ((size_t)seq[token] * CTX * KV_HEADS + kv_head) * VRow::BYTES;
+    const u8 *keys = k + row_of_first_key(seq[token], kv_head) * KRow::BYTES;
+    const u8 *values = v + row_of_first_key(seq[token], kv_head) * VRow::BYTES;
     float scale = __int_as_float(SCALE_BITS);
 
     // The two ranges of `ir::mask::Mask::ranges`, clipped to the cache.
@@ -42,7 +44,7 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos,
             for (int slot = threadIdx.x; slot < TILE; slot += THREADS) weights[slot] = __int_as_float(0xff800000);
             __syncthreads();
             for (int key = start + warp; key < stop; key += WARPS) {
-                KRow row = KRow::open(keys + (size_t)key * KV_HEADS * KRow::BYTES);
+                KRow row = KRow::open(keys + (size_t)key * ROWS_TO_NEXT_KEY * KRow::BYTES);
                 float dot = 0.0f;
                 for (int i = lane; i < HD; i += 32) dot = fmaf(query[i], row.at(i), dot);
                 dot = sum_tree(dot);
@@ -79,7 +81,7 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos,
                 if (d < HD)
 #pragma unroll 8
                     for (int key = start; key < stop; key++) {
-                        VRow row = VRow::open(values + (size_t)key * KV_HEADS * VRow::BYTES);
+                        VRow row = VRow::open(values + (size_t)key * ROWS_TO_NEXT_KEY * VRow::BYTES);
                         acc[i] = fmaf(weights[key - base], row.at(d), acc[i]);
                     }
             }

@@ -4,6 +4,7 @@
 #include "lib/exact.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const float *x, const WEIGHT *w, float *out, int n) {
+    wait_for_previous();
     int lane = threadIdx.x % 32, r = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     if (M <= r) return;
     const float *activations = x + (size_t)blockIdx.y * K;

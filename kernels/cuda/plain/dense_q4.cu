@@ -10,6 +10,7 @@ __device__ __forceinline__ int spread(unsigned codes) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const u8 *x, const u8 *w, float *out, int n) {
+    wait_for_previous();
     constexpr int CODE_BYTES = round_up(K, 16), RECORD = CODE_BYTES + 8, GROUPS = K / GROUP, GROUP_BYTES = GROUP / 2 + 8;
     int lane = threadIdx.x % 16, r = blockIdx.x * (THREADS / 16) + threadIdx.x / 16;
     const u8 *activations = x + (size_t)blockIdx.y * RECORD;

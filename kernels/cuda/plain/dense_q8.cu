@@ -4,6 +4,7 @@
 #include "lib/exact.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const u8 *x, const u8 *w, float *out, int n) {
+    wait_for_previous();
     constexpr int CODE_BYTES = round_up(K, 16), RECORD = CODE_BYTES + 8;
     int lane = threadIdx.x % 32, r = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     if (M <= r) return;

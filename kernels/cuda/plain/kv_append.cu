@@ -5,8 +5,9 @@
 #include "lib/rows.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const float *x, const int *seq, const int *pos, u8 *cache, int n) {
+    wait_for_previous();
     typedef ROW<HD> Row;
     int head = blockIdx.x, token = blockIdx.y, s = seq[token], p = pos[token];
     if (s < 0 || SEQS <= s || p < 0 || CTX <= p) return;
-    Row::encode(x + (size_t)token * X_STRIDE + head * HD, cache + (((size_t)s * CTX + p) * KV_HEADS + head) * Row::BYTES);
+    Row::encode(x + (size_t)token * X_STRIDE + head * HD, cache + (row_of_first_key(s, head) + p * ROWS_TO_NEXT_KEY) * Row::BYTES);
 }

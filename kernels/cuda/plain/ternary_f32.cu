@@ -5,6 +5,7 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 KERNEL(const float *x, const u8 *w, const float *scale, float *out, int n) {
+    wait_for_previous();
     constexpr int TILES = ceil_div(K, 16);
     int part = threadIdx.x % 4, row = threadIdx.x / 4;
     const float *activations = x + (size_t)blockIdx.y * K;

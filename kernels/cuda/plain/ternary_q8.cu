@@ -7,6 +7,7 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 KERNEL(const u8 *x, const u8 *w, const float *scale, float *out, int n) {
+    wait_for_previous();
     constexpr int CODE_BYTES = round_up(K, 16), RECORD = CODE_BYTES + 8, TILES = CODE_BYTES / 16, WARPS = THREADS / 32;
     __shared__ int sums[WARPS][16];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane % 16;
