@@ -67,7 +67,8 @@ fn compile_all(arch: &str) {
             assert_eq!(cubin.kernels.len(), 1, "{}: a program is one kernel", special.label());
             let used = &cubin.kernels[0];
             assert_eq!(used.kernel, desc.name);
-            if used.spills() {
+            // Plain rows are for any device and any sizes, and not for speed.
+            if used.spills() && !desc.is_plain() {
                 found.push(format!("{} for {arch}: {used:?}", special.label()));
             }
             let shared = u64::from(used.shared_bytes) + special.shared_bytes().expect("all sizes are known");
