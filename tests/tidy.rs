@@ -21,8 +21,10 @@ struct Fence {
 }
 
 const FORBID: Option<&str> = Some("#![forbid(unsafe_code)]");
-/// For the compiler, which maps checkpoints in one place that says so.
+/// For the compiler, which maps checkpoints and loads NVRTC, each in one place that says so.
 const DENY: Option<&str> = Some("#![deny(unsafe_code)]");
+/// Packages in the folder of another one, whose sources are found with it.
+const NESTED: &[&str] = &["models/tokenizer", "tests/cuda"];
 const EVERYTHING: &[&str] = &["ir", "kernels", "models", "tokenizer", "compiler", "runtime"];
 
 const FENCES: &[Fence] = &[
@@ -38,6 +40,7 @@ const FENCES: &[Fence] = &[
     },
     Fence { folder: "runtime", package: "tritter-runtime", ours: &["ir", "kernels", "tokenizer"], lint: None },
     Fence { folder: "tests", package: "tritter-tests", ours: EVERYTHING, lint: FORBID },
+    Fence { folder: "tests/cuda", package: "tritter-cuda-tests", ours: &["ir", "kernels", "compiler"], lint: None },
     Fence { folder: "examples", package: "tritter-examples", ours: EVERYTHING, lint: None },
 ];
 
@@ -50,7 +53,8 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("memmap2", &["runtime", "compiler"]),
     // The compiler loads NVRTC; the runtime's driver comes through cudarc.
     ("libloading", &["compiler"]),
-    ("cudarc", &["runtime"]),
+    // The conformance program goes alone to a GPU machine, and needs less of the driver than a session.
+    ("cudarc", &["runtime", "tests/cuda"]),
 ];
 
 /// Where `unsafe` may stand: paths, or folders that end in `/`.
@@ -67,6 +71,8 @@ const UNSAFE_IN: &[&str] = &[
     "kernels/tests/conformance.rs",
     "kernels/benches/kernels.rs",
     "compiler/tests/nest_support/mod.rs",
+    "tests/cuda/src/gpu.rs",
+    "tests/cuda/src/check.rs",
 ];
 
 /// Where types may be serialised: the plan and the model spec are formats, all else is not.
@@ -105,7 +111,7 @@ impl Source {
 fn sources() -> Vec<Source> {
     let root = workspace();
     let mut sources = Vec::new();
-    let folders: Vec<&Fence> = FENCES.iter().filter(|fence| fence.folder != "models/tokenizer").collect();
+    let folders: Vec<&Fence> = FENCES.iter().filter(|fence| !NESTED.contains(&fence.folder)).collect();
     for fence in folders {
         for path in files_below(&root.join(fence.folder), "rs").expect("the crate's folder can be read") {
             let relative = relative(&path);

@@ -268,8 +268,12 @@ fn include(source: &str, included: &mut Vec<&'static str>, text: &mut String) {
 }
 
 /// The headers that sources may name, without `lib/`.
-static HEADERS: &[(&str, &str)] =
-    &[("exact.cuh", include_str!("../cuda/lib/exact.cuh")), ("rows.cuh", include_str!("../cuda/lib/rows.cuh"))];
+static HEADERS: &[(&str, &str)] = &[
+    ("exact.cuh", include_str!("../cuda/lib/exact.cuh")),
+    ("mma.cuh", include_str!("../cuda/lib/mma.cuh")),
+    ("copy.cuh", include_str!("../cuda/lib/copy.cuh")),
+    ("rows.cuh", include_str!("../cuda/lib/rows.cuh")),
+];
 
 /// The row called `name`.
 pub fn find_cuda(name: &str) -> Option<&'static CudaKernelDesc> {
@@ -302,6 +306,31 @@ macro_rules! plain {
         }
     };
 }
+
+/// A row for certain devices: what it needs, and how many tokens it takes.
+macro_rules! row {
+    ($name:ident, $source:literal, [$($define:ident = $value:literal),*], $requires:expr, $tokens:expr, $family:ident,
+     $inputs:expr => $output:expr, $layout:expr, $threads:literal, $shared:expr, [$x:expr, $y:expr, $z:expr]) => {
+        CudaKernelDesc {
+            name: stringify!($name),
+            family: Family::$family,
+            inputs: &$inputs,
+            output: $output,
+            layout: $layout,
+            tokens: $tokens,
+            requires: $requires,
+            signature: signature(Family::$family, &$inputs),
+            source: include_str!(concat!("../cuda/", $source)),
+            defines: &[$((stringify!($define), $value)),*],
+            launch: Launch { threads: $threads, shared: $shared, grid: [$x, $y, $z] },
+        }
+    };
+}
+
+const ONE: Blocks = Blocks::Count(1);
+const SM_80: Sm = Sm { number: 80, is_specific: false };
+const SM_90: Sm = Sm { number: 90, is_specific: false };
+const SM_90A: Sm = Sm { number: 90, is_specific: true };
 
 /// All CUDA kernels of this version. Of those that fit, the one for the fewest tokens is taken, then the one of the highest capability.
 #[rustfmt::skip]
@@ -336,6 +365,34 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
     plain!(kv_append_f32_q4__cuda__t1, "kv_append.cu", [ROW = "RowQ4"], KvAppend, [F32] => Q4, None, 32,
         [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
+    row!(ternary_gemv_q8xt2_f32__sm80__r16t1, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "1", MIN_BLOCKS = "4"],
+        SM_80, 1..=1, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE]),
+    row!(ternary_gemm_q8xt2_f32__sm80__r32t8, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "1", MIN_BLOCKS = "3"],
+        SM_80, 1..=8, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", 32), ONE, ONE]),
+    row!(ternary_gemm_q8xt2_f32__sm80__r16t16, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "2", MIN_BLOCKS = "2"],
+        SM_80, 1..=16, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 512, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE]),
+    row!(ternary_gemm_q8xt2_f32__sm80__r128t128, "ternary_gemm.cu", [STAGES = "4"], SM_80, ANY, TernaryMatmul, [Q8, T2] => F32, Some(Tile16),
+        128, Shared { fixed: 4 * (16384 + 8 * 576), each: &[] }, [Blocks::CeilDiv("m", 128), Blocks::CeilDiv("n", 128), ONE]),
+    row!(ternary_gemm_q8xt2_f32__sm90a__r256t128, "ternary_gemm_wgmma.cu", [STAGES = "6"], SM_90A, ANY, TernaryMatmul,
+        [Q8, T2] => F32, Some(Tile16), 256, Shared { fixed: 6 * (16384 + 16 * 576) + 1024, each: &[] },
+        [Blocks::CeilDiv("m", 256), Blocks::CeilDiv("n", 128), ONE]),
+    row!(dense_matmul_q8xq8_f32__sm80__r8t1, "dense_gemv_q8.cu", [ROWS_OF_WARP = "2", TOKENS = "1"], SM_80, 1..=1, DenseMatmul,
+        [Q8, Q8] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 8), ONE, ONE]),
+    row!(dense_matmul_q8xq8_f32__sm80__r16t8, "dense_gemv_q8.cu", [ROWS_OF_WARP = "4", TOKENS = "8"], SM_80, 1..=8, DenseMatmul,
+        [Q8, Q8] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE]),
+    row!(dense_matmul_q8xq8_f32__sm80__r16t16, "dense_gemv_q8.cu", [ROWS_OF_WARP = "4", TOKENS = "16"], SM_80, 1..=16, DenseMatmul,
+        [Q8, Q8] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE]),
+    row!(dense_matmul_f32xbf16_f32__sm80__r32t8, "dense_gemv_bf16.cu", [TOKENS = "8"], SM_80, ANY, DenseMatmul,
+        [F32, BF16] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 32), Blocks::CeilDiv("n", 8), ONE]),
+    row!(attention_f32xf32_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowF32", V_ROW = "RowF32", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
+        Attention, [F32, F32, F32] => F32, None, 256, Shared { fixed: 4 * 516 * 4 + 512 * 32, each: &[("hd", 256)] },
+        [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
+    row!(attention_f32xq8q4_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
+        Attention, [F32, Q8, Q4] => F32, None, 256, Shared { fixed: 4 * 516 * 4 + 512 * 32, each: &[("hd", 256)] },
+        [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
+    row!(attention_f32xq4_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
+        Attention, [F32, Q4, Q4] => F32, None, 256, Shared { fixed: 4 * 516 * 4 + 512 * 32, each: &[("hd", 256)] },
+        [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
 ];
 
 #[cfg(test)]

@@ -403,7 +403,8 @@ impl<'a> Emitter<'a> {
         kernel
     }
 
-    fn cuda_kernel(&mut self, launch: &cuda::Launch) -> KernelId {
+    /// The kernel of a launch. One that waits for its inputs itself begins with its weights, so it may start early only where these are weights.
+    fn cuda_kernel(&mut self, launch: &cuda::Launch, has_weights: bool) -> KernelId {
         let label = launch.special.label();
         let desc = launch.special.desc;
         let code = Code::Cuda {
@@ -411,10 +412,11 @@ impl<'a> Emitter<'a> {
             entry: desc.name.to_owned(),
             threads: desc.launch.threads,
             shared_bytes: launch.shared_bytes,
-            waits: desc.waits(),
+            waits: desc.waits() && has_weights,
         };
-        let is_new = !self.table_kernels.contains_key(&label);
-        let kernel = self.table_kernel(label, code);
+        let is_new = !self.specialised.iter().any(|(_, special)| special.label() == label);
+        let name = if has_weights { label } else { format!("{label}__late") };
+        let kernel = self.table_kernel(name, code);
         if is_new {
             self.specialised.push((kernel, launch.special.clone()));
         }
@@ -581,7 +583,10 @@ impl<'a> PhaseCtx<'_, 'a> {
             }
             Row::Cuda(desc) => {
                 let launch = cuda::launch(desc, graph, value, &dim)?;
-                (self.emitter.cuda_kernel(&launch), launch.grid, launch.dims)
+                let is_product = matches!(desc.family, Family::TernaryMatmul | Family::DenseMatmul);
+                let has_weights =
+                    !is_product || operands[1..].iter().all(|&operand| schedule.views.is_weight_time(operand));
+                (self.emitter.cuda_kernel(&launch, has_weights), launch.grid, launch.dims)
             }
         };
         let (family, inputs, layout) = row.kind();

@@ -1,0 +1,228 @@
+//! Inputs for a kernel of each family, around the edges of its tiles.
+
+use half::bf16;
+use ir::DType;
+use ir::packing::{RowFormat, TernaryLayout};
+use kernels::Family;
+use kernels::cuda::CudaKernelDesc;
+
+/// One call of a kernel.
+pub(crate) struct Case {
+    pub(crate) label: &'static str,
+    /// In the order of the signature.
+    pub(crate) dims: Vec<i64>,
+    /// Every argument in the order of the signature: what it holds before the call, and the alignment that the contract asks for.
+    pub(crate) args: Vec<(Vec<u8>, usize)>,
+}
+
+impl Case {
+    /// The value of a dim of the row.
+    pub(crate) fn dim(&self, desc: &CudaKernelDesc, name: &str) -> i64 {
+        let at = desc.signature.dims.iter().position(|dim| *dim == name).expect("the dim is one of the signature");
+        self.dims[at]
+    }
+}
+
+/// Numbers that depend on nothing but their seed (xorshift64*).
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self((seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 16
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    /// Between -2 and 2; one in eight is exactly zero, of either sign.
+    pub(crate) fn float(&mut self) -> f32 {
+        match self.below(16) {
+            0 => 0.0,
+            1 => -0.0,
+            _ => (self.below(1 << 24) as f32 / (1 << 22) as f32) - 2.0,
+        }
+    }
+
+    pub(crate) fn floats(&mut self, count: u64) -> Vec<f32> {
+        (0..count).map(|_| self.float()).collect()
+    }
+}
+
+/// All cases of a row.
+pub(crate) fn cases(desc: &CudaKernelDesc) -> Vec<Case> {
+    match desc.family {
+        Family::TernaryMatmul | Family::DenseMatmul => matmuls(desc),
+        Family::Attention => attentions(desc),
+        Family::KvAppend => appends(desc),
+    }
+}
+
+fn f32s(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+fn i32s(values: &[i32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// Rows of `k` numbers in a dtype.
+pub(crate) fn rows(dtype: DType, values: &[f32], k: usize) -> Vec<u8> {
+    match dtype {
+        DType::BF16 => values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+        DType::Q8 | DType::Q4 => {
+            let format = RowFormat::new(dtype, k).expect("the dtype is a row format");
+            let mut bytes = vec![0; values.len() / k * format.stride()];
+            for (row, record) in values.chunks(k).zip(bytes.chunks_mut(format.stride())) {
+                format.encode(row, record);
+            }
+            bytes
+        }
+        _ => f32s(values),
+    }
+}
+
+/// The alignment that activations have.
+fn alignment(dtype: DType) -> usize {
+    if dtype == DType::Q8 { 8 } else { 4 }
+}
+
+fn matmuls(desc: &CudaKernelDesc) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let is_grouped = desc.inputs[1] == DType::Q4;
+    let ks: &[u64] = if is_grouped { &[64, 128, 640] } else { &[1, 15, 16, 17, 40, 63, 64, 65, 331, 512, 1040, 2560] };
+    let all = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 64, 100, 129, 260];
+    let tokens: Vec<u64> = all.into_iter().filter(|n| desc.tokens.contains(n)).collect();
+    for (at, &k) in ks.iter().enumerate() {
+        // Some sizes with each k, since each pair is a program of its own; and each pair with some numbers of tokens.
+        for m in [1, 15, 16, 17, 33, 64, 100, 129, 257].into_iter().skip(at % 3).step_by(3) {
+            for n in tokens.iter().copied().skip(m as usize % 2).step_by(2) {
+                cases.push(matmul(desc, "random", n, k, m, &mut |random| random.float()));
+            }
+        }
+    }
+    for &n in tokens.iter().take(4) {
+        // Sums as large as they get.
+        let k = if is_grouped { 5120 } else { 20_509 };
+        cases.push(matmul(desc, "extreme", n, k, 33, &mut |_| -1.0));
+        cases.push(matmul(desc, "deep", n, k, 33, &mut |random| random.float()));
+    }
+    cases
+}
+
+fn matmul(
+    desc: &CudaKernelDesc,
+    label: &'static str,
+    n: u64,
+    k: u64,
+    m: u64,
+    x: &mut dyn FnMut(&mut Random) -> f32,
+) -> Case {
+    let mut random = Random::new(n * 1_000_003 + k * 1009 + m);
+    let activations: Vec<f32> = (0..n * k).map(|_| x(&mut random)).collect();
+    let mut args = vec![(rows(desc.inputs[0], &activations, k as usize), alignment(desc.inputs[0]))];
+    let mut dims = vec![n as i64, k as i64, m as i64];
+    if let Some(layout) = desc.layout {
+        let w: Vec<i8> = (0..m * k).map(|_| if label == "extreme" { -1 } else { random.below(3) as i8 - 1 }).collect();
+        args.push((TernaryLayout::encode(layout, &w, m, k), 16));
+        args.push((f32s(&random.floats(m)), 4));
+    } else {
+        let group = if k.is_multiple_of(128) { 128 } else { 64 };
+        let width = if desc.inputs[1] == DType::Q4 { group } else { k };
+        let w: Vec<f32> = if label == "extreme" { vec![-1.0; (m * k) as usize] } else { random.floats(m * k) };
+        args.push((rows(desc.inputs[1], &w, width as usize), 16));
+        if desc.inputs[1] == DType::Q4 {
+            dims.push(group as i64);
+        }
+    }
+    args.push((vec![0xFF; (4 * n * m) as usize], 4));
+    Case { label, dims, args }
+}
+
+fn attentions(desc: &CudaKernelDesc) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let tokens: Vec<u64> = [1, 2, 5, 16, 17, 70].into_iter().filter(|n| desc.tokens.contains(n)).collect();
+    for (heads, kv_heads, hd, ctx, window, sinks) in [
+        (1, 1, 64, 70, 0, 0),
+        (4, 2, 128, 200, 0, 0),
+        (4, 2, 128, 200, 33, 3),
+        (6, 2, 40, 130, 0, 0),
+        (20, 5, 128, 1100, 0, 0),
+        (20, 5, 128, 2300, 1200, 70),
+        (8, 1, 96, 64, 17, 0),
+        (4, 2, 15, 90, 0, 0),
+        (5, 1, 256, 300, 0, 0),
+    ] {
+        for &n in &tokens {
+            cases.push(attention(desc, n, [heads, kv_heads, hd, ctx, window, sinks]));
+        }
+    }
+    cases
+}
+
+fn attention(desc: &CudaKernelDesc, n: u64, [heads, kv_heads, hd, ctx, window, sinks]: [u64; 6]) -> Case {
+    let mut random = Random::new(n * 7919 + heads * 31 + hd + ctx + window);
+    let seqs = 2;
+    let q = random.floats(n * heads * hd);
+    let k = random.floats(seqs * ctx * kv_heads * hd);
+    let v = random.floats(seqs * ctx * kv_heads * hd);
+    let seq: Vec<i32> = (0..n).map(|_| random.below(seqs) as i32).collect();
+    let pos: Vec<i32> = (0..n).map(|_| random.below(ctx) as i32).collect();
+    let mut span = Vec::new();
+    for position in &pos {
+        let first = if random.below(3) == 0 { random.below(*position as u64 + 1) as i32 } else { 0 };
+        span.extend([first, if random.below(4) == 0 { random.below(ctx) as i32 } else { 0 }]);
+    }
+    let scale = (hd as f32).sqrt().recip();
+    Case {
+        label: "random",
+        dims: [n, heads, kv_heads, hd, ctx, window, sinks]
+            .map(|dim| dim as i64)
+            .into_iter()
+            .chain([i64::from(scale.to_bits())])
+            .collect(),
+        args: vec![
+            (f32s(&q), 4),
+            (rows(desc.inputs[1], &k, hd as usize), 16),
+            (rows(*desc.inputs.get(2).unwrap_or(&desc.inputs[1]), &v, hd as usize), 16),
+            (i32s(&seq), 4),
+            (i32s(&pos), 4),
+            (i32s(&span), 4),
+            (vec![0xFF; (4 * n * heads * hd) as usize], 4),
+        ],
+    }
+}
+
+fn appends(desc: &CudaKernelDesc) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for n in [1_u64, 3, 17] {
+        for (kv_heads, hd) in [(1_u64, 64_u64), (3, 40), (5, 128), (2, 15)] {
+            let mut random = Random::new(n * 31 + hd);
+            let (ctx, seqs) = (24_u64, 2_u64);
+            let x_stride = kv_heads * hd + 8;
+            let x = random.floats(n * x_stride);
+            // A place of its own for each token, and one outside.
+            let seq: Vec<i32> = (0..n).map(|token| (token % seqs) as i32).collect();
+            let pos: Vec<i32> = (0..n).map(|token| if token == 2 { ctx as i32 } else { token as i32 }).collect();
+            let cache = random.floats(seqs * ctx * kv_heads * hd);
+            cases.push(Case {
+                label: "random",
+                dims: [n, kv_heads, hd, ctx, x_stride, seqs].map(|dim| dim as i64).to_vec(),
+                args: vec![
+                    (f32s(&x), 4),
+                    (i32s(&seq), 4),
+                    (i32s(&pos), 4),
+                    (rows(desc.output, &cache, hd as usize), 16),
+                ],
+            });
+        }
+    }
+    cases
+}

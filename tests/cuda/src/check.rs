@@ -1,0 +1,162 @@
+//! Does every row compute on the GPU what the scalar row computes on the CPU?
+//!
+//! Buffers start where the contract just allows it and are guarded on both sides, outputs are poisoned, and every launch runs twice: a
+//! result that moves is a race.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use ir::DType;
+use kernels::cuda::{CudaKernelDesc, Specialised};
+use kernels::{Access, Isa, KernelDesc, TABLE};
+
+use crate::Compiler;
+use crate::case::{Case, cases};
+use crate::gpu::{Buffer, Function, Gpu, Launch};
+
+/// Bytes around each buffer that must not change.
+const GUARD: usize = 256;
+
+/// Runs all cases of a row; how many there were.
+pub(crate) fn conform(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc) -> Result<usize> {
+    let cases = cases(desc);
+    ensure!(!cases.is_empty(), "{} has no case", desc.name);
+    for case in &cases {
+        check(gpu, compiler, desc, case).with_context(|| format!("{} {} {:?}", desc.name, case.label, case.dims))?;
+    }
+    Ok(cases.len())
+}
+
+/// A row for the constants of a case, loaded.
+pub(crate) fn load(
+    gpu: &Gpu,
+    compiler: &Compiler,
+    desc: &'static CudaKernelDesc,
+    dim: &dyn Fn(&str) -> i64,
+) -> Result<(Function, u32)> {
+    let special = Specialised::new(desc, |name| Some(dim(name)));
+    let shared =
+        u32::try_from(special.shared_bytes().context("the shared memory depends on a dim that is not known")?)?;
+    let cubin = compiler.compile(&special)?;
+    Ok((gpu.load(&cubin.bytes, desc.name, shared)?, shared))
+}
+
+/// The launch of a row.
+pub(crate) fn launch(
+    desc: &CudaKernelDesc,
+    (function, shared_bytes): (Function, u32),
+    addresses: Vec<u64>,
+    dim: &dyn Fn(&str) -> i64,
+) -> Launch {
+    Launch {
+        function,
+        grid: desc.launch.grid.map(|blocks| blocks.count(dim) as u32),
+        threads: desc.launch.threads,
+        shared_bytes,
+        addresses,
+        numbers: vec![dim("n") as i32],
+        early: false,
+    }
+}
+
+fn check(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, case: &Case) -> Result<()> {
+    let dim = |name: &str| case.dim(desc, name);
+    let wanted = on_cpu(scalar(desc)?, case);
+    let loaded = load(gpu, compiler, desc, &dim)?;
+    let guarded =
+        case.args.iter().map(|(bytes, align)| Guarded::new(gpu, bytes, *align)).collect::<Result<Vec<_>>>()?;
+    let launch = launch(desc, loaded, guarded.iter().map(Guarded::address).collect(), &dim);
+    let last = guarded.len() - 1;
+    for round in 0..2 {
+        guarded[last].reset()?;
+        gpu.launch(&launch)?;
+        gpu.wait()?;
+        for (index, guarded) in guarded.iter().enumerate() {
+            let name = desc.signature.args[index].name;
+            let got = guarded.read().with_context(|| format!("`{name}`"))?;
+            if desc.signature.args[index].access == Access::Read {
+                ensure!(got == case.args[index].0, "the input `{name}` was written");
+            } else if let Some(difference) = first_difference(desc.output, &got, &wanted) {
+                bail!("round {round}: {difference}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The scalar row that computes the same.
+fn scalar(desc: &CudaKernelDesc) -> Result<&'static KernelDesc> {
+    let computes_the_same = |row: &&KernelDesc| {
+        row.requires.isa == Isa::Scalar
+            && (row.family, row.inputs, row.output, row.layout) == (desc.family, desc.inputs, desc.output, desc.layout)
+            && *desc.tokens.end() <= *row.tokens.end()
+    };
+    TABLE.iter().find(computes_the_same).with_context(|| format!("no scalar row computes what {} does", desc.name))
+}
+
+/// What the CPU makes of the last argument.
+fn on_cpu(desc: &KernelDesc, case: &Case) -> Vec<u8> {
+    // Rows of 8 bytes each, so that everything is aligned.
+    let mut memory: Vec<Vec<u64>> = case.args.iter().map(|(bytes, _)| vec![0; bytes.len().div_ceil(8) + 1]).collect();
+    for (memory, (bytes, _)) in memory.iter_mut().zip(&case.args) {
+        for (word, bytes) in memory.iter_mut().zip(bytes.chunks(8)) {
+            let mut eight = [0; 8];
+            eight[..bytes.len()].copy_from_slice(bytes);
+            *word = u64::from_le_bytes(eight);
+        }
+    }
+    let args: Vec<*mut u8> = memory.iter_mut().map(|memory| memory.as_mut_ptr().cast()).collect();
+    let at = |name: &str| case.dims[desc.signature.dims.iter().position(|dim| *dim == name).expect("a dim of the row")];
+    let units = desc.signature.grid.units(at);
+    let entry = desc.entry.expect("scalar rows are in every program");
+    // SAFETY: scalar rows need nothing of the CPU; the buffers have the sizes that the dims imply, since each case makes them from its dims;
+    // they do not overlap and nobody else uses them.
+    unsafe { entry(args.as_ptr(), case.dims.as_ptr(), 0, units) };
+    let bytes = memory.last().expect("a kernel has arguments").iter().flat_map(|word| word.to_le_bytes());
+    bytes.take(case.args.last().expect("a kernel has arguments").0.len()).collect()
+}
+
+/// A buffer inside a larger one.
+struct Guarded {
+    buffer: Buffer,
+    initial: Vec<u8>,
+    start: usize,
+}
+
+impl Guarded {
+    fn new(gpu: &Gpu, bytes: &[u8], align: usize) -> Result<Self> {
+        let start = GUARD + align;
+        let mut memory = vec![0xA5; start + bytes.len() + GUARD];
+        memory[start..start + bytes.len()].copy_from_slice(bytes);
+        Ok(Self { buffer: gpu.upload(&memory)?, initial: bytes.to_vec(), start })
+    }
+
+    fn address(&self) -> u64 {
+        self.buffer.address() + self.start as u64
+    }
+
+    fn reset(&self) -> Result<()> {
+        self.buffer.write(self.start, &self.initial)
+    }
+
+    fn read(&self) -> Result<Vec<u8>> {
+        let memory = self.buffer.download()?;
+        let end = self.start + self.initial.len();
+        let mut guards = memory[..self.start].iter().chain(&memory[end..]);
+        ensure!(guards.all(|&byte| byte == 0xA5), "written outside");
+        Ok(memory[self.start..end].to_vec())
+    }
+}
+
+/// The first place where two outputs differ; two NaNs are alike.
+fn first_difference(dtype: DType, got: &[u8], wanted: &[u8]) -> Option<String> {
+    if dtype != DType::F32 {
+        let index = got.iter().zip(wanted).position(|(got, wanted)| got != wanted)?;
+        return Some(format!("byte {index}: expected {}, actual {}", wanted[index], got[index]));
+    }
+    let floats =
+        |bytes: &[u8]| -> Vec<f32> { bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect() };
+    let (got, wanted) = (floats(got), floats(wanted));
+    let differ = |(got, wanted): (&f32, &f32)| got.to_bits() != wanted.to_bits() && !(got.is_nan() && wanted.is_nan());
+    let index = got.iter().zip(&wanted).position(differ)?;
+    let count = got.iter().zip(&wanted).filter(|pair| differ(*pair)).count();
+    Some(format!("[{index}] expected {:e}, actual {:e}; {count} of {} differ", wanted[index], got[index], got.len()))
+}

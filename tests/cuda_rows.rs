@@ -1,0 +1,120 @@
+//! Is every CUDA row a program that NVRTC takes, for every architecture, without running out of registers or shared memory?
+//!
+//! NVRTC is where `TRITTER_NVRTC` says (the library or its folder), below `CUDA_HOME`, or where the loader finds it; without it the tests say that they
+//! are skipped. No GPU is needed.
+
+use std::path::PathBuf;
+
+use compiler::emit::nvrtc::{Nvrtc, NvrtcError, Search};
+use kernels::cuda::{CUDA_TABLE, CudaKernelDesc, Sm, Specialised};
+
+#[test]
+fn rows_compile_for_sm_80() {
+    compile_all("sm_80");
+}
+
+#[test]
+fn rows_compile_for_sm_86() {
+    compile_all("sm_86");
+}
+
+#[test]
+fn rows_compile_for_sm_89() {
+    compile_all("sm_89");
+}
+
+#[test]
+fn rows_compile_for_sm_90a() {
+    compile_all("sm_90a");
+}
+
+#[test]
+fn rows_compile_for_sm_100() {
+    compile_all("sm_100");
+}
+
+#[test]
+fn rows_compile_for_sm_120() {
+    compile_all("sm_120");
+}
+
+fn compile_all(arch: &str) {
+    let sm: Sm = arch.parse().expect("a known architecture");
+    let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let search = Search { explicit: path("TRITTER_NVRTC"), cuda_home: path("CUDA_HOME"), site_packages: Vec::new() };
+    let nvrtc = match Nvrtc::load(&search) {
+        Ok(nvrtc) => nvrtc,
+        Err(error @ NvrtcError::NotFound { .. }) => {
+            println!("skipped: {error}");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let rows: Vec<&CudaKernelDesc> = CUDA_TABLE.iter().filter(|desc| desc.requires.compiles_for(sm)).collect();
+    assert!(!rows.is_empty());
+    let mut found = Vec::new();
+    for desc in rows {
+        // Sizes of a model, and ones that no tile divides.
+        for sizes in [model, ragged] {
+            let special = Specialised::new(desc, |dim| Some(sizes(dim)));
+            let cubin = match nvrtc.compile(&special.label(), &special.source(), arch) {
+                Ok(cubin) => cubin,
+                Err(error) => {
+                    found.push(error.to_string());
+                    continue;
+                }
+            };
+            assert_eq!(cubin.kernels.len(), 1, "{}: a program is one kernel", special.label());
+            let used = &cubin.kernels[0];
+            assert_eq!(used.kernel, desc.name);
+            // Plain rows are for any device and any sizes, and not for speed.
+            if used.spills() && !desc.is_plain() {
+                found.push(format!("{} for {arch}: {used:?}", special.label()));
+            }
+            let shared = u64::from(used.shared_bytes) + special.shared_bytes().expect("all sizes are known");
+            if shared_limit(sm) < shared {
+                found.push(format!("{} for {arch}: {shared} bytes of shared memory", special.label()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// Bytes of shared memory that a block may have.
+fn shared_limit(sm: Sm) -> u64 {
+    match sm.number {
+        80 => 163 << 10,
+        90 | 100 => 227 << 10,
+        _ => 99 << 10,
+    }
+}
+
+fn model(dim: &str) -> i64 {
+    match dim {
+        "k" => 2560,
+        "m" => 13824,
+        "heads" => 20,
+        "kv_heads" => 5,
+        "hd" | "group" | "x_stride" => 128,
+        "ctx" => 4096,
+        "seqs" => 1,
+        _ => 0,
+    }
+}
+
+fn ragged(dim: &str) -> i64 {
+    match dim {
+        "k" => 331,
+        "m" => 67,
+        "heads" => 7,
+        "kv_heads" => 7,
+        "hd" => 45,
+        "group" => 64,
+        "x_stride" => 400,
+        "ctx" => 77,
+        "window" => 33,
+        "sinks" => 3,
+        "seqs" => 2,
+        _ => 0,
+    }
+}
