@@ -186,7 +186,7 @@ fn caches_have_the_format_that_is_asked_for() {
         let model = build(&spec, &BuildOptions { kv, ..options(&spec) }).unwrap();
         let layer = &model.program.graphs[0];
         let found: Vec<String> = layer.states().map(|(id, _)| layer.ty(id).to_string()).collect();
-        assert_eq!(found, expected.map(|dtype| format!("{dtype}[2, 40, 1, 6]")));
+        assert_eq!(found, expected.map(|dtype| format!("{dtype}[2, 1, 40, 6]")));
     }
 }
 
