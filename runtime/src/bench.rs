@@ -109,7 +109,7 @@ pub struct Measurement {
     pub decode_share: Spread,
     /// The same, counting weights only: neither caches nor activations.
     pub decode_weight_share: Spread,
-    /// The ceiling of prefill: int8 multiply-accumulates on registers, in units of 10^9.
+    /// The ceiling of prefill: int8 multiply-accumulates on registers, in units of 10^9; 0 where that is not measured.
     pub dot_gmac_per_s: Spread,
     /// The part of that ceiling that prefill reached, in pairs.
     pub prefill_share: Spread,
@@ -137,6 +137,8 @@ impl Measurement {
 /// One step of the plan, in the mean of the traced calls.
 #[derive(Clone, Debug)]
 pub struct StepRate {
+    /// What was run: `prefill`, `decode` or `batch`. A prefill's last call may be of another phase than the others.
+    pub run: &'static str,
     /// The phase.
     pub phase: String,
     /// What of the program it computes.
@@ -177,7 +179,7 @@ pub fn measure(
     let ids: Vec<u32> = (0..prompt + generate).map(|_| (random.bits() % vocab) as u32).collect();
     let (skipped, traced) = (generate / 4, generate.min(TRACED_TOKENS));
     let batch_steps = if 1 < batch { generate.min(BATCH_STEPS) } else { 0 };
-    let batch_tokens = if 0 < batch_steps { batch * prompt + 2 * batch_steps * (batch + 1) } else { 0 };
+    let batch_tokens = if 0 < batch_steps { batch * prompt + 3 * batch_steps * (batch + 1) } else { 0 };
     let total = (prompt + generate) + REPEATS * (prompt + generate) + prompt + traced + batch_tokens;
     let mut done = 0;
     let mut advance = |tokens: usize| {
@@ -203,7 +205,7 @@ pub fn measure(
         dots.push(session.device().dot_rate()? / 1e9);
         let ceiling = (before + dots.last().copied().unwrap_or_default()) / 2.0;
         prefills.push(prompt as f64 / time);
-        prefill_shares.push(prefill_macs as f64 / 1e9 / time / ceiling);
+        prefill_shares.push(share_of(prefill_macs as f64 / 1e9 / time, ceiling));
         advance(prompt)?;
 
         for &id in &ids[prompt..prompt + skipped] {
@@ -222,16 +224,17 @@ pub fn measure(
             let after = session.device().read_rate()? / 1e9;
             let middle = depth + prompt + skipped + index * STRETCH + stretch.len() / 2;
             let token = session.cost(middle, 1, 1)?;
-            let share = |bytes: u64| (bytes * stretch.len() as u64) as f64 / 1e9 / time / ((before + after) / 2.0);
+            let share =
+                |bytes: u64| share_of((bytes * stretch.len() as u64) as f64 / 1e9 / time, (before + after) / 2.0);
             decode_shares.push(share(token.bytes));
             weight_shares.push(share(token.weight_bytes));
             reads.push(before);
             before = after;
             advance(stretch.len())?;
         }
+        reads.push(before);
         if 0 < generate {
             decodes.push((generate - skipped) as f64 / timed);
-            reads.push(before);
         }
     }
     let batch = match batch_steps {
@@ -241,18 +244,19 @@ pub fn measure(
 
     session.start_trace();
     prefill(session, 0, &ids[..prompt], workload)?;
-    let mut steps = step_rates(&session.take_trace().unwrap_or_default());
+    let mut steps = step_rates("prefill", &session.take_trace().unwrap_or_default());
+    let linear_rate = linear_rate(&steps);
     advance(prompt)?;
     session.start_trace();
     for &id in &ids[prompt..prompt + traced] {
         session.forward(&[Token::next(0, id)], &[0])?;
         advance(1)?;
     }
-    steps.extend(step_rates(&session.take_trace().unwrap_or_default()));
+    steps.extend(step_rates("decode", &session.take_trace().unwrap_or_default()));
     if 0 < batch_steps {
         session.start_trace();
         batch_pass(session, workload, &ids, batch_steps, &mut advance)?;
-        steps.extend(step_rates(&session.take_trace().unwrap_or_default()));
+        steps.extend(step_rates("batch", &session.take_trace().unwrap_or_default()));
     }
 
     let dot = Spread::of(dots);
@@ -272,7 +276,7 @@ pub fn measure(
         read_gb_per_s: Spread::of(reads),
         decode_share: Spread::of(decode_shares),
         decode_weight_share: Spread::of(weight_shares),
-        prefill_linear_share: linear_rate(&steps) / dot.median,
+        prefill_linear_share: share_of(linear_rate, dot.median),
         dot_gmac_per_s: dot,
         prefill_share: Spread::of(prefill_shares),
         predicted_prefill_tokens_per_s: prompt as f64 * per_second(prefill_ns),
@@ -374,23 +378,28 @@ fn calls(prompt: usize, chunk: usize) -> impl Iterator<Item = (usize, usize, usi
     })
 }
 
-/// Multiply-accumulates a second of the ternary matmuls of the prefill, in units of 10^9.
+/// Multiply-accumulates a second of ternary matmuls, in units of 10^9.
 fn linear_rate(steps: &[StepRate]) -> f64 {
-    let phase = steps.first().map(|step| step.phase.as_str());
-    let linears = steps.iter().filter(|step| Some(step.phase.as_str()) == phase && step.kernel.starts_with("ternary_"));
+    let linears = steps.iter().filter(|step| step.kernel.starts_with("ternary_"));
     let (macs, seconds) = linears
         .fold((0.0, 0.0), |(macs, seconds), step| (macs + step.gmac_per_s * step.seconds, seconds + step.seconds));
-    if seconds == 0.0 { 0.0 } else { macs / seconds }
+    share_of(macs, seconds)
+}
+
+/// A quotient; 0 where there is nothing to compare with, as where a device has no such ceiling.
+fn share_of(part: f64, whole: f64) -> f64 {
+    if whole == 0.0 { 0.0 } else { part / whole }
 }
 
 /// The steps of a trace, in the mean of its calls. A prefill whose last call is shorter than the others counts by calls, too.
-fn step_rates(trace: &Trace) -> Vec<StepRate> {
+fn step_rates(run: &'static str, trace: &Trace) -> Vec<StepRate> {
     let calls = trace.calls().max(1);
     let total = trace.time().as_secs_f64();
     let rate = |row: &Row| {
         let seconds = row.time.as_secs_f64();
         let share = if total == 0.0 { 0.0 } else { seconds / total };
         StepRate {
+            run,
             phase: row.phase.clone(),
             from: row.from.clone(),
             kernel: row.kernel.clone(),

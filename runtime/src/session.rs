@@ -121,10 +121,6 @@ impl Session {
         if let Some(limit) = options.max_slab_bytes.filter(|limit| *limit < plan.slab_bytes) {
             return Err(RuntimeError::MemoryLimit { needed: plan.slab_bytes, limit });
         }
-        let weights = match options.weights {
-            WeightPages::Mapped => weights,
-            WeightPages::Copied => weights.copied()?,
-        };
         let kind = DeviceKind::of(&plan);
         if let Some(wanted) = options.device.filter(|wanted| *wanted != kind) {
             return Err(RuntimeError::Device { target: plan.target, wanted: wanted.name() });
@@ -132,6 +128,10 @@ impl Session {
         let device = match kind {
             DeviceKind::Cpu => {
                 let threads = options.threads.unwrap_or_else(default_threads);
+                let weights = match options.weights {
+                    WeightPages::Mapped => weights,
+                    WeightPages::Copied => weights.copied()?,
+                };
                 AnyDevice::Cpu(CpuDevice::new(&plan, weights, &code, threads)?)
             }
             DeviceKind::Cuda => AnyDevice::Cuda(CudaDevice::new(&plan, &weights, &cubins)?),

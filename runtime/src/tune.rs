@@ -10,7 +10,7 @@ use ir::plan::Tuning;
 use crate::device::cpu;
 use crate::error::RuntimeError;
 
-/// Measures with so many threads, for about `time` and the second that reading memory takes. `progress` is told how many of how many parts are
+/// Measures with so many threads, for about `time` and the ten seconds or more that reading memory takes. `progress` is told how many of how many parts are
 /// done, and may stop it.
 ///
 /// # Errors

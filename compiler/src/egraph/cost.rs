@@ -37,7 +37,7 @@ const CONTEXT: u64 = 1024;
 const TRANSCENDENTAL: u64 = 16;
 
 /// The price of a step that there is no kernel for, or that is not wanted: more than any that there is.
-const EXCLUDED_SECONDS: f64 = 1.0;
+const EXCLUDED_SECONDS: f64 = 1e4;
 
 /// The price of a view, in picoseconds.
 const VIEW_PS: u64 = 16;

@@ -160,10 +160,11 @@ impl fmt::Display for PackingReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let why = match (self.only, self.ways.len()) {
             (Some(only), _) if only == self.chosen => "as asked for",
-            (_, 1) => "the only way that there is",
-            _ => "the fastest",
+            (Some(_), _) => "not as asked for, there is no such kernel or the stage did not run",
+            (None, 1) => "the only way that there is",
+            (None, _) => "the fastest",
         };
-        writeln!(f, "  weights of {} in {}: {why}", self.value, bits(self.chosen))?;
+        writeln!(f, "  weights of {} packed in {}: {why}", self.value, bits(self.chosen))?;
         for way in &self.ways {
             write!(f, "    {:>8}: {:8.3} MB", bits(way.layout), way.weight_bytes as f64 / 1e6)?;
             for (tokens, read, compute) in &way.phases {
@@ -176,11 +177,11 @@ impl fmt::Display for PackingReport {
     }
 }
 
-/// What a packing is called on command lines.
+/// What a packing is called on the command line, too.
 pub fn bits(layout: TernaryLayout) -> &'static str {
     match layout {
-        TernaryLayout::Tile16Base3 => "1.6 bits",
-        TernaryLayout::RowMajor4 | TernaryLayout::Blocks4 | TernaryLayout::Tile16 => "2 bits",
+        TernaryLayout::Tile16Base3 => "1.6bit",
+        TernaryLayout::RowMajor4 | TernaryLayout::Blocks4 | TernaryLayout::Tile16 => "2bit",
     }
 }
 

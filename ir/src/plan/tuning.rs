@@ -9,7 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// The version of the tuning file that this build writes and reads.
-pub const TUNING_VERSION: u32 = 1;
+pub const TUNING_VERSION: u32 = 2;
 
 /// The usual file name.
 pub const TUNING: &str = "tuning.ron";
@@ -43,15 +43,16 @@ pub struct Tuning {
     pub kernels: Vec<KernelRate>,
 }
 
-/// The speed of one row of the kernel table, while all threads run it from their caches.
+/// The speed of one row of the kernel table, while all threads run it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KernelRate {
     /// The row.
     pub kernel: String,
-    /// Multiply-accumulates of one thread in a microsecond with one token.
+    /// Multiply-accumulates of one thread in a microsecond with one token: of matmuls of the best instruction set with weights from memory, of all
+    /// else from cache.
     pub one_macs_per_us: u64,
-    /// The same with many tokens; none if the row takes only one.
+    /// The same with many tokens, from cache; none if the row takes only one.
     pub many_macs_per_us: Option<u64>,
 }
 

@@ -24,7 +24,7 @@ use crate::artifact::WeightMap;
 use crate::error::{ArtifactProblem, RuntimeError};
 use crate::slab::Slab;
 
-/// Bytes of a stream that a waiting thread reads ahead: a part of what the second-level cache of any CPU holds.
+/// Bytes of a stream that a waiting thread reads ahead: they fit the second-level cache of most CPUs, and half of it of those with 512 KiB.
 const READ_AHEAD: u64 = 256 << 10;
 /// Bytes of one bit of it: as many lines as a core has under way at once.
 const READ_AHEAD_BIT: u64 = 16 * LINE;
@@ -38,6 +38,8 @@ pub struct CpuDevice {
     memory: Arc<Memory>,
     kernels: Vec<Function>,
     pool: Pool,
+    /// What the read rate was measured on, if it was.
+    read_buffer: Option<Arc<ceiling::Buffer>>,
 }
 
 /// What programs point to.
@@ -148,7 +150,12 @@ impl CpuDevice {
             return Err(RuntimeError::Artifact { dir: weights.path().into(), problems });
         }
         let slab = Slab::new(plan.slab_bytes)?;
-        Ok(Self { memory: Arc::new(Memory { weights, slab, _code: code }), kernels, pool: Pool::new(threads)? })
+        Ok(Self {
+            memory: Arc::new(Memory { weights, slab, _code: code }),
+            kernels,
+            pool: Pool::new(threads)?,
+            read_buffer: None,
+        })
     }
 
     /// The number of threads.
@@ -162,7 +169,11 @@ impl CpuDevice {
     ///
     /// [`RuntimeError::Panicked`], never on a sound machine.
     pub fn read_rate(&mut self) -> Result<f64, RuntimeError> {
-        ceiling::read_rate(&mut self.pool)
+        let buffer = match &self.read_buffer {
+            Some(buffer) => Arc::clone(buffer),
+            None => Arc::clone(self.read_buffer.insert(ceiling::read_buffer()?)),
+        };
+        ceiling::read_rate(&mut self.pool, &buffer, ceiling::RUNS)
     }
 
     /// Int8 multiply-accumulates a second that all threads together reach on registers: the ceiling of prefill.

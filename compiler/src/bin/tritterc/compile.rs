@@ -52,7 +52,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SEED")]
     random_weights: Option<u64>,
     /// How ternary weights are packed: the faster way for each matmul by the machine's rates, or one way.
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_enum, default_value = "auto", conflicts_with = "no_optimize")]
     packing: Packing,
     /// Leave the program as the model declares it.
     #[arg(long)]

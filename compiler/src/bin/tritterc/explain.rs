@@ -7,6 +7,7 @@ use anyhow::{Result, anyhow, bail};
 use compiler::Target;
 use compiler::egraph::explain::explain;
 use compiler::rewrite;
+use compiler::rewrite::report::bits;
 use ir::{Program, ValueId};
 use similar::TextDiff;
 
@@ -129,11 +130,11 @@ pub(crate) fn json(report: &rewrite::Report) -> serde_json::Value {
         let phase = |(tokens, read, compute): &(u64, f64, f64)| serde_json::json!({ "tokens": tokens, "read_seconds": read, "compute_seconds": compute });
         let ways = packing.ways.iter().map(|way| {
             serde_json::json!({
-                "packing": way.layout.name(), "weight_bytes": way.weight_bytes, "cost_ps": way.cost,
+                "packing": bits(way.layout), "weight_bytes": way.weight_bytes, "cost_ps": way.cost,
                 "phases": way.phases.iter().map(phase).collect::<Vec<_>>(),
             })
         });
-        let chosen = packing.chosen.name();
+        let chosen = bits(packing.chosen);
         serde_json::json!({ "value": packing.value, "chosen": chosen, "ways": ways.collect::<Vec<_>>() })
     };
     let graph = |graph: &rewrite::GraphReport| {

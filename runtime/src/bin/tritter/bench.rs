@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use runtime::bench::{Measurement, Spread, StepRate, Workload, measure};
 use runtime::device::Device;
 use serde_json::json;
@@ -64,6 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         batch: args.batch.get(),
         depth: args.depth,
     };
+    ensure!(args.batch.get() == 1 || 0 < args.generate, "--batch measures decoding, and --generate 0 asks for none");
     if let Some(file) = &args.csv {
         // Minutes of measuring should not end with a file that cannot be written.
         record::check(file)?;
@@ -85,10 +86,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         target: session.plan().target.clone(),
         weights: args.model.weights_name(),
     };
-    if let Some(file) = &args.csv {
-        record::append(file, &run)?;
-    }
-    if args.json { ui::print_json(&report(&run)) } else { print(&run) }
+    // The report first: a file that turns out to be full should not cost it.
+    if args.json { ui::print_json(&report(&run)) } else { print(&run) }?;
+    args.csv.as_ref().map_or(Ok(()), |file| record::append(file, &run))
 }
 
 /// What was measured, and of what.
@@ -114,6 +114,7 @@ fn report(run: &Run) -> serde_json::Value {
         .iter()
         .map(|step| {
             json!({
+                "run": step.run,
                 "phase": step.phase,
                 "from": step.from,
                 "kernel": step.kernel,
@@ -193,16 +194,24 @@ fn print(run: &Run) -> Result<()> {
         let Spread { median, min, max } = share;
         format!("{:.0} % ({:.0} to {:.0})", 100.0 * median, 100.0 * min, 100.0 * max)
     };
+    let Measurement { dot_gmac_per_s: dot, .. } = measurement;
+    let of_ceiling = if dot.median == 0.0 {
+        String::new()
+    } else {
+        format!(
+            " of {:.1} ({:.1} to {:.1}) that the dot instruction reaches: {}; its ternary matmuls {:.0} %",
+            dot.median,
+            dot.min,
+            dot.max,
+            share(measurement.prefill_share),
+            100.0 * measurement.prefill_linear_share
+        )
+    };
     writeln!(
         text,
-        "prefill {}  {:8.1} GMAC/s of {:.1} ({:.1} to {:.1}) that the dot instruction reaches: {}; its ternary matmuls {:.0} %",
+        "prefill {}  {:8.1} GMAC/s{of_ceiling}",
         rate(measurement.prefill_tokens_per_s),
-        measurement.prefill_gmac_per_s,
-        measurement.dot_gmac_per_s.median,
-        measurement.dot_gmac_per_s.min,
-        measurement.dot_gmac_per_s.max,
-        share(measurement.prefill_share),
-        100.0 * measurement.prefill_linear_share
+        measurement.prefill_gmac_per_s
     )?;
     writeln!(
         text,
@@ -248,16 +257,18 @@ fn print(run: &Run) -> Result<()> {
             measurement.cache_bytes as f64 / 1e6
         )?;
     }
-    let mut phase = "";
+    let mut part = ("", "");
     for step in &measurement.steps {
-        if step.phase != phase {
-            phase = &step.phase;
-            let of_phase = || measurement.steps.iter().filter(|step| step.phase == phase);
+        if (step.run, step.phase.as_str()) != part {
+            part = (step.run, &step.phase);
+            let of_phase = || measurement.steps.iter().filter(|step| (step.run, step.phase.as_str()) == part);
             let total: f64 = of_phase().map(|step| step.seconds).sum();
             let predicted: f64 = of_phase().map(|step| step.predicted_seconds).sum();
             writeln!(
                 text,
-                "\n{phase}, mean of a call: {:.1} us, {:.1} predicted\n{:>10} {:>10} {:>6} {:>10} {:>8} {:>9} {:>8}  step, kernel",
+                "\n{}, mean of a call of phase `{}`: {:.1} us, {:.1} predicted\n{:>10} {:>10} {:>6} {:>10} {:>8} {:>9} {:>8}  step, kernel",
+                part.0,
+                part.1,
                 total * 1e6,
                 predicted * 1e6,
                 "us",

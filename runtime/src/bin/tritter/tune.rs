@@ -1,10 +1,10 @@
 //! `tritter tune`: measures this machine for `tritterc --tuning`.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use ir::plan::Tuning;
 use runtime::tune;
 use serde_json::json;
@@ -13,8 +13,8 @@ use crate::ui::{self, Progress, Unit};
 
 /// Measure this machine for the compiler.
 ///
-/// Writes how fast memory is read, how long a step takes to start and end, and how fast each kernel computes from cache, with one token and with
-/// many. `tritterc compile --tuning FILE` weighs programs with these rates instead of guesses and predicts times with them.
+/// Writes how fast memory is read, how long a step takes to start and end, and how fast each kernel computes: with many tokens from cache, and
+/// with one, for matmuls of the best instruction set, with weights from memory. `tritterc compile --tuning FILE` weighs programs with these rates instead of guesses and predicts times with them.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -42,6 +42,12 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let folder = args.output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    ensure!(
+        folder.is_none_or(Path::is_dir) && !args.output.is_dir(),
+        "cannot write {}: it is a folder, or in one that is not there",
+        args.output.display()
+    );
     ui::listen_for_interrupt()?;
     let threads = args.threads.map_or_else(runtime::session::default_threads, NonZeroUsize::get);
     let mut progress = Progress::new("tuning", Unit::Parts);
@@ -84,7 +90,8 @@ fn table(tuning: &Tuning, args: &Args) -> String {
         tuning.step_ns as f64 / 1e3,
         giga(tuning.elementwise_per_us)
     );
-    text += &format!("{:>9} {:>9}  GMAC/s a thread from cache, with one token and with many\n", "one", "many");
+    text +=
+        &format!("{:>9} {:>9}  GMAC/s a thread, with one token (weights from memory) and with many\n", "one", "many");
     for rate in &tuning.kernels {
         let many = rate.many_macs_per_us.map_or_else(|| "-".to_owned(), |rate| format!("{:.1}", giga(rate)));
         text += &format!("{:9.1} {many:>9}  {}\n", giga(rate.one_macs_per_us), rate.kernel);

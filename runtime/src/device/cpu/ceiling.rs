@@ -17,7 +17,7 @@ use super::pool::Pool;
 use crate::error::RuntimeError;
 
 /// Runs of the dot loop, and of each way of reading.
-const RUNS: usize = 5;
+pub(super) const RUNS: usize = 5;
 /// Bytes of the buffer that is read, beside the caches: a multiple of any last-level cache that is not reported.
 const READ_BYTES: u64 = 256 << 20;
 /// The most that is allocated for the measurement.
@@ -29,27 +29,31 @@ const DOT_LOOPS: u64 = 16;
 /// The ways of reading that are tried: machines differ in what suits them best, and kernels do either.
 const WAYS: [fn(&[u64]) -> u64; 6] = [sum::<1, 0>, sum::<1, 16>, sum::<1, 32>, sum::<4, 0>, sum::<4, 8>, sum::<8, 0>];
 
-/// Bytes a second that all threads read from memory.
-pub(super) fn read_rate(pool: &mut Pool) -> Result<f64, RuntimeError> {
-    let bytes = (4 * last_level_cache_bytes()).clamp(READ_BYTES, MAX_READ_BYTES);
-    let buffer = Arc::new(Buffer::new(bytes)?);
+/// Memory that no cache holds.
+pub(super) fn read_buffer() -> Result<Arc<Buffer>, RuntimeError> {
+    Ok(Arc::new(Buffer::new((4 * last_level_cache_bytes()).clamp(READ_BYTES, MAX_READ_BYTES))?))
+}
+
+/// Bytes a second that all threads read from memory, in the median of so many runs of each way.
+pub(super) fn read_rate(pool: &mut Pool, buffer: &Arc<Buffer>, runs: usize) -> Result<f64, RuntimeError> {
+    let bytes = size_of_val(buffer.words()) as u64;
     let sink = Arc::new(AtomicU64::new(0));
-    let mut rates = [[0.0_f64; RUNS]; WAYS.len()];
+    let mut rates = [const { Vec::new() }; WAYS.len()];
     // The ways take turns, so that all see the same neighbours.
-    for run in 0..RUNS {
+    for _ in 0..runs {
         for (way, rates) in WAYS.into_iter().zip(&mut rates) {
-            let (buffer, sink) = (Arc::clone(&buffer), Arc::clone(&sink));
+            let (buffer, sink) = (Arc::clone(buffer), Arc::clone(&sink));
             let start = Instant::now();
             pool.run_grid(bytes / 8, move |begin, end| {
                 sink.fetch_add(way(&buffer.words()[begin as usize..end as usize]), Ordering::Relaxed);
             })?;
-            rates[run] = bytes as f64 / start.elapsed().as_secs_f64();
+            rates.push(bytes as f64 / start.elapsed().as_secs_f64());
         }
     }
     std::hint::black_box(sink.load(Ordering::Relaxed));
-    let medians = rates.map(|mut rates| {
+    let medians = rates.map(|mut rates: Vec<f64>| {
         rates.sort_by(f64::total_cmp);
-        rates[RUNS / 2]
+        rates.get(runs / 2).copied().unwrap_or(0.0)
     });
     Ok(medians.into_iter().fold(0.0, f64::max))
 }

@@ -42,9 +42,8 @@ const RUN: Duration = Duration::from_millis(1);
 const RUNS: usize = 5;
 /// Times that each row reads its weights from memory.
 const STREAM_ROUNDS: usize = 11;
-/// Bytes of weights that are read from memory: these many times the last-level cache, within bounds.
-const STREAM_CACHES: u64 = 4;
-const STREAM_BYTES: std::ops::RangeInclusive<u64> = 128 << 20..=512 << 20;
+/// The least bytes of weights that a thread reads from memory.
+const PART_BYTES: usize = 1 << 20;
 /// Times that everything is measured.
 const ROUNDS: usize = 3;
 /// Steps of a job that does nothing, by which the cost of a step is measured.
@@ -86,12 +85,12 @@ pub(super) fn measure(
             advance()?;
         }
     }
-    let weights = Arc::new(Buffer::new(stream_bytes())?);
+    let weights = ceiling::read_buffer()?;
     let mut quotients = vec![Vec::new(); streamed.len()];
     let mut reads = Vec::new();
     for _ in 0..STREAM_ROUNDS {
         for (&index, quotients) in streamed.iter().zip(&mut quotients) {
-            let read = ceiling::read_rate(&mut pool)?;
+            let read = ceiling::read_rate(&mut pool, &weights, 1)?;
             quotients.push(streamed_rate(&mut pool, points[index].0, &weights)? / read);
             reads.push(read);
             advance()?;
@@ -181,11 +180,6 @@ fn kernel_rate(pool: &mut Pool, desc: &KernelDesc, tokens: u64, share: Duration)
     Ok(macs as f64 * repeats as f64 / time.as_secs_f64())
 }
 
-/// Bytes of weights that no cache holds.
-fn stream_bytes() -> u64 {
-    (STREAM_CACHES * ceiling::last_level_cache_bytes()).clamp(*STREAM_BYTES.start(), *STREAM_BYTES.end())
-}
-
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
@@ -194,8 +188,11 @@ fn median(values: &mut [f64]) -> f64 {
 /// Multiply-accumulates a second of one thread with one token, while all threads together read `weights` once from memory.
 fn streamed_rate(pool: &mut Pool, desc: &KernelDesc, weights: &Arc<Buffer>) -> Result<f64, RuntimeError> {
     let threads = pool.threads();
-    let each = weights.words().len() / threads / LINE_WORDS * LINE_WORDS;
-    let task = |thread: usize| Task::with_weights(desc, 1, &weights.words()[thread * each..(thread + 1) * each]);
+    let words = weights.words();
+    // Parts overlap where there are very many threads, so that each is some rows.
+    let each = (words.len() / threads).max(PART_BYTES / 8).min(words.len()) / LINE_WORDS * LINE_WORDS;
+    let start = |thread: usize| thread * each % (words.len() - each + LINE_WORDS) / LINE_WORDS * LINE_WORDS;
+    let task = |thread: usize| Task::with_weights(desc, 1, &words[start(thread)..][..each]);
     let tasks: Vec<Task> =
         (0..threads).map(|thread| task(thread).expect("rows without a task were left out")).collect();
     let (macs, tasks, weights) = (tasks[0].macs, Arc::new(tasks), Arc::clone(weights));

@@ -1,7 +1,8 @@
 //! A file of runs: one line of comma-separated values for each, under one header.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::Write;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -18,7 +19,13 @@ const HEADER: &str = "date,cpu,threads,model,target,weights,depth,prompt,generat
 
 /// Refuses a file that could not be appended to later.
 pub(super) fn check(path: &Path) -> Result<()> {
-    open(path).map(|_| ())
+    let is_new = !path.exists();
+    open(path)?;
+    if is_new {
+        // There is nothing to say yet. If this fails, an empty file is what stays.
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
 }
 
 /// Appends a line for a run, and the header before the first.
@@ -26,7 +33,7 @@ pub(super) fn append(path: &Path, run: &Run) -> Result<()> {
     let (mut file, length) = open(path)?;
     let header = if length == 0 { format!("{HEADER}\n") } else { String::new() };
     let text = header + &line(run) + "\n";
-    let result = file.seek(SeekFrom::End(0)).and_then(|_| file.write_all(text.as_bytes()));
+    let result = file.write_all(text.as_bytes());
     if result.is_err() {
         // Half a line would damage the next one. If this fails, too, there is nothing left to try.
         let _ = file.set_len(length);
@@ -53,18 +60,18 @@ fn open(path: &Path) -> Result<(File, u64)> {
 
 fn line(run: &Run) -> String {
     let Run { measurement, workload, threads, model, target, weights, .. } = run;
-    let is_decode = |phase: &str| measurement.steps.iter().any(|step| step.phase == phase && phase == "decode");
-    let decode = || measurement.steps.iter().filter(|step| is_decode(&step.phase));
+    let decode = || measurement.steps.iter().filter(|step| step.run == "decode");
     let mut kernels: Vec<&str> =
         decode().filter(|step| step.gmac_per_s != 0.0).map(|step| step.kernel.as_str()).collect();
-    kernels.dedup();
+    let mut seen = HashSet::new();
+    kernels.retain(|kernel| seen.insert(*kernel));
     let attention = decode().filter(|step| step.kernel.starts_with("attention"));
     let attention = attention.map(|step| step.gb_per_s / measurement.read_gb_per_s.median).next();
     let batch = measurement.batch.map_or_else(|| "1,1".to_owned(), |b| format!("{},{:.3}", b.sequences, b.ratio));
     let spread = |spread: Spread| format!("{:.2},{:.2},{:.2}", spread.median, spread.min, spread.max);
     let date = humantime::format_rfc3339_seconds(SystemTime::now());
     [
-        format!("{date},{},{threads},{model},{target},{weights}", cpu().replace(',', " ")),
+        format!("{date},{},{threads},{},{target},{weights}", cpu().replace(',', " "), model.replace(',', " ")),
         format!("{},{},{}", workload.depth, workload.prompt, workload.generate),
         format!("{:.2},{:.1}", measurement.prefill_tokens_per_s.median, measurement.dot_gmac_per_s.median),
         format!("{:.3},{:.3}", measurement.prefill_share.median, measurement.prefill_linear_share),
