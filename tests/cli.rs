@@ -341,14 +341,18 @@ fn eval_and_bench_report_what_they_measured() {
     }
 }
 
-const BENCH_KEYS: [&str; 8] = [
+const BENCH_KEYS: [&str; 12] = [
     "prefill_tokens_per_s",
     "decode_tokens_per_s",
     "decode_bytes_per_token",
     "read_gb_per_s",
     "decode_gb_per_s",
+    "decode_share",
+    "decode_weight_share",
     "dot_gmac_per_s",
     "prefill_gmac_per_s",
+    "prefill_share",
+    "prefill_linear_share",
     "steps",
 ];
 

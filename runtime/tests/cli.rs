@@ -265,6 +265,40 @@ fn bench_reports_rates_ceilings_and_steps() {
 }
 
 #[test]
+fn bench_appends_runs_to_a_file_of_its_own() {
+    let (dir, folder) = (model(), tempfile::tempdir().unwrap());
+    let file = folder.path().join("runs.csv");
+    let args = ["bench", path(dir.path()), "--prompt", "4", "--generate", "4", "--csv", path(&file)];
+    for depth in ["0", "9"] {
+        let report = json(&[&args[..], &["--depth", depth, "--json"]].concat());
+        let depth: u64 = depth.parse().unwrap();
+        // A quarter of what is generated is not timed.
+        assert_eq!(report["decode_between"], serde_json::json!([depth + 5, depth + 8]));
+    }
+    let runs = std::fs::read_to_string(&file).unwrap();
+    let lines: Vec<Vec<&str>> = runs.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!(lines.len(), 3, "{runs}");
+    assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{runs}");
+    let depth = lines[0].iter().position(|name| *name == "depth").unwrap();
+    assert_eq!((lines[1][depth], lines[2][depth]), ("0", "9"));
+
+    // What is refused is refused before anything is measured, and stays as it was.
+    std::fs::write(&file, "a,b\n").unwrap();
+    let refused = |args: &[&str], why: &str| {
+        let output = tritter(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(text(&output.stderr).contains(why), "{args:?}: {}", text(&output.stderr));
+    };
+    refused(&args, "is not a file of these runs");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "a,b\n");
+    refused(&["bench", path(dir.path()), "--csv", "/nowhere/runs.csv"], "cannot append to /nowhere/runs.csv");
+    let new = folder.path().join("new.csv");
+    refused(&["bench", path(dir.path()), "--depth", "100000", "--csv", path(&new)], "context");
+    assert!(!new.exists());
+    refused(&["bench", path(dir.path()), "--generate", "0", "--batch", "2"], "--generate 0 asks for none");
+}
+
+#[test]
 fn bench_measures_sequences_that_decode_together() {
     let dir = model();
     let args = ["bench", path(dir.path()), "--prompt", "20", "--generate", "10", "--batch", "2", "--weights", "copy"];

@@ -412,6 +412,22 @@ mod tests {
             self.units[stage]
         }
 
+        fn grain(&self, stage: usize) -> u64 {
+            1 + stage as u64 % 5
+        }
+
+        fn streams_after(&self, stage: usize) -> Option<usize> {
+            (stage + 1 < self.units.len()).then_some(stage + 1)
+        }
+
+        fn read_ahead(&self, stage: usize, begin: u64, end: u64, bit: u64) -> ControlFlow<()> {
+            assert!(
+                begin <= end && end <= self.units[stage] && bit <= 3,
+                "bit {bit} of {begin}..{end} in stage {stage}"
+            );
+            if bit < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        }
+
         fn execute(&self, stage: usize, begin: u64, end: u64) {
             if stage != 0 {
                 assert!(self.counts[stage - 1].iter().all(|count| count.load(Ordering::Relaxed) == 1), "stage {stage}");
