@@ -1,5 +1,7 @@
 //! How generated code is called by a test: mapped executable, its buffers unaligned, between guard bytes or against an unmapped page.
 
+#![allow(dead_code, reason = "each test program uses a part of this module")]
+
 use std::fs::File;
 
 use kernels::{Arch, Isa};
@@ -28,7 +30,6 @@ impl Random {
         (self.next() % end as u64) as usize
     }
 
-    #[allow(dead_code, reason = "each test program uses a part of this module")]
     pub(crate) fn pick<T: Copy>(&mut self, items: &[T]) -> T {
         items[self.below(items.len())]
     }
@@ -42,7 +43,6 @@ impl Random {
         (self.below(1 << 24) as f32 / (1 << 21) as f32) - 4.0
     }
 
-    #[allow(dead_code, reason = "each test program uses a part of this module")]
     /// Any kind of f32: mostly plain, sometimes of any exponent, sometimes special.
     pub(crate) fn wild(&mut self) -> f32 {
         const SPECIAL: [f32; 16] = [
@@ -79,7 +79,6 @@ pub(crate) fn i32_bytes(values: impl IntoIterator<Item = i32>) -> Vec<u8> {
     values.into_iter().flat_map(i32::to_le_bytes).collect()
 }
 
-#[allow(dead_code, reason = "each test program uses a part of this module")]
 pub(crate) fn read_f32(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|each| f32::from_le_bytes(*each)).collect()
 }
@@ -92,7 +91,6 @@ pub(crate) fn runnable() -> Vec<CodeTarget> {
 }
 
 /// All targets.
-#[allow(dead_code, reason = "each test program uses a part of this module")]
 pub(crate) fn all_targets() -> Vec<CodeTarget> {
     let of = |arch| Isa::ALL.into_iter().filter_map(move |isa| CodeTarget::new(arch, isa));
     [Arch::X86_64, Arch::Aarch64].into_iter().flat_map(of).collect()
@@ -252,7 +250,6 @@ pub(crate) fn assert_same(nest: &Verified, target: CodeTarget, expected: &[Vec<u
 }
 
 /// NVRTC, where `TRITTER_NVRTC` says that it is.
-#[allow(dead_code, reason = "each test program uses a part of this module")]
 fn nvrtc() -> Option<Nvrtc> {
     let explicit = std::env::var_os("TRITTER_NVRTC").filter(|path| !path.is_empty())?;
     let search = Search { explicit: Some(explicit.into()), ..Search::default() };
@@ -260,7 +257,6 @@ fn nvrtc() -> Option<Nvrtc> {
 }
 
 /// Panics if NVRTC refuses the CUDA C of a nest. Where there is no NVRTC, it is only printed.
-#[allow(dead_code, reason = "each test program uses a part of this module")]
 pub(crate) fn check_cuda(nest: &Verified) {
     let source = cuda_c::source(nest);
     let entry = format!("{}(", nest.name);
