@@ -2,8 +2,9 @@
 //!
 //! `q` is f32 `[n, heads, hd]`; `k` and `v` are caches `[seqs, kv_heads, ctx, hd]` in f32 or as records of a row format; token `t` belongs
 //! to sequence `seq[t]`, stands at `pos[t]` and sees the keys of `Mask { window, sinks }` with the span `span[t]`; `out` is f32
-//! `[n, heads, hd]`. A unit of the grid is one token with one query head, which leaves few units even of one token to each thread. Those of one
-//! KV head that a call has share what is read of the cache. Neighbouring tokens of one sequence that a call has in whole share it too: they are
+//! `[n, heads, hd]`. A unit of the grid is one token with one query head, so that
+//! the heads of a single token can be shared evenly among threads. Those of one KV head that a call has share what is read of the cache.
+//! Neighbouring tokens of one sequence that a call has in whole share it too: they are
 //! taken as one block of rows, a row being one query head of one token, and each row only sees its own keys, in its own order.
 //!
 //! ```text
@@ -269,7 +270,7 @@ struct State {
 struct Caches {
     k: *const u8,
     v: *const u8,
-    /// The keys that are read after those of this tile.
+    /// The keys that are probably read after those of this tile, to be fetched: those of the next tile, or the first of the next head.
     next_k: Option<*const u8>,
 }
 
