@@ -652,7 +652,7 @@ fn attention_case(desc: &KernelDesc, seed: usize, kind: usize, mask: Mask, sizes
 /// Softmax over all keys at once, and the bound of each result.
 ///
 /// With `d` the largest error of a score, every weight relative to the largest is off by at most `2 d`, the rounding of `s - m` and the
-/// error of `exp`; each further tile shrinks it once more with the same errors. The numerator and the denominator both have that error and
+/// error of `exp`; each further tile scales it once more with the same errors. The numerator and the denominator both have that error and
 /// one rounding for each key.
 fn naive_attention<'a>(
     q: &[f32],

@@ -120,8 +120,8 @@ op! {
     /// equal groups, in order. A query that sees no key gives zeros.
     ///
     /// `q` is f32 `[n, heads, d]`; `k` and `v` are caches; `seq` and `pos` are i32 `[n]`; `span` is i32 `[n, 2]`: [`Span::first`], [`Span::reach`].
-    /// Keys are met in tiles of 64 at multiples of 64 with a running maximum (Dao et al., 2022), so a result does not depend on what else is in
-    /// the call.
+    /// Keys are met in tiles of 64 at multiples of 64, each with a maximum of its own, and the tiles are put together in ascending order (after Dao et
+    /// al., 2022), so a result does not depend on what else is in the call.
     Attention = "attention" (q, k, v, seq, pos, span) {
         /// Multiplies the scores.
         scale: Real,

@@ -1,4 +1,4 @@
-//! Attention over a KV cache, with an online softmax; the evaluation order is the one in the documentation of the crate.
+//! Attention over a KV cache, piece by piece; the evaluation order is the one in the documentation of the crate.
 //!
 //! `q` is f32 `[n, heads, hd]`; `k` and `v` are caches `[seqs, kv_heads, ctx, hd]` in f32 or as records of a row format; token `t` belongs
 //! to sequence `seq[t]`, stands at `pos[t]` and sees the keys of `Mask { window, sinks }` with the span `span[t]`; `out` is f32
@@ -9,9 +9,9 @@
 //!
 //! ```text
 //! for each range of visible keys, for each piece of it between multiples of 64:
-//!     s_j  = dot(q, k_j) * scale            m' = max(m, s_j)
-//!     r    = exp(m - m')                    p_j = exp(s_j - m')
-//!     l    = l * r + sum p_j                acc = acc * r + sum_j p_j v_j
+//!     s_j = dot(q, k_j) * scale    m_p = max s_j         p_j = exp(s_j - m_p)     l_p = sum p_j    a_p = sum p_j v_j
+//!     m'  = max(m, m_p)            r   = exp(m - m')     g   = exp(m_p - m')
+//!     l   = l * r + l_p * g        acc = acc * r + a_p * g
 //! out = acc / l
 //! ```
 //!
@@ -254,11 +254,14 @@ struct Rows {
     heads: usize,
 }
 
-/// What the online softmax of a block carries from tile to tile, and its room to work. Only what a block needs is ever initialised.
+/// What a block carries from tile to tile, and its room to work. Only what a block needs is ever initialised.
 struct State {
     max: [f32; MAX_ROWS],
     sum: [f32; MAX_ROWS],
     acc: [[f32; MAX_HEAD_DIM]; MAX_ROWS],
+    /// What the values of a tile add up to, before they join `acc`.
+    tile: [[f32; MAX_HEAD_DIM]; MAX_ROWS],
+    joins: [Join; MAX_ROWS],
     /// Scores, then weights, of the keys of a tile.
     weights: [[f32; TILE]; MAX_ROWS],
     /// Decoded rows of the cache.
@@ -475,15 +478,7 @@ impl Operands {
             for (token, _) in pieces.iter().enumerate().filter(|(_, piece)| !is_empty(**piece)) {
                 for row in token * rows.heads..(token + 1) * rows.heads {
                     let weights = &mut (*state).weights[row];
-                    let shrink = softmax_tile::<L>(weights, &mut (*state).max[row], &mut (*state).sum[row]);
-                    if shrink != 1.0 {
-                        let mut at = 0;
-                        while at < self.hd {
-                            let acc = (&raw mut (*state).acc[row]).cast::<f32>().add(at);
-                            L::store(acc, L::mul(L::load(acc), L::splat(shrink)));
-                            at += LANES;
-                        }
-                    }
+                    (*state).joins[row] = softmax_tile::<L>(weights, &mut (*state).max[row], &mut (*state).sum[row]);
                 }
             }
             for (start, end) in chunks(low, high) {
@@ -493,24 +488,29 @@ impl Operands {
                 let mut ahead = Ahead::new(next_k, self.k_bytes, rows_ahead, steps);
                 let values = self.floats::<L, V>(state, caches.v, self.v_bytes, start, end);
                 // Tokens that see the same keys of the chunk share each value; a weight of zero instead would make NaN of an infinity.
-                let clip = |piece: &(usize, usize)| (piece.0.max(start), piece.1.min(end));
+                let clip = |piece: &(usize, usize)| Part {
+                    from: piece.0.max(start),
+                    to: piece.1.min(end),
+                    is_first: start <= piece.0,
+                    is_last: piece.1 <= end,
+                };
                 let mut token = 0;
                 while token < rows.tokens {
-                    let (from, to) = clip(&pieces[token]);
-                    let same = pieces[token..].iter().take_while(|piece| clip(piece) == (from, to)).count();
-                    if from < to {
-                        let values = Floats { first: values.row(from - start).cast(), stride: values.stride };
+                    let part = clip(&pieces[token]);
+                    let same = pieces[token..].iter().take_while(|piece| clip(piece) == part).count();
+                    if part.from < part.to {
+                        let values = Floats { first: values.row(part.from - start).cast(), stride: values.stride };
                         let (mut row, end_row) = (token * rows.heads, (token + same) * rows.heads);
                         while row + ROWS <= end_row {
-                            self.add_values::<L, ROWS>(state, row, values, from % TILE, to - from, &mut ahead);
+                            self.add_values::<L, ROWS>(state, row, values, part, &mut ahead);
                             row += ROWS;
                         }
                         while 4 < ROWS && row + 4 <= end_row {
-                            self.add_values::<L, 4>(state, row, values, from % TILE, to - from, &mut ahead);
+                            self.add_values::<L, 4>(state, row, values, part, &mut ahead);
                             row += 4;
                         }
                         while row < end_row {
-                            self.add_values::<L, 1>(state, row, values, from % TILE, to - from, &mut ahead);
+                            self.add_values::<L, 1>(state, row, values, part, &mut ahead);
                             row += 1;
                         }
                     }
@@ -608,31 +608,36 @@ impl Operands {
         }
     }
 
-    /// Adds `count` values to `ROWS` rows from `row` on, with their weights from `slot` on.
+    /// Adds the values of a part of a piece, of which `values` is the first, to `ROWS` rows from `row` on, with the weights of their keys; the last part joins
+    /// the piece to those before it.
     ///
     /// # Safety
     ///
-    /// The CPU has the features of `L`; the rows and their weights are initialised, and each value has `hd` numbers.
+    /// The CPU has the features of `L`; the rows and their weights are initialised, what a part before has left as well, and each value has `hd` numbers.
     #[inline(always)]
     unsafe fn add_values<L: Lanes, const ROWS: usize>(
         self,
         state: *mut State,
         row: usize,
         values: Floats,
-        slot: usize,
-        count: usize,
+        part: Part,
         ahead: &mut Ahead,
     ) {
         let whole = self.hd / LANES * LANES;
+        let (slot, count) = (part.from % TILE, part.to - part.from);
         // SAFETY: blocks end at or before `hd`, and `slot + count` at or before the end of the tile.
         unsafe {
-            let first = (&raw mut (*state).acc).cast::<f32>().add(row * MAX_HEAD_DIM);
+            let total = (&raw mut (*state).acc).cast::<f32>().add(row * MAX_HEAD_DIM);
+            let tile = (&raw mut (*state).tile).cast::<f32>().add(row * MAX_HEAD_DIM);
+            let joins = (&raw const (*state).joins).cast::<Join>().add(row);
             let weights = (&raw const (*state).weights).cast::<f32>().add(row * TILE + slot);
             let mut at = 0;
             while at < whole {
                 let mut acc = [L::splat(0.0); ROWS];
-                for row in 0..ROWS {
-                    acc[row] = L::load(first.add(row * MAX_HEAD_DIM + at));
+                if !part.is_first {
+                    for row in 0..ROWS {
+                        acc[row] = L::load(tile.add(row * MAX_HEAD_DIM + at));
+                    }
                 }
                 for key in 0..count {
                     ahead.step();
@@ -642,20 +647,50 @@ impl Operands {
                     }
                 }
                 for row in 0..ROWS {
-                    L::store(first.add(row * MAX_HEAD_DIM + at), acc[row]);
+                    if part.is_last {
+                        let (Join { keep, gain }, to) = (*joins.add(row), total.add(row * MAX_HEAD_DIM + at));
+                        let joined = L::mul_add(L::load(to), L::splat(keep), L::mul(acc[row], L::splat(gain)));
+                        L::store(to, joined);
+                    } else {
+                        L::store(tile.add(row * MAX_HEAD_DIM + at), acc[row]);
+                    }
                 }
                 at += LANES;
             }
             for d in whole..self.hd {
                 for row in 0..ROWS {
-                    let acc = first.add(row * MAX_HEAD_DIM + d);
+                    let place = tile.add(row * MAX_HEAD_DIM + d);
+                    let mut acc = if part.is_first { 0.0 } else { *place };
                     for key in 0..count {
-                        *acc = (*weights.add(row * TILE + key)).mul_add(*values.row(key).add(d), *acc);
+                        acc = (*weights.add(row * TILE + key)).mul_add(*values.row(key).add(d), acc);
+                    }
+                    if part.is_last {
+                        let (Join { keep, gain }, to) = (*joins.add(row), total.add(row * MAX_HEAD_DIM + d));
+                        *to = (*to).mul_add(keep, acc * gain);
+                    } else {
+                        *place = acc;
                     }
                 }
             }
         }
     }
+}
+
+/// The keys of a piece that lie in one chunk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Part {
+    from: usize,
+    to: usize,
+    /// Whether no key of the piece comes before them, and none after them.
+    is_first: bool,
+    is_last: bool,
+}
+
+/// How a piece joins those before it: what they, and what it, are multiplied by.
+#[derive(Clone, Copy)]
+struct Join {
+    keep: f32,
+    gain: f32,
 }
 
 /// Whether a range has no keys.
@@ -703,30 +738,35 @@ impl Ahead {
     }
 }
 
-/// Turns the scores of a tile into weights, updates the maximum and the sum of one head, and returns the factor by which all that was
-/// added before shrinks. A slot without a key has the score -inf, and so the weight +0.
+/// Turns the scores of a tile into weights, updates the maximum and the sum of one head, and returns how the tile joins those before it. A slot
+/// without a key has the score -inf, and so the weight +0.
 ///
 /// # Safety
 ///
 /// The running CPU has the features of `L`.
 #[inline(always)]
-unsafe fn softmax_tile<L: Lanes>(tile: &mut [f32; TILE], max: &mut f32, sum: &mut f32) -> f32 {
+unsafe fn softmax_tile<L: Lanes>(tile: &mut [f32; TILE], max: &mut f32, sum: &mut f32) -> Join {
     // SAFETY: the CPU has the features, as the caller promises; both halves of the tile are blocks of lanes.
     unsafe {
         let (low, high) = (tile.as_mut_ptr(), tile.as_mut_ptr().add(LANES));
         // Which of equal numbers is the maximum, or which NaN, does not show in the results: +0 and -0 have equal differences, and a
         // NaN makes the whole row NaN.
         let largest = L::largest(L::max(L::load(low), L::load(high)));
-        let new_max = if *max < largest { largest } else { *max };
-        // Most tiles leave the maximum where it is, and the exponential of 0 is 1.
-        let shrink = if *max == new_max && new_max.is_finite() { 1.0 } else { exp_f32(*max - new_max) };
-        let shift = L::splat(-new_max);
+        let shift = L::splat(-largest);
         let p_low = exp::<L>(L::add(L::load(low), shift));
         let p_high = exp::<L>(L::add(L::load(high), shift));
         L::store(low, p_low);
         L::store(high, p_high);
-        *sum = sum.mul_add(shrink, L::sum(L::add(p_low, p_high)));
+        let new_max = if *max < largest { largest } else { *max };
+        let join = Join { keep: shrink(*max, new_max), gain: shrink(largest, new_max) };
+        *sum = sum.mul_add(join.keep, L::sum(L::add(p_low, p_high)) * join.gain);
         *max = new_max;
-        shrink
+        join
     }
+}
+
+/// What weights above `from` are multiplied by to be weights above `to`. One of the two of a tile is the exponential of 0, which is 1.
+#[inline(always)]
+fn shrink(from: f32, to: f32) -> f32 {
+    if from == to && to.is_finite() { 1.0 } else { exp_f32(from - to) }
 }
