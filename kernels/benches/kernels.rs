@@ -228,7 +228,7 @@ fn attention(desc: &KernelDesc, n: usize, seqs: usize, ctx: usize) -> Work {
 
 fn append(desc: &KernelDesc) -> Work {
     let (n, kv_heads, hd, ctx) = (512, 5, 128, 512);
-    let row = RowFormat::new(desc.output, hd).map_or(4 * hd, RowFormat::stride);
+    let row = RowFormat::new(desc.output, hd).map_or(desc.output.bytes().unwrap_or(0) as usize * hd, RowFormat::stride);
     let buffers = vec![
         rows(DType::F32, n * kv_heads, hd),
         vec![0; n],

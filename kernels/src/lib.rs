@@ -70,8 +70,8 @@
 //!   of `dot` to `l_p`; `a_pd` starts at +0, `a_pd = fma(p_j, v_jd, a_pd)`, `j` ascending. The pieces are then put together in ascending order,
 //!   from `m = -inf`, `l = 0`, `acc_d = 0` on: `m' = max(m, m_p)`; `r = exp(m - m')`; `g = exp(m_p - m')`; `l = fma(l, r, l_p * g)`;
 //!   `acc_d = fma(acc_d, r, a_pd * g)`; `m = m'`. At the end `out_d = acc_d * (1 / l)`; zeros if no key is visible.
-//!   K and V in a row format are first decoded to f32 as [`ir::packing::RowFormat::decode`] does it.
-//! * **KV append**: [`ir::packing::RowFormat::encode`]; f32 is copied.
+//!   K and V in bf16 are widened exactly; in a row format they are first decoded to f32 as [`ir::packing::RowFormat::decode`] does it.
+//! * **KV append**: [`ir::packing::RowFormat::encode`]; f32 is copied; bf16 is the nearest one, ties to even, and what is no number stays none.
 //!
 //! Invariant: `unsafe` occurs only under `cpu`.
 

@@ -1,6 +1,6 @@
 //! Attention over a KV cache, piece by piece; the evaluation order is the one in the documentation of the crate.
 //!
-//! `q` is f32 `[n, heads, hd]`; `k` and `v` are caches `[seqs, kv_heads, ctx, hd]` in f32 or as records of a row format; token `t` belongs
+//! `q` is f32 `[n, heads, hd]`; `k` and `v` are caches `[seqs, kv_heads, ctx, hd]` in f32, in bf16 or as records of a row format; token `t` belongs
 //! to sequence `seq[t]`, stands at `pos[t]` and sees the keys of `Mask { window, sinks }` with the span `span[t]`; `out` is f32
 //! `[n, heads, hd]`. A unit of the grid is one token with one query head, so that
 //! the heads of a single token can be shared evenly among threads. Those of one KV head that a call has share what is read of the cache.
@@ -15,7 +15,7 @@
 //! out = acc / l
 //! ```
 //!
-//! Keys that the mask hides are never touched, because the pieces are cut from the mask's ranges. A quantised row of the cache is decoded
+//! Keys that the mask hides are never touched, because the pieces are cut from the mask's ranges. A row of the cache that is not f32 is decoded
 //! once for all rows of a block, 16 at a time, which fits the first cache beside all else.
 
 use std::mem::MaybeUninit;
@@ -98,6 +98,36 @@ impl CacheRow for F32Row {
     unsafe fn number(self, at: usize) -> f32 {
         // SAFETY: as the caller promises.
         unsafe { *self.0.add(at) }
+    }
+}
+
+/// A row of bf16.
+#[derive(Clone, Copy)]
+pub(crate) struct Bf16Row(*const u16);
+
+impl CacheRow for Bf16Row {
+    const IS_F32: bool = false;
+
+    #[inline(always)]
+    fn bytes(hd: usize) -> usize {
+        2 * hd
+    }
+
+    #[inline(always)]
+    unsafe fn open(row: *const u8, _hd: usize) -> Self {
+        Self(row.cast())
+    }
+
+    #[inline(always)]
+    unsafe fn block<L: Lanes>(self, at: usize) -> L::Block {
+        // SAFETY: as the caller promises.
+        unsafe { L::load_bf16(self.0.add(at)) }
+    }
+
+    #[inline(always)]
+    unsafe fn number(self, at: usize) -> f32 {
+        // SAFETY: as the caller promises.
+        f32::from_bits(u32::from(unsafe { *self.0.add(at) }) << 16)
     }
 }
 
