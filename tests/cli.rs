@@ -219,6 +219,10 @@ fn every_other_command_of_the_compiler_works() {
     assert!(optimised.contains("ternary_matmul"), "{optimised}");
     let partly = Tritterc.succeed(&["opt", "tiny", "--passes", "canonicalise"]);
     assert!(!partly.contains("ternary_matmul"), "{partly}");
+    let refused = Tritterc.run(&["opt", "tiny", "--target", "cuda:sm_90a", "--packing", "1.6bit"]);
+    let message = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(message.contains("no kernel for ternary weights packed in 1.6bit; it has them for 2bit"), "{message}");
     assert!(Tritterc.succeed(&["explain", "tiny"]).contains("rms_norm_quantize"));
     let why = Tritterc.json(&["explain", "tiny", "--why", "layer.ffn.up", "--json"]);
     assert!(!why["steps"].as_array().unwrap().is_empty() && why["checked"] == true, "{why}");

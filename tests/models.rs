@@ -190,7 +190,8 @@ fn threads_change_no_bit() {
 fn packings_change_no_bit() {
     for name in ["bitnet-packed", "bitnet-wide"] {
         let ids = expected(name).ids("input_ids").unwrap();
-        for target in targets() {
+        // A GPU has kernels for one packing.
+        for target in targets().into_iter().filter(|target| target.isa().is_some()) {
             let logits = |packing: TernaryLayout| {
                 let build = Build { packing: Some(packing), ..Build::new(ids[0].len()).on(&target) };
                 let compiled = model(name).build(&build).unwrap();

@@ -191,6 +191,7 @@ pub fn compile(program: Verified<Program>, build: &Build) -> anyhow::Result<Comp
         sequences: build.sequences.into(),
         dumps: false,
         nvrtc: nvrtc(),
+        allow_spills: false,
     };
     Ok(compiler::compile(program, &build.target, &options)?)
 }
