@@ -2,7 +2,7 @@
 //
 // q, out: f32 [n, HEADS, HD]; k, v: caches [seqs, KV_HEADS, CTX] of rows of HD numbers; seq, pos: i32 [n]; span: i32 [n, 2].
 //
-// A cluster of CLUSTER blocks is one token and GROUP query heads of one KV head, so that keys are read once. Its warps take chunks of STEP keys in
+// A cluster of CLUSTER blocks is one token and the GROUP query heads of one KV head, so that keys are read once. Its warps take chunks of STEP keys in
 // turn, each warp with copies of its own under way and a softmax of its own; in the end maxima, sums and results are combined, in the order of the
 // warps and then of the blocks. No warp waits for another before that.
 //
@@ -21,10 +21,7 @@
 #include "lib/attention.cuh"
 #include "lib/barrier.cuh"
 
-constexpr int WARPS = THREADS / 32, G = HEADS / KV_HEADS;
-// The largest part of the heads that share a KV head, up to eight.
-constexpr int group_of(int g) { return G % g == 0 ? g : group_of(g - 1); }
-constexpr int GROUP = group_of(8), COLUMN_TILES = ceil_div(GROUP, 4);
+constexpr int WARPS = THREADS / 32, GROUP = HEADS / KV_HEADS, COLUMN_TILES = ceil_div(GROUP, 4);
 constexpr int STAGE_BYTES = STEP * (K_BYTES + V_BYTES);
 constexpr int K_PRODUCTS = IS_RECORDS ? HD / 32 : HD / 16, V_PRODUCTS = HD / 16, TILES = STEP / 16;
 // The largest whole number that a q becomes: its upper byte is rounded.
@@ -33,7 +30,7 @@ constexpr float LARGEST = 127 * 256;
 constexpr float RAISED = 128.0f;
 // By how much a score may be above the maximum, as an exponent of two.
 constexpr float MARGIN = 8.0f;
-static_assert(STEP % 16 == 0, "a tile of an mma has 16 keys");
+static_assert(STEP % 16 == 0 && GROUP <= 8, "a tile of an mma has 16 keys; registers have sums of eight heads");
 static_assert(WARPS * GROUP * HD * 4 <= STAGES * WARPS * STAGE_BYTES, "results of warps replace what was copied");
 
 __device__ __forceinline__ void show_start() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }
@@ -87,12 +84,11 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
     extern __shared__ __align__(128) u8 shared[];
     __shared__ unsigned long long barriers[WARPS * STAGES];
     __shared__ float warp_largest[WARPS][GROUP], warp_sum[WARPS][GROUP], largest[GROUP], total[GROUP];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4, rank = blockIdx.x, head = blockIdx.y, token = blockIdx.z;
-    if (head % GROUP != 0) return;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4, rank = blockIdx.x, head = blockIdx.y * GROUP, token = blockIdx.z;
     show_start();
     wait_for_inputs();
     let_next_start();
-    size_t first_row = row_of_first_key(seq[token], head / G);
+    size_t first_row = row_of_first_key(seq[token], blockIdx.y);
     const u8 *keys = k + first_row * K_BYTES, *values = v + first_row * V_BYTES;
     Ranges ranges(pos[token], span[2 * token], span[2 * token + 1]);
     int head_first = ranges.head_start / STEP, head_chunks = ranges.head_end <= ranges.head_start ? 0 : ceil_div(ranges.head_end, STEP) - head_first;

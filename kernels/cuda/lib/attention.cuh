@@ -44,17 +44,17 @@ __device__ __forceinline__ void load_transposed(unsigned (&a)[4], unsigned from)
 template <int KEYS> struct Tiles {
     const int4 *ranges;
     const int *seqs;
-    int rows, first_row, last_row, seq, tile, head_stop, tail_first, tail_stop, start, stop;
+    int rows, first_row, last_row, seq, tile, early_stop, late_first, late_stop, start, stop;
 
     __device__ __forceinline__ Tiles(const int4 *ranges, const int *seqs, int rows)
-        : ranges(ranges), seqs(seqs), rows(rows), first_row(0), last_row(0), seq(0), tile(0), head_stop(0), tail_first(0), tail_stop(0), start(0), stop(0) {}
+        : ranges(ranges), seqs(seqs), rows(rows), first_row(0), last_row(0), seq(0), tile(0), early_stop(0), late_first(0), late_stop(0), start(0), stop(0) {}
 
     // Goes to the next tile; whether there is one.
     __device__ __forceinline__ bool next(bool &is_other) {
         is_other = false;
         tile++;
-        if (head_stop <= tile && tile < tail_first) tile = tail_first;
-        while (tail_stop <= tile) {
+        if (early_stop <= tile && tile < late_first) tile = late_first;
+        while (late_stop <= tile) {
             if (rows <= last_row) return false;
             open_sequence();
             is_other = true;
@@ -83,12 +83,15 @@ template <int KEYS> struct Tiles {
         }
         head_low = __reduce_min_sync(0xffffffffu, head_low), head_high = __reduce_max_sync(0xffffffffu, head_high);
         tail_low = __reduce_min_sync(0xffffffffu, tail_low), tail_high = __reduce_max_sync(0xffffffffu, tail_high);
-        bool has_head = head_low < head_high, has_tail = tail_low < tail_high;
         start = min(head_low, tail_low), stop = max(head_high, tail_high);
-        head_stop = has_head ? ceil_div(head_high, KEYS) : 0;
-        tail_first = has_tail ? max(tail_low / KEYS, head_stop) : head_stop;
-        tail_stop = has_tail ? max(ceil_div(tail_high, KEYS), head_stop) : head_stop;
-        tile = has_head ? head_low / KEYS : tail_first;
+        // Tiles of both, those of the one that starts earlier first, and none twice.
+        bool is_head_early = head_low <= tail_low;
+        int early_low = is_head_early ? head_low : tail_low, early_high = is_head_early ? head_high : tail_high;
+        int late_low = is_head_early ? tail_low : head_low, late_high = is_head_early ? tail_high : head_high;
+        tile = early_low / KEYS;
+        early_stop = early_low < early_high ? ceil_div(early_high, KEYS) : tile;
+        late_first = late_low < late_high ? max(late_low / KEYS, early_stop) : early_stop;
+        late_stop = late_low < late_high ? max(ceil_div(late_high, KEYS), late_first) : early_stop;
     }
 };
 
