@@ -49,12 +49,8 @@ fn a_kernel_that_spills_is_refused_unless_it_is_allowed_to() {
                   for (int i = 0; i < 512; i++) sums[i] = x[i * 1024 + threadIdx.x];\n    __syncthreads();\n#pragma unroll\n    \
                   for (int i = 0; i < 512; i++) x[threadIdx.x * 512 + (i * 7) % 512] = sums[i] * sums[(i + 255) % 512];\n}\n";
     let row = kernels::cuda::find_cuda("ternary_gemv_q8xt2_f32__sm80__r16t1").expect("a row of the table");
-    let desc: &'static CudaKernelDesc = Box::leak(Box::new(CudaKernelDesc {
-        tokens: row.tokens.clone(),
-        source,
-        defines: &[],
-        ..*row
-    }));
+    let desc: &'static CudaKernelDesc =
+        Box::leak(Box::new(CudaKernelDesc { tokens: row.tokens.clone(), source, defines: &[], ..*row }));
     let special = [(KernelId::new(0), Specialised::new(desc, |_| Some(64)))];
     let sm: Sm = "sm_90a".parse().expect("a known architecture");
     let refused = assemble(&[], &special, sm, &nvrtc, false);

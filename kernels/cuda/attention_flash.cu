@@ -204,7 +204,8 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
         float s[KEYS / 2] = {}, result[HD / 2] = {}, most[2] = {minus_infinity, minus_infinity}, sum[2] = {};
         unsigned weights[KEYS / 4] = {};
         // Lines of 128 bytes, groups of eight 1024 bytes apart, swizzled; of values, further blocks of lines LINES_BYTES apart.
-        constexpr unsigned long long LINES = 1ull << 16 | 64ull << 32 | 1ull << 62, TURNED = (unsigned long long)(LINES_BYTES >> 4) << 16 | 64ull << 32 | 1ull << 62;
+        constexpr unsigned long long LINES = 1ull << 16 | 64ull << 32 | 1ull << 62;
+        constexpr unsigned long long TURNED = (unsigned long long)(LINES_BYTES >> 4) << 16 | 64ull << 32 | 1ull << 62;
         unsigned long long query_lines = ((base + row_0 * 128) >> 4) | LINES;
         unsigned long long key_lines = ((base + K_AT) >> 4) | LINES, value_lines = ((base + V_AT) >> 4) | TURNED;
 

@@ -125,9 +125,12 @@ pub struct CudaKernelDesc {
     pub launch: Launch,
     /// How its results compare with those of the scalar row.
     pub accuracy: Accuracy,
-    /// Whether it takes these dims, given by their names. Dims that are known only at a call are 0.
-    pub takes: fn(&dyn Fn(&str) -> i64) -> bool,
+    /// Whether it takes these dims. Those that are known only at a call are 0.
+    pub takes: fn(Dims<'_>) -> bool,
 }
+
+/// The dims of an op, by the names of the signature.
+pub type Dims<'a> = &'a dyn Fn(&str) -> i64;
 
 /// The geometry of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -365,23 +368,23 @@ macro_rules! rounded {
     };
 }
 
-fn any_dims(_dim: &dyn Fn(&str) -> i64) -> bool {
+fn any_dims(_dim: Dims<'_>) -> bool {
     true
 }
 
 /// Head dimensions that tiles of tensor cores divide; records of which pairs are whole units of a copy; and scores that grow with the products.
-fn tensor_attention_dims(dim: &dyn Fn(&str) -> i64) -> bool {
+fn tensor_attention_dims(dim: Dims<'_>) -> bool {
     let scale = u32::try_from(dim("scale_bits")).map_or(0.0, f32::from_bits);
     [64, 128].contains(&dim("hd")) && dim("ctx") % 2 == 0 && scale.is_normal() && 0.0 < scale
 }
 
 /// As many heads for each KV head as registers have sums of.
-fn split_dims(dim: &dyn Fn(&str) -> i64) -> bool {
+fn split_dims(dim: Dims<'_>) -> bool {
     tensor_attention_dims(dim) && dim("heads") <= 8 * dim("kv_heads")
 }
 
 /// So few KV heads that an H100 has a cluster of 16 blocks for each of them at once, and clusters of 8 would leave half of it idle.
-fn few_split_dims(dim: &dyn Fn(&str) -> i64) -> bool {
+fn few_split_dims(dim: Dims<'_>) -> bool {
     split_dims(dim) && dim("kv_heads") <= 5
 }
 

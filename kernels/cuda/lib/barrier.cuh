@@ -17,11 +17,14 @@ __device__ __forceinline__ void arrive_with_copies(unsigned barrier) {
 }
 // Until the phase of this parity is over.
 __device__ __forceinline__ void wait_for(unsigned barrier, int parity) {
-    asm volatile("{ .reg .pred done; again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1; @!done bra again; }" ::"r"(barrier), "r"(parity) : "memory");
+    asm volatile("{ .reg .pred done; again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1; @!done bra again; }" ::"r"(barrier), "r"(parity)
+                 : "memory");
 }
 // One thread has the copy engine bring bytes; their number and both addresses are multiples of 16.
 __device__ __forceinline__ void copy_bytes(unsigned to, const void *from, int bytes, unsigned barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes),
+                 "r"(barrier)
+                 : "memory");
 }
 // What ordinary instructions wrote is seen by the tensor cores, which read in another way.
 __device__ __forceinline__ void show_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -47,8 +47,7 @@ pub struct Rounding {
 const BF16: f64 = 1.0 / 512.0;
 
 /// Nothing is rounded.
-const NONE: Rounding =
-    Rounding { queries: 0.0, largest_query: 0.0, keys: 0.0, weights: 0.0, values: 0.0, raised: 0.0 };
+const NONE: Rounding = Rounding { queries: 0.0, largest_query: 0.0, keys: 0.0, weights: 0.0, values: 0.0, raised: 0.0 };
 
 impl Rounding {
     /// Queries and weights are bf16; keys and values are, too, as they lie in the cache.
@@ -61,6 +60,5 @@ impl Rounding {
     pub const TWO_BF16: Rounding = Rounding { queries: BF16 * BF16, weights: BF16 * BF16, ..NONE };
 
     /// Queries are whole multiples of the largest one's 32512th part, weights sums of two bf16, and codes of values are raised by 128.
-    pub const CODES: Rounding =
-        Rounding { largest_query: 0.51 / 32512.0, weights: BF16 * BF16, raised: 128.0, ..NONE };
+    pub const CODES: Rounding = Rounding { largest_query: 0.51 / 32512.0, weights: BF16 * BF16, raised: 128.0, ..NONE };
 }

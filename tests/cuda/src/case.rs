@@ -166,9 +166,11 @@ fn attentions(desc: &CudaKernelDesc) -> Vec<Case> {
         }
     }
     // What is in no row's way must be nearly exact: queries that are bf16 already.
-    for (sizes, tokens) in
-        [([8, 2, 64, 1000, 0, 0], [1, 16, 257]), ([4, 1, 128, 600, 130, 9], [2, 16, 130]), ([8, 1, 128, 4098, 0, 0], [1, 3, 17])]
-    {
+    for (sizes, tokens) in [
+        ([8, 2, 64, 1000, 0, 0], [1, 16, 257]),
+        ([4, 1, 128, 600, 130, 9], [2, 16, 130]),
+        ([8, 1, 128, 4098, 0, 0], [1, 3, 17]),
+    ] {
         for n in tokens.into_iter().filter(|n| is_bounded && desc.tokens.contains(n)) {
             cases.push(attention(desc, "bf16 queries", n, sizes));
         }
