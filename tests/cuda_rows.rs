@@ -134,6 +134,7 @@ fn model(dim: &str) -> i64 {
         "kv_heads" => 5,
         "hd" | "group" | "x_stride" => 128,
         "ctx" => 4096,
+        "v" => 128_256,
         "seqs" => 1,
         _ => 0,
     }
@@ -149,6 +150,7 @@ fn ragged(dim: &str) -> i64 {
         "group" => 64,
         "x_stride" => 400,
         "ctx" => 77,
+        "v" => 331,
         "window" => 33,
         "sinks" => 3,
         "seqs" => 2,

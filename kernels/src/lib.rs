@@ -71,6 +71,7 @@
 //!   `t_i = p_i + p_(i+32)` for `i < 32`, added by the tree of `dot` to `t`; `l = fma(l, r, t)`; then, unless `r` is 1, `acc_d = acc_d * r`;
 //!   then `acc_d = fma(p_j, v_jd, acc_d)`, `j` ascending; `m = m'`. At the end `out_d = acc_d * (1 / l)`; zeros if no key is visible.
 //!   K and V in a row format are first decoded to f32 as [`ir::packing::RowFormat::decode`] does it.
+//! * **sample**: [`sample::choose`], a fixed choice from sums of whole numbers.
 //! * **KV append**: [`ir::packing::RowFormat::encode`]; f32 is copied.
 //!
 //! Invariant: `unsafe` occurs only under `cpu`.
@@ -82,6 +83,7 @@ pub mod cuda;
 pub mod desc;
 pub mod math;
 pub mod name;
+pub mod sample;
 pub mod table;
 pub mod extent;
 
