@@ -123,7 +123,10 @@ impl Work {
             self.dims[desc.signature.dims.iter().position(|dim| *dim == name).expect("grids are over dims")]
         };
         let units = desc.signature.grid.units(dim);
+        // Whole groups of units that share what they read, as the pool cuts them.
         let piece = (units / (PIECES * threads as i64)).max(1);
+        let grain = desc.grain(dim) as i64;
+        let piece = (piece + grain - 1) / grain * grain;
         let next = AtomicI64::new(0);
         let start = Instant::now();
         std::thread::scope(|scope| {
