@@ -353,7 +353,7 @@ const FIRST_WINDOWS_NATS: f64 = 0.53979;
 #[test]
 fn quantised_caches_cost_little() {
     let exact = nats(KvFormat::F32, Some(1));
-    for (kv, bound) in [(KvFormat::Int4, 1.10), (KvFormat::K8v4, 1.05)] {
+    for (kv, bound) in [(KvFormat::Int4, 1.10), (KvFormat::K8v4, 1.05), (KvFormat::Bf16, 1.01)] {
         let found = nats(kv, Some(1));
         println!("{}: {found} nats a token, {exact} with exact caches", kv.name());
         assert!(found < exact * bound && exact / bound < found, "{}: {found}, with f32 {exact}", kv.name());
@@ -450,7 +450,7 @@ fn a_tritter_may_have_any_shape() {
 fn quantised_caches_hold_what_they_are_defined_to_hold() {
     let directory = tempfile::tempdir().unwrap();
     ODD_BITNET.write(directory.path(), 9).unwrap();
-    for kv in [KvFormat::Int4, KvFormat::K8v4] {
+    for kv in [KvFormat::Bf16, KvFormat::Int4, KvFormat::K8v4] {
         compare_with_evaluator(kv.name(), Family::Bitnet, directory.path(), kv);
     }
 }

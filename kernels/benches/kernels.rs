@@ -126,7 +126,10 @@ impl Work {
             self.dims[desc.signature.dims.iter().position(|dim| *dim == name).expect("grids are over dims")]
         };
         let units = desc.signature.grid.units(dim);
+        // Whole groups of units that share what they read, as the pool cuts them.
         let piece = (units / (PIECES * threads as i64)).max(1);
+        let grain = desc.grain(dim) as i64;
+        let piece = (piece + grain - 1) / grain * grain;
         let next = AtomicI64::new(0);
         let start = Instant::now();
         std::thread::scope(|scope| {
@@ -245,7 +248,7 @@ fn sample(settings: [f32; 4]) -> Work {
 
 fn append(desc: &KernelDesc) -> Work {
     let (n, kv_heads, hd, ctx) = (512, 5, 128, 512);
-    let row = RowFormat::new(desc.output, hd).map_or(4 * hd, RowFormat::stride);
+    let row = RowFormat::new(desc.output, hd).map_or(desc.output.bytes().unwrap_or(0) as usize * hd, RowFormat::stride);
     let buffers = vec![
         rows(DType::F32, n * kv_heads, hd),
         vec![0; n],

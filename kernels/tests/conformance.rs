@@ -607,6 +607,11 @@ fn attention_case(desc: &KernelDesc, seed: usize, kind: usize, mask: Mask, sizes
             let (at_seq, key) = (index / ctx / kv_heads, index % ctx);
             let row: Vec<f32> = if poisoned(at_seq, key) { vec![f32::NAN; hd] } else { row.to_vec() };
             match RowFormat::new(dtype, hd) {
+                None if dtype == DType::BF16 => {
+                    let row = row.into_iter().map(bf16::from_f32);
+                    bytes.extend(row.clone().flat_map(bf16::to_le_bytes));
+                    values.extend(row.map(bf16::to_f32));
+                }
                 None => {
                     bytes.extend(row.iter().flat_map(|value| value.to_le_bytes()));
                     values.extend(row);
@@ -624,7 +629,7 @@ fn attention_case(desc: &KernelDesc, seed: usize, kind: usize, mask: Mask, sizes
                 }
             }
         }
-        (Buffer { bytes, align: if dtype == DType::F32 { 4 } else { 1 } }, values)
+        (Buffer { bytes, align: alignment(dtype) }, values)
     };
     let (k_buffer, k) = cache(desc.inputs[1]);
     let (v_buffer, v) = cache(desc.inputs[2]);
@@ -657,7 +662,7 @@ fn attention_case(desc: &KernelDesc, seed: usize, kind: usize, mask: Mask, sizes
 /// Softmax over all keys at once, and the bound of each result.
 ///
 /// With `d` the largest error of a score, every weight relative to the largest is off by at most `2 d`, the rounding of `s - m` and the
-/// error of `exp`; each further tile shrinks it once more with the same errors. The numerator and the denominator both have that error and
+/// error of `exp`; each further tile scales it once more with the same errors. The numerator and the denominator both have that error and
 /// one rounding for each key.
 fn naive_attention<'a>(
     q: &[f32],
@@ -693,6 +698,11 @@ fn naive_attention<'a>(
         .collect()
 }
 
+/// What a cache of a dtype is aligned to: a number, or nothing for records.
+fn alignment(dtype: DType) -> usize {
+    dtype.bytes().map_or(1, |bytes| bytes as usize)
+}
+
 fn append_cases(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
     let mut seed = 0;
     for n in [0, 1, 2, 5] {
@@ -715,7 +725,8 @@ fn append_case(desc: &KernelDesc, seed: usize, [n, kv_heads, hd, gap]: [usize; 4
     if seed.is_multiple_of(3) {
         // Constant rows, infinities and NaN must be encoded as `ir::packing` does it.
         x.iter_mut().take(hd).for_each(|value| *value = 0.25);
-        let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-40];
+        // 1 + 2^-8 and 1 + 3 * 2^-8 lie between two bf16, and the largest f32 rounds to infinity.
+        let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-40, 1.003_906_25, 1.011_718_75, f32::MAX];
         x.iter_mut().skip(hd).step_by(3).zip(values).for_each(|(x, value)| *x = value);
     }
     // Places differ from each other; some are outside of the cache.
@@ -729,7 +740,8 @@ fn append_case(desc: &KernelDesc, seed: usize, [n, kv_heads, hd, gap]: [usize; 4
         })
         .collect();
     let format = RowFormat::new(desc.output, hd);
-    let row_bytes = format.map_or(4 * hd, RowFormat::stride);
+    let number_bytes = desc.output.bytes().unwrap_or(0) as usize;
+    let row_bytes = format.map_or(number_bytes * hd, RowFormat::stride);
     let before = vec![0x5C; (seqs * ctx) as usize * kv_heads * row_bytes];
     let mut after = before.clone();
     for (token, &(seq, pos)) in places.iter().enumerate() {
@@ -742,18 +754,21 @@ fn append_case(desc: &KernelDesc, seed: usize, [n, kv_heads, hd, gap]: [usize; 4
             let record = &mut after[at..at + row_bytes];
             match format {
                 Some(format) => format.encode(row, record),
+                None if desc.output == DType::BF16 => {
+                    let row = row.iter().copied().map(bf16::from_f32);
+                    record.copy_from_slice(&row.flat_map(bf16::to_le_bytes).collect::<Vec<_>>());
+                }
                 None => record.copy_from_slice(&Buffer::f32(row).bytes),
             }
         }
     }
     let dims = [n, kv_heads, hd, ctx as usize, stride, seqs as usize].map(|size| size as i64);
     let (seq, pos): (Vec<i32>, Vec<i32>) = places.into_iter().unzip();
-    let align = if format.is_some() { 1 } else { 4 };
     Case {
         label: "append".to_owned(),
         dims: dims.to_vec(),
         inputs: vec![Buffer::f32(&x), Buffer::i32(&seq), Buffer::i32(&pos)],
-        output: Buffer { bytes: before, align },
+        output: Buffer { bytes: before, align: alignment(desc.output) },
         expected: Expected::Bytes(after),
     }
 }

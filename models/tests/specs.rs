@@ -36,7 +36,7 @@ fn read_with_ron(text: &str) -> Spec {
 fn every_shipped_spec_builds_and_verifies_in_every_cache_format() {
     for (name, text) in shipped() {
         let spec = read(text).unwrap_or_else(|errors| panic!("{name}:\n{errors}"));
-        for (_, kv) in [("f32", KvFormat::F32), ("int4", KvFormat::Int4), ("k8v4", KvFormat::K8v4)] {
+        for kv in [KvFormat::F32, KvFormat::Bf16, KvFormat::Int4, KvFormat::K8v4] {
             let model = build(&spec, &BuildOptions { kv, ..options(&spec) });
             let model = model.unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!(model.program.graphs.len(), 2, "{name}");
@@ -182,9 +182,12 @@ fn programs_survive_the_text_form() {
 #[test]
 fn caches_have_the_format_that_is_asked_for() {
     let spec = read_shipped("tiny");
-    for (kv, expected) in
-        [(KvFormat::F32, [DType::F32; 2]), (KvFormat::Int4, [DType::Q4; 2]), (KvFormat::K8v4, [DType::Q8, DType::Q4])]
-    {
+    for (kv, expected) in [
+        (KvFormat::F32, [DType::F32; 2]),
+        (KvFormat::Bf16, [DType::BF16; 2]),
+        (KvFormat::Int4, [DType::Q4; 2]),
+        (KvFormat::K8v4, [DType::Q8, DType::Q4]),
+    ] {
         let model = build(&spec, &BuildOptions { kv, ..options(&spec) }).unwrap();
         let layer = &model.program.graphs[0];
         let found: Vec<String> = layer.states().map(|(id, _)| layer.ty(id).to_string()).collect();

@@ -264,6 +264,7 @@ fn products(rates: [(f64, f64); 7]) -> Vec<ProductRate> {
         rate(Family::DenseMatmul, DType::F32, DType::F32, None, dense),
         rate(Family::DenseMatmul, DType::F32, DType::BF16, None, dense),
         rate(Family::Attention, DType::F32, DType::F32, None, attention),
+        rate(Family::Attention, DType::F32, DType::BF16, None, attention),
         rate(Family::Attention, DType::F32, DType::Q8, None, attention),
         rate(Family::Attention, DType::F32, DType::Q4, None, attention),
     ]

@@ -208,7 +208,10 @@ fn appends(desc: &CudaKernelDesc) -> Vec<Case> {
             let mut random = Random::new(n * 31 + hd);
             let (ctx, seqs) = (24_u64, 2_u64);
             let x_stride = kv_heads * hd + 8;
-            let x = random.floats(n * x_stride);
+            let mut x = random.floats(n * x_stride);
+            // No number, infinities, and what lies between two bf16.
+            let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.003_906_25, 1.011_718_75, f32::MAX];
+            x.iter_mut().skip(1).step_by(3).zip(values).for_each(|(x, value)| *x = value);
             // A place of its own for each token, and one outside.
             let seq: Vec<i32> = (0..n).map(|token| (token % seqs) as i32).collect();
             let pos: Vec<i32> = (0..n).map(|token| if token == 2 { ctx as i32 } else { token as i32 }).collect();

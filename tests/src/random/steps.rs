@@ -309,11 +309,11 @@ impl Maker {
         let [c0, c1, c2, c3, c4, c5] = step.choices;
         let (kv_heads, groups, d) = (1 + u64::from(c0 % 2), 1 + u64::from(c1 % 3), size(c2));
         let (seq, pos, span) = self.places();
-        let formats = [DType::F32, DType::Q8, DType::Q4];
+        let formats = [DType::F32, DType::Q8, DType::Q4, DType::BF16];
         let cache = Shape::of(&[SEQUENCES, kv_heads, CONTEXT, d]);
         let mut after = Vec::new();
         for (choice, format) in [(c3, c4), (c4, c5)] {
-            let ty = TensorType::new(formats[format as usize % 3], cache.clone());
+            let ty = TensorType::new(formats[format as usize % 4], cache.clone());
             let state = self.new_state(ty);
             let rows = TensorType::new(DType::F32, Shape::new([tokens(), kv_heads.into(), d.into()]));
             let rows = self.of_type(choice, rows);
