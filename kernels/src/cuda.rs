@@ -25,8 +25,10 @@
 //!
 //! # Numerics
 //!
-//! Those of the crate, bit for bit, unless the row says otherwise and bounds the difference. Sources are compiled with `--fmad=false`; where
-//! the order has an `fma`, they call `fmaf`.
+//! Those of the crate, bit for bit, unless the row says otherwise and bounds the difference ([`accuracy`]). Sources are compiled with
+//! `--fmad=false`; where the order has an `fma`, they call `fmaf`.
+
+pub mod accuracy;
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -39,6 +41,7 @@ use ir::packing::TernaryLayout::Tile16;
 
 use crate::desc::{Family, Signature};
 use crate::table::{ANY, signature};
+pub use accuracy::{Accuracy, Rounding};
 
 /// The dims that are arguments of every entry and never constants.
 pub const PER_CALL: &[&str] = &["n"];
@@ -120,6 +123,10 @@ pub struct CudaKernelDesc {
     pub defines: &'static [(&'static str, &'static str)],
     /// How it is launched.
     pub launch: Launch,
+    /// How its results compare with those of the scalar row.
+    pub accuracy: Accuracy,
+    /// Whether it takes these dims, given by their names. Dims that are known only at a call are 0.
+    pub takes: fn(&dyn Fn(&str) -> i64) -> bool,
 }
 
 /// The geometry of a launch.
@@ -274,6 +281,7 @@ static HEADERS: &[(&str, &str)] = &[
     ("copy.cuh", include_str!("../cuda/lib/copy.cuh")),
     ("cluster.cuh", include_str!("../cuda/lib/cluster.cuh")),
     ("rows.cuh", include_str!("../cuda/lib/rows.cuh")),
+    ("mask.cuh", include_str!("../cuda/lib/mask.cuh")),
 ];
 
 /// The row called `name`.
@@ -304,6 +312,8 @@ macro_rules! plain {
             source: include_str!(concat!("../cuda/plain/", $source)),
             defines: &[$((stringify!($define), $value)),*],
             launch: Launch { threads: $threads, shared: Shared::NONE, grid: [$x, $y, Blocks::Count(1)] },
+            accuracy: Accuracy::Exact,
+            takes: any_dims,
         }
     };
 }
@@ -324,9 +334,35 @@ macro_rules! row {
             source: include_str!(concat!("../cuda/", $source)),
             defines: &[$((stringify!($define), $value)),*],
             launch: Launch { threads: $threads, shared: $shared, grid: [$x, $y, $z] },
+            accuracy: Accuracy::Exact,
+            takes: any_dims,
         }
     };
 }
+
+/// A row of attention on tensor cores, with what it rounds.
+macro_rules! rounded {
+    ($rounding:ident, $($row:tt)*) => {
+        CudaKernelDesc {
+            accuracy: Accuracy::Bounded(Rounding::$rounding),
+            takes: tensor_attention_dims,
+            ..row!($($row)*)
+        }
+    };
+}
+
+fn any_dims(_dim: &dyn Fn(&str) -> i64) -> bool {
+    true
+}
+
+/// Head dimensions that tiles of tensor cores divide; records of which pairs are whole units of a copy; and scores that grow with the products.
+fn tensor_attention_dims(dim: &dyn Fn(&str) -> i64) -> bool {
+    let scale = u32::try_from(dim("scale_bits")).map_or(0.0, f32::from_bits);
+    [64, 128].contains(&dim("hd")) && dim("ctx") % 2 == 0 && scale.is_normal() && 0.0 < scale
+}
+
+/// So many tokens that a block has a whole tile of them.
+const MANY: RangeInclusive<u64> = 17..=u64::MAX;
 
 const ONE: Blocks = Blocks::Count(1);
 const SM_80: Sm = Sm { number: 80, is_specific: false };
@@ -406,6 +442,18 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     row!(attention_f32xq4_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
         Attention, [F32, Q4, Q4] => F32, None, 256, Shared { fixed: 4 * 516 * 4 + 512 * 32, each: &[("hd", 256)] },
         [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
+    rounded!(TWO_BF16, attention_f32xbf16_f32__sm90__t16, "attention_split.cu",
+        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "8", STEP = "16", STAGES = "3"], SM_90, 1..=16, Attention, [F32, BF16, BF16] => F32, None,
+        256, Shared { fixed: 0, each: &[("hd", 3 * 8 * 16 * 4)] }, [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
+    rounded!(RAISED_CODES, attention_f32xq8q4_f32__sm90__t32, "attention_split.cu",
+        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "3"], SM_90, 1..=16, Attention, [F32, Q8, Q4] => F32, None,
+        256, Shared { fixed: 3 * 8 * 32 * 16, each: &[("hd", 3 * 8 * 48)] }, [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
+    rounded!(RAISED_CODES, attention_f32xq4_f32__sm90__t32, "attention_split.cu",
+        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "3"], SM_90, 1..=16, Attention, [F32, Q4, Q4] => F32, None,
+        256, Shared { fixed: 3 * 8 * 32 * 16, each: &[("hd", 3 * 8 * 32)] }, [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
+    rounded!(BF16_OPERANDS, attention_f32xbf16_f32__sm90a__t128, "attention_flash.cu", [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW"], SM_90A, MANY,
+        Attention, [F32, BF16, BF16] => F32, None, 384, Shared { fixed: 1024, each: &[("hd", 2 * 128 * 5)] },
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 128), ONE]),
 ];
 
 #[cfg(test)]
