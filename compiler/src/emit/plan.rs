@@ -223,7 +223,7 @@ impl<'a> Emitter<'a> {
                     Hardware::Cuda(_) => Code::Cuda {
                         file: manifest::cubin(&name),
                         entry: name.clone(),
-                        threads: cuda_c::threads(&lowered.nest),
+                        threads: cuda_c::units(&lowered.nest).threads,
                         shared_bytes: 0,
                         waits: true,
                     },
@@ -670,7 +670,11 @@ impl<'a> PhaseCtx<'_, 'a> {
             Extent::Const(size) => Expr::from(*size),
             Extent::Dim(dim) => Expr::symbol(&nest.dims[*dim]),
         };
-        let grid = nest.outer.iter().fold(Expr::from(1), |grid, outer| grid * extent(outer));
+        let units = nest.outer.iter().fold(Expr::from(1), |units, outer| units * extent(outer));
+        let grid = match self.emitter.options.hardware {
+            Hardware::Cpu { .. } => units,
+            Hardware::Cuda(_) => units.div_ceil(cuda_c::units(nest).of_block),
+        };
         let labels: Vec<String> = group.outputs.iter().map(|&value| graph.describe(value)).collect();
         Ok(Step::Call(Call {
             kernel: *kernel,
