@@ -58,6 +58,8 @@ fn a_kernel_that_spills_is_refused_unless_it_is_allowed_to() {
         tokens: row.tokens.clone(),
         requires: row.requires,
         signature: row.signature,
+        accuracy: row.accuracy,
+        takes: row.takes,
         source,
         defines: &[],
         launch: row.launch,
