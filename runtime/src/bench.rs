@@ -242,19 +242,19 @@ pub fn measure(
         steps => Some(measure_batch(session, workload, &ids, steps, &mut advance)?),
     };
 
-    session.start_trace();
+    session.start_trace(Trace::default());
     prefill(session, 0, &ids[..prompt], workload)?;
     let mut steps = step_rates("prefill", &session.take_trace().unwrap_or_default());
     let linear_rate = linear_rate(&steps);
     advance(prompt)?;
-    session.start_trace();
+    session.start_trace(Trace::default());
     if 0 < traced {
         decode(session, ids[prompt], traced)?;
         advance(traced)?;
     }
     steps.extend(step_rates("decode", &session.take_trace().unwrap_or_default()));
     if 0 < batch_steps {
-        session.start_trace();
+        session.start_trace(Trace::default());
         batch_pass(session, workload, &ids, batch_steps, &mut advance)?;
         steps.extend(step_rates("batch", &session.take_trace().unwrap_or_default()));
     }

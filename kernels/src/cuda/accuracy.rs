@@ -45,12 +45,10 @@ const BF16: f64 = 1.0 / 512.0;
 
 impl Rounding {
     /// Queries and weights are bf16; keys and values are, too, as they lie in the cache.
-    pub const BF16_OPERANDS: Rounding =
-        Rounding { queries: BF16, keys: 0.0, weights: BF16, values: 0.0, offset: 0.0 };
+    pub const BF16_OPERANDS: Rounding = Rounding { queries: BF16, keys: 0.0, weights: BF16, values: 0.0, offset: 0.0 };
 
     /// Queries and weights are bf16, and so are keys and values once they are decoded.
-    pub const BF16_DECODED: Rounding =
-        Rounding { queries: BF16, keys: BF16, weights: BF16, values: BF16, offset: 0.0 };
+    pub const BF16_DECODED: Rounding = Rounding { queries: BF16, keys: BF16, weights: BF16, values: BF16, offset: 0.0 };
 
     /// Queries and weights are sums of two bf16; keys and values are as they lie in the cache.
     pub const TWO_BF16: Rounding =
