@@ -279,6 +279,31 @@ fn run_prints_text_and_nothing_else_and_json_on_demand() {
 }
 
 #[test]
+fn a_trace_has_every_step_of_every_call() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("steps.json");
+    Tritter.succeed(&["run", nano(), "--tokens", "1,2,3", "--max-new-tokens", "4", "--trace", str(&path)]);
+    let trace: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let on = |line: u64| events.iter().filter(move |event| event["ph"] == "X" && event["tid"] == line);
+    let names: Vec<&str> = on(1).map(|event| event["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["batch of 3", "decode of 1", "decode of 1", "decode of 1"]);
+    // Steps lie inside their calls, one after the other.
+    let end = |event: &serde_json::Value| event["ts"].as_f64().unwrap() + event["dur"].as_f64().unwrap();
+    for call in on(1) {
+        let (start, end_of_call) = (call["ts"].as_f64().unwrap(), end(call));
+        let inside = on(2).filter(|step| (start..end_of_call).contains(&step["ts"].as_f64().unwrap()));
+        let time: f64 = inside.map(|step| step["dur"].as_f64().unwrap()).sum();
+        assert!((time - (end_of_call - start)).abs() < 1.0, "{time} of {}", end_of_call - start);
+    }
+    assert!(on(2).any(|step| step["args"]["round"] == 0 && step["args"]["kernel"].is_string()));
+    let gone = directory.path().join("none").join("steps.json");
+    let refused = Tritter.run(&["run", nano(), "--tokens", "1", "--trace", str(&gone)]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("cannot write into") && refused.stdout.is_empty());
+}
+
+#[test]
 fn sampling_follows_its_seed() {
     let sample = |seed: &str| {
         let args = ["run", nano(), "--prompt", "def f(", "--temperature", "1.5", "--top-k", "40", "--top-p", "0.98"];

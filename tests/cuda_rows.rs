@@ -127,6 +127,7 @@ fn model(dim: &str) -> i64 {
         "hd" | "group" | "x_stride" => 128,
         "scale_bits" => i64::from(128_f32.sqrt().recip().to_bits()),
         "ctx" => 4096,
+        "v" => 128_256,
         "seqs" => 1,
         _ => 0,
     }
@@ -142,6 +143,7 @@ fn ragged(dim: &str) -> i64 {
         "group" => 64,
         "x_stride" => 400,
         "ctx" => 77,
+        "v" => 331,
         "window" => 33,
         "sinks" => 3,
         "seqs" => 2,

@@ -35,7 +35,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use ir::DType;
-use ir::DType::{BF16, F32, Q4, Q8, T2};
+use ir::DType::{BF16, F32, I32, Q4, Q8, T2};
 use ir::packing::TernaryLayout;
 use ir::packing::TernaryLayout::Tile16;
 
@@ -282,6 +282,7 @@ static HEADERS: &[(&str, &str)] = &[
     ("exact.cuh", include_str!("../cuda/lib/exact.cuh")),
     ("mma.cuh", include_str!("../cuda/lib/mma.cuh")),
     ("copy.cuh", include_str!("../cuda/lib/copy.cuh")),
+    ("cluster.cuh", include_str!("../cuda/lib/cluster.cuh")),
     ("rows.cuh", include_str!("../cuda/lib/rows.cuh")),
     ("barrier.cuh", include_str!("../cuda/lib/barrier.cuh")),
     ("attention.cuh", include_str!("../cuda/lib/attention.cuh")),
@@ -435,6 +436,9 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
     plain!(kv_append_f32_q4__cuda__t1, "kv_append.cu", [ROW = "RowQ4"], KvAppend, [F32] => Q4, None, 32,
         [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
+    plain!(sample_f32_i32__cuda__t1, "../sample.cu", [CLUSTER = "1"], Sample, [F32] => I32, None, 512, [ONE, Blocks::Dim("n")]),
+    row!(sample_f32_i32__sm90__t8, "sample.cu", [CLUSTER = "8"], SM_90, ANY, Sample, [F32] => I32, None, 512, Shared::NONE,
+        [Blocks::Count(8), Blocks::Dim("n"), ONE]),
     row!(ternary_gemv_q8xt2_f32__sm80__r16t1, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "1", MIN_BLOCKS = "4"],
         SM_80, 1..=1, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE]),
     row!(ternary_gemm_q8xt2_f32__sm80__r32t8, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "1", MIN_BLOCKS = "3"],

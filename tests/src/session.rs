@@ -242,5 +242,8 @@ pub fn reference_inputs(ids: &[u32], start: usize) -> Vec<Tensor> {
         Tensor::of(DType::I32, &[n], count(start)),
         Tensor::of(DType::I32, &[n, 2], vec![0.0; 2 * n]),
         Tensor::of(DType::I32, &[n], count(0)),
+        // The most probable token after each.
+        Tensor::of(DType::F32, &[n, 4], vec![0.0; 4 * n]),
+        Tensor::of(DType::I32, &[n, 2], vec![0.0; 2 * n]),
     ]
 }
