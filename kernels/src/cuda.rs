@@ -384,9 +384,15 @@ fn split_dims(dim: Dims<'_>) -> bool {
     tensor_attention_dims(dim) && dim("heads") <= 8 * dim("kv_heads")
 }
 
-/// So few KV heads that an H100 has a cluster of 16 blocks for each of them at once, and clusters of 8 would leave half of it idle.
+/// KV heads of which an H100 has as many clusters of 16 blocks at once, while clusters of 8 would leave half of it idle.
+const FEW_KV_HEADS: i64 = 5;
+
 fn few_split_dims(dim: Dims<'_>) -> bool {
-    split_dims(dim) && dim("kv_heads") <= 5
+    split_dims(dim) && dim("kv_heads") <= FEW_KV_HEADS
+}
+
+fn many_split_dims(dim: Dims<'_>) -> bool {
+    split_dims(dim) && FEW_KV_HEADS < dim("kv_heads")
 }
 
 /// So many tokens that a block has a whole tile of them.
@@ -473,8 +479,8 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     split!(TWO_BF16, few_split_dims, attention_f32xbf16_f32__sm90a__t16w4c16,
         [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "16", STEP = "16", STAGES = "3"], SM_90A, 1..=1, [F32, BF16, BF16], 128,
         Shared { fixed: 0, each: &[("hd", 192 * 4)] }, 16),
-    split!(TWO_BF16, split_dims, attention_f32xbf16_f32__sm90__t16w8c8,
-        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "8", STEP = "16", STAGES = "3"], SM_90, 1..=1, [F32, BF16, BF16], 256,
+    split!(TWO_BF16, many_split_dims, attention_f32xbf16_f32__sm90a__t16w8c8,
+        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "8", STEP = "16", STAGES = "3"], SM_90A, 1..=1, [F32, BF16, BF16], 256,
         Shared { fixed: 0, each: &[("hd", 384 * 4)] }, 8),
     split!(TWO_BF16, split_dims, attention_f32xbf16_f32__sm90__t16w4c8,
         [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "8", STEP = "16", STAGES = "3"], SM_90, FEW, [F32, BF16, BF16], 128,
@@ -482,17 +488,17 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     split!(CODES, few_split_dims, attention_f32xq8q4_f32__sm90a__t64w8c16,
         [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "16", STEP = "64", STAGES = "2"], SM_90A, 1..=1, [F32, Q8, Q4], 256,
         Shared { fixed: 1024 * 16, each: &[("hd", 1024 / 2 * 3)] }, 16),
-    split!(CODES, split_dims, attention_f32xq8q4_f32__sm90__t64w8c8,
-        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "64", STAGES = "2"], SM_90, 1..=1, [F32, Q8, Q4], 256,
+    split!(CODES, many_split_dims, attention_f32xq8q4_f32__sm90a__t64w8c8,
+        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "64", STAGES = "2"], SM_90A, 1..=1, [F32, Q8, Q4], 256,
         Shared { fixed: 1024 * 16, each: &[("hd", 1024 / 2 * 3)] }, 8),
-    split!(CODES, split_dims, attention_f32xq8q4_f32__sm90__t32w8c8,
-        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "2"], SM_90, FEW, [F32, Q8, Q4], 256,
-        Shared { fixed: 512 * 16, each: &[("hd", 512 / 2 * 3)] }, 8),
+    split!(CODES, split_dims, attention_f32xq8q4_f32__sm90__t32w4c8,
+        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "2"], SM_90, FEW, [F32, Q8, Q4], 128,
+        Shared { fixed: 256 * 16, each: &[("hd", 256 / 2 * 3)] }, 8),
     split!(CODES, few_split_dims, attention_f32xq4_f32__sm90a__t64w8c16,
         [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "16", STEP = "64", STAGES = "3"], SM_90A, 1..=1, [F32, Q4, Q4], 256,
         Shared { fixed: 1536 * 16, each: &[("hd", 1536)] }, 16),
-    split!(CODES, split_dims, attention_f32xq4_f32__sm90__t64w8c8,
-        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "64", STAGES = "3"], SM_90, 1..=1, [F32, Q4, Q4], 256,
+    split!(CODES, many_split_dims, attention_f32xq4_f32__sm90a__t64w8c8,
+        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "64", STAGES = "3"], SM_90A, 1..=1, [F32, Q4, Q4], 256,
         Shared { fixed: 1536 * 16, each: &[("hd", 1536)] }, 8),
     split!(CODES, split_dims, attention_f32xq4_f32__sm90__t32w8c8,
         [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "2"], SM_90, FEW, [F32, Q4, Q4], 256,
