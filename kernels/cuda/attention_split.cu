@@ -155,15 +155,19 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
                 }
             unit[tile][0] = unit[tile][1] = scale, query_sum[tile][0] = query_sum[tile][1] = 0.0f;
         } else {
-            float absmax = 0.0f, zero = 0.0f;
+            // The numbers of the dims that the keys have in this lane's places.
+            float x[K_PRODUCTS][2][4], absmax = 1e-30f, zero = 0.0f;
 #pragma unroll
-            for (int i = 0; i < HD / 4; i++) absmax = fmaxf(absmax, fabsf(numbers[c + 4 * i])), zero = fmaf(numbers[c + 4 * i], 0.0f, zero);
+            for (int i = 0; i < K_PRODUCTS * 8; i++) {
+                int product = i / 8, half = i / 4 % 2, j = i % 4;
+                float number = numbers[K_ROW == Q4_ROW ? 8 * (c + 4 * product) + 2 * j + half : 4 * (c + 8 * product + 4 * half) + j];
+                x[product][half][j] = number, absmax = fmaxf(absmax, fabsf(number)), zero = fmaf(number, 0.0f, zero);
+            }
 #pragma unroll
             for (int d = 1; d < 4; d *= 2) {
                 absmax = fmaxf(absmax, __shfl_xor_sync(0xffffffffu, absmax, d));
                 zero = zero + __shfl_xor_sync(0xffffffffu, zero, d);
             }
-            absmax = fmaxf(absmax, 1e-30f);
             float factor = LARGEST / absmax;
             int sum = 0;
 #pragma unroll
@@ -173,9 +177,7 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
                     query[tile][i][half] = 0;
 #pragma unroll
                     for (int j = 0; j < 4; j++) {
-                        // The dim that the keys have in this place.
-                        int d = K_ROW == Q4_ROW ? 8 * (c + 4 * i) + 2 * j + half : 4 * (c + 8 * i + 4 * half) + j;
-                        int number = __float2int_rn(numbers[d] * factor), upper = (number + 128) >> 8;
+                        int number = __float2int_rn(x[i][half][j] * factor), upper = (number + 128) >> 8;
                         query[tile][i][half] |= (unsigned)((is_upper ? upper : number) & 255) << (8 * j);
                         sum += number;
                     }
