@@ -193,6 +193,7 @@ pub fn prefetch(from: *const u8) {
 
 /// Keeps the loads that come later in the program from being done earlier: the accumulators of a large step fill the registers, and values
 /// that are loaded long before their use go to the stack and back.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn hold_loads() {
     std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
