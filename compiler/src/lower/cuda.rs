@@ -4,13 +4,13 @@ use std::ops::RangeInclusive;
 
 use ir::plan::{Expr, Grid};
 use ir::{Graph, ValueId};
-use kernels::cuda::{Blocks, PER_CALL};
+use kernels::cuda::{Accuracy, Blocks, PER_CALL};
 use kernels::{CUDA_TABLE, CudaKernelDesc, Sm, Specialised, extent};
 
 use crate::lower::cpu::{self, NoKernel, Wanted};
 
-/// The kernel of an op for calls of a range of tokens: among those that the target can run, one that is not plain, made for the fewest tokens, of
-/// the highest capability.
+/// The kernel of an op for calls of a range of tokens: among those that the target can run and that take its sizes, one that is not plain, made for
+/// the fewest tokens, of the highest capability, and rather one whose results are bounded than one whose results are exact.
 ///
 /// # Errors
 ///
@@ -36,7 +36,9 @@ pub fn choose(
     };
     let best = CUDA_TABLE.iter().filter(fits).min_by_key(|desc| {
         let tokens = desc.tokens.end() - desc.tokens.start();
-        (desc.is_plain(), tokens, std::cmp::Reverse(desc.requires), desc.name)
+        // Rows that need not keep to the one order of the sums are faster.
+        let is_exact = desc.accuracy == Accuracy::Exact;
+        (desc.is_plain(), tokens, std::cmp::Reverse(desc.requires), is_exact, desc.name)
     });
     let refuse = |reason: String| {
         let closest: Vec<&str> = CUDA_TABLE.iter().filter(|desc| desc.family == family).map(|desc| desc.name).collect();
