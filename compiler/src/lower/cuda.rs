@@ -10,7 +10,7 @@ use kernels::{CUDA_TABLE, CudaKernelDesc, Sm, Specialised, extent};
 use crate::lower::cpu::{self, NoKernel, Wanted};
 
 /// The kernel of an op for calls of a range of tokens: among those that the target can run, one that is not plain, made for the fewest tokens, of
-/// the highest capability.
+/// the highest capability; then the one whose tiles take the least time for the most tokens.
 ///
 /// # Errors
 ///
@@ -31,16 +31,17 @@ pub fn choose(
             && desc.tokens.start() <= tokens.start()
             && tokens.end() <= desc.tokens.end()
     };
+    let size = |name: &str| cpu::dim(graph, value, name, 0).and_then(|expr| expr.as_const()).unwrap_or(0);
     let best = CUDA_TABLE.iter().filter(fits).min_by_key(|desc| {
-        let tokens = desc.tokens.end() - desc.tokens.start();
-        (desc.is_plain(), tokens, std::cmp::Reverse(desc.requires), desc.name)
+        let range = desc.tokens.end() - desc.tokens.start();
+        let time = desc.tile.map_or(0, |tile| tile.nanoseconds(*tokens.end(), size("k"), size("m")));
+        (desc.is_plain(), range, std::cmp::Reverse(desc.requires), time, desc.name)
     });
     let refuse = |reason: String| {
         let closest: Vec<&str> = CUDA_TABLE.iter().filter(|desc| desc.family == family).map(|desc| desc.name).collect();
         cpu::refuse(graph, value, sm.to_string(), reason, &closest)
     };
     let best = best.ok_or_else(|| refuse("no row has these types".to_owned()))?;
-    let size = |name: &str| cpu::dim(graph, value, name, 0).and_then(|expr| expr.as_const()).unwrap_or(0);
     match extent::broken_limit(family, &inputs, &|name| i64::try_from(size(name)).unwrap_or(i64::MAX)) {
         Some(limit) => Err(refuse(limit)),
         None => Ok(best),
