@@ -456,7 +456,7 @@ fn random_programs_compute_what_they_mean() {
 #[test]
 fn layers_compute_what_they_mean() {
     let model = Model::shipped("tiny").unwrap();
-    for kv in [KvFormat::F32, KvFormat::Int4, KvFormat::K8v4] {
+    for kv in [KvFormat::F32, KvFormat::Bf16, KvFormat::Int4, KvFormat::K8v4] {
         let (length, chunk) = (21, 20);
         let build = Build { kv, chunk, ..Build::new(40) };
         let built = model.build(&build).unwrap();

@@ -1,4 +1,4 @@
-// Attention of few tokens over a KV cache, with the online softmax of the crate, bit for bit.
+// Attention of few tokens over a KV cache, piece by piece in the order of the crate, bit for bit.
 //
 // q, out: f32 [n, HEADS, HD]; k, v: caches [seqs, KV_HEADS, CTX] of rows of HD numbers; seq, pos: i32 [n]; span: i32 [n, 2].
 //
@@ -9,8 +9,8 @@
 //   scores    a warp takes eight keys at a time; its lanes are the 32 accumulators of `dot`, and the sums of keys and heads go through the tree together,
 //             half as many numbers after each step
 //   values    to shared memory, for the share of the head dimension: f32 are copied while the scores are computed, others decoded after them
-//   softmax   every block for itself: a warp takes a piece of 64 keys of one head
-//   result    a thread is one number of one head: one chain of fma over the keys
+//   softmax   every block for itself: a warp takes a piece of 64 keys of one head, a thread finds how a piece joins those before it
+//   result    a thread is one number of one head: a chain of fma over the keys of each piece, one piece after the other
 //
 // Blocks whose head is not the first of a group have nothing to do. Shared memory, dynamic: GROUP * LINE * 4 bytes for the scores, and WIDTH * 4 for
 // each key of a round. Bound: latency up to some hundred keys; then softmax and chain, about 30 clocks a key together.
@@ -107,7 +107,7 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
        const int *__restrict__ span, float *__restrict__ out, int n) {
     extern __shared__ __align__(16) float shared[];
     float *scores = shared, *values = shared + GROUP * LINE;
-    __shared__ float largest_of[GROUP][PIECES], shrink_of[GROUP][PIECES], sum_of[GROUP][PIECES], largest[GROUP], total[GROUP];
+    __shared__ float largest_of[GROUP][PIECES], keep_of[GROUP][PIECES], gain_of[GROUP][PIECES], sum_of[GROUP][PIECES], largest[GROUP], total[GROUP];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rank = rank_in_cluster(), head = blockIdx.y, token = blockIdx.z;
     if (head % GROUP != 0) return;
     show_start();
@@ -197,36 +197,20 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
         wait_for_copies<0>();
         enter_cluster();
         leave_cluster();
-        // Largest scores of the pieces. A warp takes several pieces at once, since each is a chain of shuffles; beyond the last it repeats that one.
+        // Largest scores of the pieces, exponentials, and what they add up to. A warp takes several pieces at once, since each is a chain of shuffles.
         int tasks = GROUP * count;
         for (int begin = warp; begin < tasks; begin += WARPS * AT_ONCE) {
-            float most[AT_ONCE];
-#pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) {
-                int at = min(begin + i * WARPS, tasks - 1);
-                const float *line = scores + at / count * LINE + at % count * 64;
-                float low = line[lane], high = line[lane + 32];
-                most[i] = largest_in_warp(low < high ? high : low);
-            }
+            float low[AT_ONCE], high[AT_ONCE], most[AT_ONCE], sum[AT_ONCE];
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++) {
                 int at = begin + i * WARPS;
-                if (lane == 0 && at < tasks) largest_of[at / count][at % count] = most[i];
+                const float *line = scores + at / count * LINE + at % count * 64;
+                low[i] = at < tasks ? line[lane] : 0.0f, high[i] = at < tasks ? line[lane + 32] : 0.0f;
+                most[i] = largest_in_warp(low[i] < high[i] ? high[i] : low[i]);
             }
-        }
-        __syncthreads();
-        // Exponentials, and what they add up to.
-        for (int begin = warp; begin < tasks; begin += WARPS * AT_ONCE) {
-            float low[AT_ONCE], high[AT_ONCE], shrink[AT_ONCE], sum[AT_ONCE];
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++) {
-                int at = min(begin + i * WARPS, tasks - 1), h = at / count, piece = at % count;
-                const float *line = scores + h * LINE + piece * 64;
-                float earlier = largest_in_warp(lane < piece ? largest_of[h][lane] : minus_infinity);
-                float before = largest[h] < earlier ? earlier : largest[h];
-                float now = before < largest_of[h][piece] ? largest_of[h][piece] : before;
-                low[i] = exp_exact(line[lane] - now), high[i] = exp_exact(line[lane + 32] - now);
-                shrink[i] = exp_exact(before - now);
+                low[i] = exp_exact(low[i] - most[i]), high[i] = exp_exact(high[i] - most[i]);
                 sum[i] = sum_tree(low[i] + high[i]);
             }
 #pragma unroll
@@ -236,8 +220,16 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
                 int h = at / count, piece = at % count;
                 float *line = scores + h * LINE + piece * 64;
                 line[lane] = low[i], line[lane + 32] = high[i];
-                if (lane == 0) sum_of[h][piece] = sum[i], shrink_of[h][piece] = shrink[i];
+                if (lane == 0) largest_of[h][piece] = most[i], sum_of[h][piece] = sum[i];
             }
+        }
+        __syncthreads();
+        if (threadIdx.x < tasks) {
+            int h = threadIdx.x / count, piece = threadIdx.x % count;
+            float before = largest[h];
+            for (int earlier = 0; earlier < piece; earlier++) before = before < largest_of[h][earlier] ? largest_of[h][earlier] : before;
+            float now = before < largest_of[h][piece] ? largest_of[h][piece] : before;
+            keep_of[h][piece] = exp_exact(before - now), gain_of[h][piece] = exp_exact(largest_of[h][piece] - now);
         }
         __syncthreads();
         if (threadIdx.x < GROUP) {
@@ -245,7 +237,7 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
             float most = largest[h], sum = total[h];
             for (int piece = 0; piece < count; piece++) {
                 most = most < largest_of[h][piece] ? largest_of[h][piece] : most;
-                sum = fmaf(sum, shrink_of[h][piece], sum_of[h][piece]);
+                sum = fmaf(sum, keep_of[h][piece], sum_of[h][piece] * gain_of[h][piece]);
             }
             largest[h] = most, total[h] = sum;
         }
@@ -259,22 +251,22 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
             for (int piece = 0; piece < count; piece++) {
                 int base, from, to;
                 pieces.get(first + piece, base, from, to);
-                float shrink = shrink_of[h][piece];
-                if (shrink != 1.0f) acc[c] = acc[c] * shrink;
+                float part = 0.0f;
                 if (to - from == 64) {
 #pragma unroll
                     for (int slot = piece * 64; slot < piece * 64 + 64; slot += 4) {
                         float4 p = *(const float4 *)(weights + slot);
                         const float *x = numbers + slot * WIDTH;
-                        acc[c] = fmaf(p.x, x[0], acc[c]);
-                        acc[c] = fmaf(p.y, x[WIDTH], acc[c]);
-                        acc[c] = fmaf(p.z, x[2 * WIDTH], acc[c]);
-                        acc[c] = fmaf(p.w, x[3 * WIDTH], acc[c]);
+                        part = fmaf(p.x, x[0], part);
+                        part = fmaf(p.y, x[WIDTH], part);
+                        part = fmaf(p.z, x[2 * WIDTH], part);
+                        part = fmaf(p.w, x[3 * WIDTH], part);
                     }
                 } else {
 #pragma unroll 8
-                    for (int slot = piece * 64 + from - base; slot < piece * 64 + to - base; slot++) acc[c] = fmaf(weights[slot], numbers[slot * WIDTH], acc[c]);
+                    for (int slot = piece * 64 + from - base; slot < piece * 64 + to - base; slot++) part = fmaf(weights[slot], numbers[slot * WIDTH], part);
                 }
+                acc[c] = fmaf(acc[c], keep_of[h][piece], part * gain_of[h][piece]);
             }
         }
         // Nobody writes the next scores while another reads these.

@@ -16,6 +16,7 @@
 //
 // Shared memory, dynamic: STAGES * (128 * TOKENS + 16 * 576) + 1024 bytes, and (SPLIT - 1) * ceil(TOKENS / 8 / SPLIT) * 8192 for sums. Bound: the rate
 // of wgmma, and the L2, which has 128 + 9216 / TOKENS bytes to give for each token and 256 * 128 products.
+#include "lib/cluster.cuh"
 #include "lib/stage.cuh"
 
 constexpr int BLOCK_ROWS = 256, ROW_TILES = ceil_div(M, BLOCK_ROWS);
@@ -89,9 +90,6 @@ __device__ __forceinline__ void wait_for_others(unsigned barrier, int parity) {
         "{ .reg .pred done; again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1; @!done bra again; }" ::"r"(barrier),
         "r"(parity)
         : "memory");
-}
-__device__ __forceinline__ void meet_cluster() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 // The same number, but the compiler does not know: it would make one of the branches for different numbers, and index registers in it.
@@ -289,7 +287,7 @@ KERNEL(const u8 *x, const u8 *w, const float *scale, float *out, int n) {
     if (1 < SPLIT && threadIdx.x < 2) make_barrier(received + 8 * threadIdx.x, (SPLIT - 1) * (MULTIPLIERS / 32));
     __syncthreads();
     // Barriers are there before another block arrives at them, and shared memory as long as one may.
-    if (1 < SPLIT) meet_cluster();
+    if (1 < SPLIT) wait_for_cluster();
     let_next_start();
     wait_for_inputs();
     if (threadIdx.x < FETCHERS) {
@@ -299,5 +297,5 @@ KERNEL(const u8 *x, const u8 *w, const float *scale, float *out, int n) {
         take_registers<232>();
         multiply_all(base, full, empty, sums, received, numbers_of[threadIdx.x / 128 - 1], x, scale, out, n, tiles);
     }
-    if (1 < SPLIT) meet_cluster();
+    if (1 < SPLIT) wait_for_cluster();
 }

@@ -25,20 +25,23 @@
 //!
 //! # Numerics
 //!
-//! Those of the crate, bit for bit, unless the row says otherwise and bounds the difference. Sources are compiled with `--fmad=false`; where
-//! the order has an `fma`, they call `fmaf`.
+//! Those of the crate, bit for bit, unless the row says otherwise and bounds the difference ([`accuracy`]). Sources are compiled with
+//! `--fmad=false`; where the order has an `fma`, they call `fmaf`.
+
+pub mod accuracy;
 
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use ir::DType;
-use ir::DType::{BF16, F32, Q4, Q8, T2};
+use ir::DType::{BF16, F32, I32, Q4, Q8, T2};
 use ir::packing::TernaryLayout;
 use ir::packing::TernaryLayout::Tile16;
 
 use crate::desc::{Family, Signature};
 use crate::table::{ANY, signature};
+pub use accuracy::{Accuracy, Rounding};
 
 /// The dims that are arguments of every entry and never constants.
 pub const PER_CALL: &[&str] = &["n"];
@@ -122,6 +125,10 @@ pub struct CudaKernelDesc {
     pub launch: Launch,
     /// What a turn computes, where that is all in which rows differ.
     pub tile: Option<Tile>,
+    /// How its results compare with those of the scalar row.
+    pub accuracy: Accuracy,
+    /// Whether it takes these dims, given by their names. Dims that are known only at a call are 0.
+    pub takes: fn(&dyn Fn(&str) -> i64) -> bool,
 }
 
 /// The part of a result that a cluster of blocks computes in one turn.
@@ -308,7 +315,9 @@ static HEADERS: &[(&str, &str)] = &[
     ("mma.cuh", include_str!("../cuda/lib/mma.cuh")),
     ("copy.cuh", include_str!("../cuda/lib/copy.cuh")),
     ("stage.cuh", include_str!("../cuda/lib/stage.cuh")),
+    ("cluster.cuh", include_str!("../cuda/lib/cluster.cuh")),
     ("rows.cuh", include_str!("../cuda/lib/rows.cuh")),
+    ("mask.cuh", include_str!("../cuda/lib/mask.cuh")),
 ];
 
 /// The row called `name`.
@@ -340,6 +349,8 @@ macro_rules! plain {
             defines: &[$((stringify!($define), $value)),*],
             launch: Launch { threads: $threads, shared: Shared::NONE, grid: [$x, $y, Blocks::Count(1)] },
             tile: None,
+            accuracy: Accuracy::Exact,
+            takes: any_dims,
         }
     };
 }
@@ -361,6 +372,8 @@ macro_rules! row {
             defines: &[$((stringify!($define), $value)),*],
             launch: Launch { threads: $threads, shared: $shared, grid: [$x, $y, $z] },
             tile: None,
+            accuracy: Accuracy::Exact,
+            takes: any_dims,
         }
     };
 }
@@ -375,6 +388,30 @@ macro_rules! tiled {
         }
     };
 }
+
+/// A row of attention on tensor cores, with what it rounds.
+macro_rules! rounded {
+    ($rounding:ident, $($row:tt)*) => {
+        CudaKernelDesc {
+            accuracy: Accuracy::Bounded(Rounding::$rounding),
+            takes: tensor_attention_dims,
+            ..row!($($row)*)
+        }
+    };
+}
+
+fn any_dims(_dim: &dyn Fn(&str) -> i64) -> bool {
+    true
+}
+
+/// Head dimensions that tiles of tensor cores divide; records of which pairs are whole units of a copy; and scores that grow with the products.
+fn tensor_attention_dims(dim: &dyn Fn(&str) -> i64) -> bool {
+    let scale = u32::try_from(dim("scale_bits")).map_or(0.0, f32::from_bits);
+    [64, 128].contains(&dim("hd")) && dim("ctx") % 2 == 0 && scale.is_normal() && 0.0 < scale
+}
+
+/// So many tokens that a block has a whole tile of them.
+const MANY: RangeInclusive<u64> = 17..=u64::MAX;
 
 const ONE: Blocks = Blocks::Count(1);
 const SM_80: Sm = Sm { number: 80, is_specific: false };
@@ -400,6 +437,10 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
     plain!(attention_f32xf32_f32__cuda__t1024, "attention_few.cu", [K_ROW = "RowF32", V_ROW = "RowF32"], Attention, [F32, F32, F32] => F32, None,
         512, [Blocks::Dim("heads"), Blocks::Dim("n")], FEW),
+    plain!(attention_f32xbf16_f32__cuda__t64, "attention.cu", [K_ROW = "RowBf16", V_ROW = "RowBf16"], Attention, [F32, BF16, BF16] => F32, None,
+        128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+    plain!(attention_f32xbf16_f32__cuda__t1024, "attention_few.cu", [K_ROW = "RowBf16", V_ROW = "RowBf16"], Attention, [F32, BF16, BF16] => F32, None,
+        512, [Blocks::Dim("heads"), Blocks::Dim("n")], FEW),
     plain!(attention_f32xq8q4_f32__cuda__t64, "attention.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4"], Attention, [F32, Q8, Q4] => F32, None,
         128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
     plain!(attention_f32xq8q4_f32__cuda__t1024, "attention_few.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4"], Attention, [F32, Q8, Q4] => F32, None,
@@ -410,10 +451,15 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         512, [Blocks::Dim("heads"), Blocks::Dim("n")], FEW),
     plain!(kv_append_f32_f32__cuda__t1, "kv_append.cu", [ROW = "RowF32"], KvAppend, [F32] => F32, None, 128,
         [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 4)]),
+    plain!(kv_append_f32_bf16__cuda__t1, "kv_append.cu", [ROW = "RowBf16"], KvAppend, [F32] => BF16, None, 128,
+        [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 4)]),
     plain!(kv_append_f32_q8__cuda__t1, "kv_append.cu", [ROW = "RowQ8"], KvAppend, [F32] => Q8, None, 128,
         [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 4)]),
     plain!(kv_append_f32_q4__cuda__t1, "kv_append.cu", [ROW = "RowQ4"], KvAppend, [F32] => Q4, None, 128,
         [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 4)]),
+    plain!(sample_f32_i32__cuda__t1, "../sample.cu", [CLUSTER = "1"], Sample, [F32] => I32, None, 512, [ONE, Blocks::Dim("n")]),
+    row!(sample_f32_i32__sm90__t8, "sample.cu", [CLUSTER = "8"], SM_90, ANY, Sample, [F32] => I32, None, 512, Shared::NONE,
+        [Blocks::Count(8), Blocks::Dim("n"), ONE]),
     row!(ternary_gemv_q8xt2_f32__sm80__r16t1, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "1", MIN_BLOCKS = "4"],
         SM_80, 1..=1, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE]),
     row!(ternary_gemm_q8xt2_f32__sm80__r32t8, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "1", MIN_BLOCKS = "3"],
@@ -445,12 +491,27 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     row!(attention_f32xf32_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowF32", V_ROW = "RowF32", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
         Attention, [F32, F32, F32] => F32, None, 256, Shared { fixed: 4 * 516 * 4 + 512 * 32, each: &[("hd", 256)] },
         [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
+    row!(attention_f32xbf16_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowBf16", V_ROW = "RowBf16", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
+        Attention, [F32, BF16, BF16] => F32, None, 256, Shared { fixed: 4 * 516 * 4 + 512 * 32, each: &[("hd", 256)] },
+        [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
     row!(attention_f32xq8q4_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
         Attention, [F32, Q8, Q4] => F32, None, 256, Shared { fixed: 4 * 516 * 4 + 512 * 32, each: &[("hd", 256)] },
         [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
     row!(attention_f32xq4_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
         Attention, [F32, Q4, Q4] => F32, None, 256, Shared { fixed: 4 * 516 * 4 + 512 * 32, each: &[("hd", 256)] },
         [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
+    rounded!(TWO_BF16, attention_f32xbf16_f32__sm90__t16, "attention_split.cu",
+        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "8", STEP = "16", STAGES = "3"], SM_90, 1..=16, Attention, [F32, BF16, BF16] => F32, None,
+        256, Shared { fixed: 0, each: &[("hd", 3 * 8 * 16 * 4)] }, [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
+    rounded!(RAISED_CODES, attention_f32xq8q4_f32__sm90__t32, "attention_split.cu",
+        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "3"], SM_90, 1..=16, Attention, [F32, Q8, Q4] => F32, None,
+        256, Shared { fixed: 3 * 8 * 32 * 16, each: &[("hd", 3 * 8 * 48)] }, [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
+    rounded!(RAISED_CODES, attention_f32xq4_f32__sm90__t32, "attention_split.cu",
+        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "3"], SM_90, 1..=16, Attention, [F32, Q4, Q4] => F32, None,
+        256, Shared { fixed: 3 * 8 * 32 * 16, each: &[("hd", 3 * 8 * 32)] }, [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
+    rounded!(BF16_OPERANDS, attention_f32xbf16_f32__sm90a__t128, "attention_flash.cu", [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW"], SM_90A, MANY,
+        Attention, [F32, BF16, BF16] => F32, None, 384, Shared { fixed: 1024, each: &[("hd", 2 * 128 * 5)] },
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 128), ONE]),
 ];
 
 #[cfg(test)]

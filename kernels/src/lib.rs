@@ -65,13 +65,14 @@
 //!   its activations: `acc_l = fma(d_l, scale, acc_l)` and `low = fma(minimum, s_x, low)`. Then the tree of `dot` from `d` = 8 on adds the
 //!   accumulators, and `out = (acc_0 + low) * x_scale`.
 //! * **attention**, one query and one head: each of the two ranges of [`ir::mask::Mask::ranges`], clipped to the cache, is cut at the
-//!   multiples of 64; the pieces are taken in ascending order. State: `m = -inf`, `l = 0`, `acc_d = 0`. For each piece, with slot
-//!   `j = key % 64` and `s_j = dot(q, k_j) * scale`:
-//!   `m' = max(m, max_j s_j)`; `r = exp(m - m')`; `p_j = exp(s_j - m')`, +0 for a slot that is not in the piece;
-//!   `t_i = p_i + p_(i+32)` for `i < 32`, added by the tree of `dot` to `t`; `l = fma(l, r, t)`; then, unless `r` is 1, `acc_d = acc_d * r`;
-//!   then `acc_d = fma(p_j, v_jd, acc_d)`, `j` ascending; `m = m'`. At the end `out_d = acc_d * (1 / l)`; zeros if no key is visible.
-//!   K and V in a row format are first decoded to f32 as [`ir::packing::RowFormat::decode`] does it.
-//! * **KV append**: [`ir::packing::RowFormat::encode`]; f32 is copied.
+//!   multiples of 64. No piece depends on another: with slot `j = key % 64` and `s_j = dot(q, k_j) * scale`, its largest score is
+//!   `m_p = max_j s_j`; `p_j = exp(s_j - m_p)`, +0 for a slot that is not in the piece; `t_i = p_i + p_(i+32)` for `i < 32`, added by the tree
+//!   of `dot` to `l_p`; `a_pd` starts at +0, `a_pd = fma(p_j, v_jd, a_pd)`, `j` ascending. The pieces are then put together in ascending order,
+//!   from `m = -inf`, `l = 0`, `acc_d = 0` on: `m' = max(m, m_p)`; `r = exp(m - m')`; `g = exp(m_p - m')`; `l = fma(l, r, l_p * g)`;
+//!   `acc_d = fma(acc_d, r, a_pd * g)`; `m = m'`. At the end `out_d = acc_d * (1 / l)`; zeros if no key is visible.
+//!   K and V in bf16 are widened exactly; in a row format they are first decoded to f32 as [`ir::packing::RowFormat::decode`] does it.
+//! * **sample**: [`sample::choose`], a fixed choice from sums of whole numbers.
+//! * **KV append**: [`ir::packing::RowFormat::encode`]; f32 is copied; bf16 is the nearest one, ties to even, and what is no number stays none.
 //!
 //! Invariant: `unsafe` occurs only under `cpu`.
 
@@ -82,6 +83,7 @@ pub mod cuda;
 pub mod desc;
 pub mod math;
 pub mod name;
+pub mod sample;
 pub mod table;
 pub mod extent;
 

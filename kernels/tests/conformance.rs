@@ -42,6 +42,11 @@ fn kv_appends_conform() {
     conform(Family::KvAppend, append_cases);
 }
 
+#[test]
+fn samples_conform() {
+    conform(Family::Sample, sample_cases);
+}
+
 /// One call of a kernel, and what has to come out.
 struct Case {
     label: String,
@@ -602,6 +607,11 @@ fn attention_case(desc: &KernelDesc, seed: usize, kind: usize, mask: Mask, sizes
             let (at_seq, key) = (index / ctx / kv_heads, index % ctx);
             let row: Vec<f32> = if poisoned(at_seq, key) { vec![f32::NAN; hd] } else { row.to_vec() };
             match RowFormat::new(dtype, hd) {
+                None if dtype == DType::BF16 => {
+                    let row = row.into_iter().map(bf16::from_f32);
+                    bytes.extend(row.clone().flat_map(bf16::to_le_bytes));
+                    values.extend(row.map(bf16::to_f32));
+                }
                 None => {
                     bytes.extend(row.iter().flat_map(|value| value.to_le_bytes()));
                     values.extend(row);
@@ -619,7 +629,7 @@ fn attention_case(desc: &KernelDesc, seed: usize, kind: usize, mask: Mask, sizes
                 }
             }
         }
-        (Buffer { bytes, align: if dtype == DType::F32 { 4 } else { 1 } }, values)
+        (Buffer { bytes, align: alignment(dtype) }, values)
     };
     let (k_buffer, k) = cache(desc.inputs[1]);
     let (v_buffer, v) = cache(desc.inputs[2]);
@@ -652,7 +662,7 @@ fn attention_case(desc: &KernelDesc, seed: usize, kind: usize, mask: Mask, sizes
 /// Softmax over all keys at once, and the bound of each result.
 ///
 /// With `d` the largest error of a score, every weight relative to the largest is off by at most `2 d`, the rounding of `s - m` and the
-/// error of `exp`; each further tile shrinks it once more with the same errors. The numerator and the denominator both have that error and
+/// error of `exp`; each further tile scales it once more with the same errors. The numerator and the denominator both have that error and
 /// one rounding for each key.
 fn naive_attention<'a>(
     q: &[f32],
@@ -688,6 +698,11 @@ fn naive_attention<'a>(
         .collect()
 }
 
+/// What a cache of a dtype is aligned to: a number, or nothing for records.
+fn alignment(dtype: DType) -> usize {
+    dtype.bytes().map_or(1, |bytes| bytes as usize)
+}
+
 fn append_cases(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
     let mut seed = 0;
     for n in [0, 1, 2, 5] {
@@ -710,7 +725,8 @@ fn append_case(desc: &KernelDesc, seed: usize, [n, kv_heads, hd, gap]: [usize; 4
     if seed.is_multiple_of(3) {
         // Constant rows, infinities and NaN must be encoded as `ir::packing` does it.
         x.iter_mut().take(hd).for_each(|value| *value = 0.25);
-        let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-40];
+        // 1 + 2^-8 and 1 + 3 * 2^-8 lie between two bf16, and the largest f32 rounds to infinity.
+        let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-40, 1.003_906_25, 1.011_718_75, f32::MAX];
         x.iter_mut().skip(hd).step_by(3).zip(values).for_each(|(x, value)| *x = value);
     }
     // Places differ from each other; some are outside of the cache.
@@ -724,7 +740,8 @@ fn append_case(desc: &KernelDesc, seed: usize, [n, kv_heads, hd, gap]: [usize; 4
         })
         .collect();
     let format = RowFormat::new(desc.output, hd);
-    let row_bytes = format.map_or(4 * hd, RowFormat::stride);
+    let number_bytes = desc.output.bytes().unwrap_or(0) as usize;
+    let row_bytes = format.map_or(number_bytes * hd, RowFormat::stride);
     let before = vec![0x5C; (seqs * ctx) as usize * kv_heads * row_bytes];
     let mut after = before.clone();
     for (token, &(seq, pos)) in places.iter().enumerate() {
@@ -737,18 +754,102 @@ fn append_case(desc: &KernelDesc, seed: usize, [n, kv_heads, hd, gap]: [usize; 4
             let record = &mut after[at..at + row_bytes];
             match format {
                 Some(format) => format.encode(row, record),
+                None if desc.output == DType::BF16 => {
+                    let row = row.iter().copied().map(bf16::from_f32);
+                    record.copy_from_slice(&row.flat_map(bf16::to_le_bytes).collect::<Vec<_>>());
+                }
                 None => record.copy_from_slice(&Buffer::f32(row).bytes),
             }
         }
     }
     let dims = [n, kv_heads, hd, ctx as usize, stride, seqs as usize].map(|size| size as i64);
     let (seq, pos): (Vec<i32>, Vec<i32>) = places.into_iter().unzip();
-    let align = if format.is_some() { 1 } else { 4 };
     Case {
         label: "append".to_owned(),
         dims: dims.to_vec(),
         inputs: vec![Buffer::f32(&x), Buffer::i32(&seq), Buffer::i32(&pos)],
-        output: Buffer { bytes: before, align },
+        output: Buffer { bytes: before, align: alignment(desc.output) },
         expected: Expected::Bytes(after),
     }
+}
+
+fn sample_cases(_: &KernelDesc, check: &mut dyn FnMut(Case)) {
+    for v in [1, 2, 3, 31, 255, 256, 257, 3000] {
+        for kind in 0..4 {
+            check(sample_case(v, kind));
+        }
+    }
+}
+
+/// Rows of logits of one kind with every combination of filters.
+fn sample_case(v: usize, kind: usize) -> Case {
+    let mut random = Random::new(v * 4 + kind);
+    let (mut logits, mut settings, mut draws, mut expected) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for temperature in [0.0, 0.5, 1.0, 100.0, -1.0, f32::NAN] {
+        for top_k in [0.0, 1.0, 2.0, 7.0, 1e6] {
+            for (top_p, min_p) in [(1.0, 0.0), (0.0, 0.0), (0.3, 0.0), (0.95, 0.0), (1.0, 0.4), (0.8, 1.0)] {
+                let row: Vec<f32> = (0..v)
+                    .map(|id| match kind {
+                        0 => random.floats(1)[0] * 6.0,
+                        1 => random.floats(1)[0].round(),
+                        2 => [f32::NAN, f32::NEG_INFINITY, -0.0, 0.0, 3.5, -1e30][random.below(6)],
+                        _ if id % 5 == 4 => f32::INFINITY,
+                        _ => f32::NEG_INFINITY,
+                    })
+                    .collect();
+                let halves = [random.next() as u32 ^ (random.next() as u32) << 9, random.next() as u32];
+                expected.push(sorted_choice(&row, [temperature, top_k, top_p, min_p], halves));
+                logits.extend(row);
+                settings.extend([temperature, top_k, top_p, min_p]);
+                draws.extend(halves.map(|half| half as i32));
+            }
+        }
+    }
+    let n = expected.len();
+    Case {
+        label: format!("logits of kind {kind}"),
+        dims: vec![n as i64, v as i64],
+        inputs: vec![Buffer::f32(&logits), Buffer::f32(&settings), Buffer::i32(&draws)],
+        output: Buffer { bytes: vec![0x5C; 4 * n], align: 4 },
+        expected: Expected::Bytes(expected.iter().flat_map(|id| id.to_le_bytes()).collect()),
+    }
+}
+
+/// What [`ir::op::sample::Sample`] says, by sorting.
+fn sorted_choice(logits: &[f32], [temperature, top_k, top_p, min_p]: [f32; 4], [low, high]: [u32; 2]) -> i32 {
+    let mut order: Vec<usize> = (0..logits.len()).filter(|&id| f32::NEG_INFINITY < logits[id]).collect();
+    order.sort_by(|&left, &right| logits[right].partial_cmp(&logits[left]).unwrap().then(left.cmp(&right)));
+    let (Some(&best), true) = (order.first(), 0.0 <= temperature) else { return -1 };
+    if temperature == 0.0 {
+        return best as i32;
+    }
+    let one = (1_u64 << 40) as f32;
+    let weight = |id: usize| {
+        let below = if logits[id] == logits[best] { 0.0 } else { (logits[id] - logits[best]) / temperature };
+        (kernels::math::exp_f32(below) * one) as u128
+    };
+    if 1.0 <= top_k {
+        order.truncate(top_k as usize);
+    }
+    if top_p < 1.0 {
+        let total: u128 = order.iter().map(|&id| weight(id)).sum();
+        let needed = (total * (f64::from(top_p) * (1_u64 << 32) as f64) as u128).div_ceil(1 << 32).max(1);
+        let mut sum = 0;
+        let last = order.iter().position(|&id| {
+            sum += weight(id);
+            needed <= sum
+        });
+        order.truncate(last.unwrap() + 1);
+    }
+    order.retain(|&id| (min_p * one) as u128 <= weight(id));
+    order.sort_unstable();
+    let total: u128 = order.iter().map(|&id| weight(id)).sum();
+    let mut left = (total * (u128::from(high) << 32 | u128::from(low))) >> 64;
+    for id in order {
+        if left < weight(id) {
+            return id as i32;
+        }
+        left -= weight(id);
+    }
+    unreachable!("the weights add up to the total")
 }

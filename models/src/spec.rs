@@ -266,6 +266,8 @@ choices! {
         /// Both in single precision.
         #[default]
         F32 = "f32",
+        /// Both rounded to the upper half of single precision.
+        Bf16 = "bf16",
         /// Both in 4 bits, with a scale and a minimum for each head of each token.
         Int4 = "int4",
         /// Keys in 8 bits, values in 4.
@@ -298,6 +300,7 @@ impl KvFormat {
     pub fn dtypes(self) -> (DType, DType) {
         match self {
             KvFormat::F32 => (DType::F32, DType::F32),
+            KvFormat::Bf16 => (DType::BF16, DType::BF16),
             KvFormat::Int4 => (DType::Q4, DType::Q4),
             KvFormat::K8v4 => (DType::Q8, DType::Q4),
         }

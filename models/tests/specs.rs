@@ -36,7 +36,7 @@ fn read_with_ron(text: &str) -> Spec {
 fn every_shipped_spec_builds_and_verifies_in_every_cache_format() {
     for (name, text) in shipped() {
         let spec = read(text).unwrap_or_else(|errors| panic!("{name}:\n{errors}"));
-        for (_, kv) in [("f32", KvFormat::F32), ("int4", KvFormat::Int4), ("k8v4", KvFormat::K8v4)] {
+        for kv in [KvFormat::F32, KvFormat::Bf16, KvFormat::Int4, KvFormat::K8v4] {
             let model = build(&spec, &BuildOptions { kv, ..options(&spec) });
             let model = model.unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!(model.program.graphs.len(), 2, "{name}");
@@ -146,9 +146,11 @@ fn the_entry_has_the_inputs_that_all_decoders_have() {
         let entry = model.program.entry();
         let inputs: Vec<String> =
             entry.inputs.iter().map(|&id| format!("{}: {}", entry.label(id), entry.ty(id))).collect();
-        assert_eq!(inputs, ["ids: i32[n]", "seq: i32[n]", "pos: i32[n]", "span: i32[n, 2]", "rows: i32[m]"]);
+        let of_tokens = ["ids: i32[n]", "seq: i32[n]", "pos: i32[n]", "span: i32[n, 2]"];
+        let of_rows = ["rows: i32[m]", "settings: f32[m, 4]", "draws: i32[m, 2]"];
+        assert_eq!(inputs, [of_tokens.as_slice(), &of_rows].concat());
         let types: Vec<String> = entry.outputs.iter().map(|&id| entry.ty(id).to_string()).collect();
-        assert_eq!(types, [format!("f32[m, {}]", spec.vocab)]);
+        assert_eq!(types, [format!("f32[m, {}]", spec.vocab), "i32[m]".to_owned()]);
         for graph in &model.program.graphs {
             let mut names: Vec<&str> = graph.values.values().filter_map(|value| value.name.as_deref()).collect();
             let n_names = names.len();
@@ -180,9 +182,12 @@ fn programs_survive_the_text_form() {
 #[test]
 fn caches_have_the_format_that_is_asked_for() {
     let spec = read_shipped("tiny");
-    for (kv, expected) in
-        [(KvFormat::F32, [DType::F32; 2]), (KvFormat::Int4, [DType::Q4; 2]), (KvFormat::K8v4, [DType::Q8, DType::Q4])]
-    {
+    for (kv, expected) in [
+        (KvFormat::F32, [DType::F32; 2]),
+        (KvFormat::Bf16, [DType::BF16; 2]),
+        (KvFormat::Int4, [DType::Q4; 2]),
+        (KvFormat::K8v4, [DType::Q8, DType::Q4]),
+    ] {
         let model = build(&spec, &BuildOptions { kv, ..options(&spec) }).unwrap();
         let layer = &model.program.graphs[0];
         let found: Vec<String> = layer.states().map(|(id, _)| layer.ty(id).to_string()).collect();

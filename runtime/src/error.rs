@@ -120,6 +120,23 @@ pub enum RuntimeError {
         /// How many there are.
         sequences: u64,
     },
+    /// A step of a program that gives only logits.
+    #[error(
+        "the program gives logits and chooses no tokens; run it token by token, or compile one that ends in `sample`"
+    )]
+    NoChoice,
+    /// A step whose parts do not belong together.
+    #[error(
+        "a step of {sequences} sequences was given {ids} ids and {choices} choices; it takes one of each for each sequence"
+    )]
+    Choices {
+        /// The sequences.
+        sequences: usize,
+        /// The ids: those given, or those that the last step chose.
+        ids: usize,
+        /// The choices.
+        choices: usize,
+    },
     /// A position beyond what the caches hold.
     #[error(
         "sequence {sequence} has no room for position {position}, the artifact was compiled for a context of {context}; \

@@ -22,6 +22,8 @@ pub fn choose(
     sm: Sm,
 ) -> Result<&'static CudaKernelDesc, NoKernel> {
     let Wanted { family, inputs, output, layout, tokens } = cpu::wanted(graph, value, tokens);
+    let size = |name: &str| cpu::dim(graph, value, name, 0).and_then(|expr| expr.as_const()).unwrap_or(0);
+    let size = |name: &str| i64::try_from(size(name)).unwrap_or(i64::MAX);
     let fits = |desc: &&CudaKernelDesc| {
         desc.family == family
             && desc.inputs == inputs
@@ -30,11 +32,12 @@ pub fn choose(
             && desc.requires.compiles_for(sm)
             && desc.tokens.start() <= tokens.start()
             && tokens.end() <= desc.tokens.end()
+            && (desc.takes)(&size)
     };
-    let size = |name: &str| cpu::dim(graph, value, name, 0).and_then(|expr| expr.as_const()).unwrap_or(0);
     let best = CUDA_TABLE.iter().filter(fits).min_by_key(|desc| {
         let range = desc.tokens.end() - desc.tokens.start();
-        let time = desc.tile.map_or(0, |tile| tile.nanoseconds(*tokens.end(), size("k"), size("m")));
+        let dim = |name: &str| size(name).unsigned_abs();
+        let time = desc.tile.map_or(0, |tile| tile.nanoseconds(*tokens.end(), dim("k"), dim("m")));
         (desc.is_plain(), range, std::cmp::Reverse(desc.requires), time, desc.name)
     });
     let refuse = |reason: String| {
@@ -42,7 +45,7 @@ pub fn choose(
         cpu::refuse(graph, value, sm.to_string(), reason, &closest)
     };
     let best = best.ok_or_else(|| refuse("no row has these types".to_owned()))?;
-    match extent::broken_limit(family, &inputs, &|name| i64::try_from(size(name)).unwrap_or(i64::MAX)) {
+    match extent::broken_limit(family, &inputs, &size) {
         Some(limit) => Err(refuse(limit)),
         None => Ok(best),
     }

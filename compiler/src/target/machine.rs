@@ -264,6 +264,7 @@ fn products(rates: [(f64, f64); 7]) -> Vec<ProductRate> {
         rate(Family::DenseMatmul, DType::F32, DType::F32, None, dense),
         rate(Family::DenseMatmul, DType::F32, DType::BF16, None, dense),
         rate(Family::Attention, DType::F32, DType::F32, None, attention),
+        rate(Family::Attention, DType::F32, DType::BF16, None, attention),
         rate(Family::Attention, DType::F32, DType::Q8, None, attention),
         rate(Family::Attention, DType::F32, DType::Q4, None, attention),
     ]
@@ -366,7 +367,7 @@ mod tests {
     fn every_kind_of_product_in_the_table_has_a_guess() {
         for isa in Isa::ALL {
             let machine = Machine::guess(Hardware::Cpu { arch: Arch::X86_64, isa });
-            for desc in TABLE.iter().filter(|desc| desc.family != Family::KvAppend) {
+            for desc in TABLE.iter().filter(|desc| !matches!(desc.family, Family::KvAppend | Family::Sample)) {
                 let kind = (desc.family, desc.inputs[0], desc.inputs[1], desc.layout);
                 let has = |rate: &ProductRate| (rate.family, rate.activations, rate.weights, rate.layout) == kind;
                 assert!(machine.products.iter().any(has), "{}", desc.name);

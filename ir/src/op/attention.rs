@@ -1,8 +1,8 @@
 //! Rotary embedding, the key-value cache, and attention over it.
 //!
 //! Tokens of a call come in any mixture of sequences: token `i` belongs to sequence `seq[i]` and stands at position `pos[i]` of it. A cache has
-//! the type `[sequences, kv_heads, context, head_dim]`, in f32 or in a row format; its rows are quantised once, when they are appended. The keys
-//! of a head lie one after the other, because that is how they are read.
+//! the type `[sequences, kv_heads, context, head_dim]`, in f32, in bf16 or in a row format; its rows are rounded or quantised once, when they are
+//! appended. The keys of a head lie one after the other, because that is how they are read.
 
 use crate::dtype::DType;
 use crate::mask::{Mask, Span};
@@ -10,6 +10,13 @@ use crate::op::ternary::through_format;
 use crate::op::{Concrete, OpDef, Real, TypeError, arity, expect_f32, op};
 use crate::reference::Tensor;
 use crate::shape::{Dim, Shape, TensorType};
+
+/// What caches hold.
+const CACHED: &str = "f32, bf16, q8 or q4";
+
+fn is_cached(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::BF16 | DType::Q8 | DType::Q4)
+}
 
 fn expect_ids(input: &'static str, ty: &TensorType, shape: &Shape) -> Result<(), TypeError> {
     if ty.dtype != DType::I32 {
@@ -74,7 +81,7 @@ op! {
     /// The cache with `x[i]` stored at (`seq[i]`, `pos[i]`), in the cache's own format. Nothing else of the cache changes, so lowering updates it
     /// in place.
     ///
-    /// `cache` is f32, q8 or q4 `[sequences, kv_heads, context, d]`; `x` is f32 `[n, kv_heads, d]`; `seq` and `pos` are i32 `[n]`. A token whose
+    /// `cache` is f32, bf16, q8 or q4 `[sequences, kv_heads, context, d]`; `x` is f32 `[n, kv_heads, d]`; `seq` and `pos` are i32 `[n]`. A token whose
     /// sequence or position lies outside the cache is not stored.
     KvAppend = "kv_append" (cache, x, seq, pos) {}
 }
@@ -82,8 +89,8 @@ op! {
 impl OpDef for KvAppend {
     fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
         let [cache, x, seq, pos] = arity(inputs)?;
-        if !matches!(cache.dtype, DType::F32 | DType::Q8 | DType::Q4) {
-            return Err(TypeError::DType { input: "cache", expected: "f32, q8 or q4", found: cache.dtype });
+        if !is_cached(cache.dtype) {
+            return Err(TypeError::DType { input: "cache", expected: CACHED, found: cache.dtype });
         }
         expect_f32("x", x)?;
         expect_rank("cache", cache, 4, "4 dimensions [sequences, kv_heads, context, d]")?;
@@ -108,10 +115,18 @@ impl OpDef for KvAppend {
             for head in 0..heads {
                 let row = &x.data[(token * heads + head) * d..][..d];
                 let at = ((seq as usize * heads + head) * context + pos as usize) * d;
-                result.data[at..at + d].copy_from_slice(&through_format(out.dtype, row));
+                result.data[at..at + d].copy_from_slice(&through_cache(out.dtype, row));
             }
         }
         result
+    }
+}
+
+/// What is read back of a row that was stored in a cache.
+fn through_cache(dtype: DType, row: &[f64]) -> Vec<f64> {
+    match dtype {
+        DType::BF16 => row.iter().map(|&value| half::bf16::from_f32(value as f32).to_f64()).collect(),
+        _ => through_format(dtype, row),
     }
 }
 
@@ -120,8 +135,8 @@ op! {
     /// equal groups, in order. A query that sees no key gives zeros.
     ///
     /// `q` is f32 `[n, heads, d]`; `k` and `v` are caches; `seq` and `pos` are i32 `[n]`; `span` is i32 `[n, 2]`: [`Span::first`], [`Span::reach`].
-    /// Keys are met in tiles of 64 at multiples of 64 with a running maximum (Dao et al., 2022), so a result does not depend on what else is in
-    /// the call.
+    /// Keys are met in tiles of 64 at multiples of 64, each with a maximum of its own, and the tiles are put together in ascending order (after Dao et
+    /// al., 2022), so a result does not depend on what else is in the call.
     Attention = "attention" (q, k, v, seq, pos, span) {
         /// Multiplies the scores.
         scale: Real,
@@ -138,8 +153,8 @@ impl OpDef for Attention {
         expect_f32("q", q)?;
         expect_rank("q", q, 3, "3 dimensions [n, heads, d]")?;
         for (name, cache) in [("k", k), ("v", v)] {
-            if !matches!(cache.dtype, DType::F32 | DType::Q8 | DType::Q4) {
-                return Err(TypeError::DType { input: name, expected: "f32, q8 or q4", found: cache.dtype });
+            if !is_cached(cache.dtype) {
+                return Err(TypeError::DType { input: name, expected: CACHED, found: cache.dtype });
             }
             expect_rank(name, cache, 4, "4 dimensions [sequences, kv_heads, context, d]")?;
         }

@@ -1,4 +1,4 @@
-// Rows of k numbers as they are stored: f32, or the records of `ir::packing::RowFormat`.
+// Rows of k numbers as they are stored: f32, bf16, or the records of `ir::packing::RowFormat`.
 //
 // open: the row at an address. at: one of its numbers, widened. encode: a warp writes one row of f32 as a record.
 #include "lib/exact.cuh"
@@ -32,6 +32,23 @@ template <int k> struct RowF32 {
     __device__ __forceinline__ float at(int i) const { return numbers[i]; }
     __device__ __forceinline__ static void encode(const float *x, u8 *row) {
         for (int i = threadIdx.x % 32; i < k; i += 32) ((float *)row)[i] = x[i];
+    }
+};
+
+// The nearest bf16, ties to even. What is no number stays none.
+__device__ __forceinline__ bf16 narrow(float x) {
+    unsigned bits = __float_as_uint(x);
+    return (bf16)(x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40);
+}
+
+template <int k> struct RowBf16 {
+    static constexpr int BYTES = 2 * k;
+    const bf16 *numbers;
+
+    __device__ __forceinline__ static RowBf16 open(const u8 *row) { return {(const bf16 *)row}; }
+    __device__ __forceinline__ float at(int i) const { return widen(numbers[i]); }
+    __device__ __forceinline__ static void encode(const float *x, u8 *row) {
+        for (int i = threadIdx.x % 32; i < k; i += 32) ((bf16 *)row)[i] = narrow(x[i]);
     }
 };
 

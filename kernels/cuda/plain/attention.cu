@@ -1,4 +1,4 @@
-// Attention over a KV cache, with an online softmax in the order that the crate defines.
+// Attention over a KV cache, piece by piece in the order that the crate defines.
 //
 // q, out: f32 [n, HEADS, HD]; k, v: caches [seqs, KV_HEADS, CTX] of rows of HD numbers; seq, pos: i32 [n]; span: i32 [n, 2]. A block is one
 // query head of one token. For each piece of visible keys between multiples of 64, the warps share the keys for the scores, a lane being an
@@ -14,7 +14,7 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos,
     constexpr int TILE = 64, WARPS = THREADS / 32, NUMBERS = ceil_div(HD, THREADS);
     constexpr unsigned window = (unsigned)WINDOW, sinks = (unsigned)SINKS;
     __shared__ float weights[TILE];
-    __shared__ float shrink_by, total;
+    __shared__ float keep_by, gain_by, total;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int head = blockIdx.x, token = blockIdx.y, kv_head = head / (HEADS / KV_HEADS);
     const float *query = q + ((size_t)token * HEADS + head) * HD;
@@ -58,32 +58,32 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos,
                     float other = __shfl_xor_sync(0xffffffffu, tile_largest, d);
                     tile_largest = tile_largest < other ? other : tile_largest;
                 }
-                float new_largest = largest < tile_largest ? tile_largest : largest;
-                float shrink = exp_exact(largest - new_largest);
-                // The exponential of 0 is 1.
-                if (largest == new_largest && fabsf(new_largest) < __int_as_float(0x7f800000)) shrink = 1.0f;
-                float p_low = exp_exact(s_low - new_largest), p_high = exp_exact(s_high - new_largest);
+                float p_low = exp_exact(s_low - tile_largest), p_high = exp_exact(s_high - tile_largest);
                 weights[lane] = p_low;
                 weights[lane + 32] = p_high;
-                float t = __shfl_sync(0xffffffffu, sum_tree(p_low + p_high), 0);
-                sum = fmaf(sum, shrink, t);
+                float tile_sum = __shfl_sync(0xffffffffu, sum_tree(p_low + p_high), 0);
+                float new_largest = largest < tile_largest ? tile_largest : largest;
+                float keep = exp_exact(largest - new_largest), gain = exp_exact(tile_largest - new_largest);
+                sum = fmaf(sum, keep, tile_sum * gain);
                 largest = new_largest;
                 if (lane == 0) {
-                    shrink_by = shrink;
+                    keep_by = keep;
+                    gain_by = gain;
                     total = sum;
                 }
             }
             __syncthreads();
-            float shrink = shrink_by;
+            float keep = keep_by, gain = gain_by;
             for (int i = 0; i < NUMBERS; i++) {
                 int d = threadIdx.x + i * THREADS;
-                if (shrink != 1.0f) acc[i] = acc[i] * shrink;
+                float tile = 0.0f;
                 if (d < HD)
 #pragma unroll 8
                     for (int key = start; key < stop; key++) {
                         VRow row = VRow::open(values + (size_t)key * ROWS_TO_NEXT_KEY * VRow::BYTES);
-                        acc[i] = fmaf(weights[key - base], row.at(d), acc[i]);
+                        tile = fmaf(weights[key - base], row.at(d), tile);
                     }
+                acc[i] = fmaf(acc[i], keep, tile * gain);
             }
             __syncthreads();
             start = stop;

@@ -1,10 +1,10 @@
-// Attention over a KV cache for few tokens, with an online softmax in the order that the crate defines.
+// Attention over a KV cache for few tokens, piece by piece in the order that the crate defines.
 //
 // q, out: f32 [n, HEADS, HD]; k, v: caches [seqs, KV_HEADS, CTX] of rows of HD numbers; seq, pos: i32 [n]; span: i32 [n, 2]. A block is one
 // query head of one token. It takes the visible keys SPAN at a time, which are up to 16 tiles of 64:
 //
 //   scores    a warp takes eight keys at once; its lanes are the accumulators of `dot`
-//   softmax   a warp takes a tile; that the maximum runs on from tile to tile costs a look at the tiles before it
+//   softmax   a warp takes a tile; how a tile joins those before it is found by a thread
 //   values    a thread has a number of the result and adds the values of all keys in ascending order, while all threads fetch the next ones
 //
 // So all that the order makes sequential is one fma a key. Bound: latency, and the L2 rate of one multiprocessor.
@@ -22,7 +22,7 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos,
     constexpr unsigned window = (unsigned)WINDOW, sinks = (unsigned)SINKS;
     const float minus_infinity = __int_as_float(0xff800000);
     __shared__ float weights[SPAN];
-    __shared__ float tile_largest[TILES], tile_sum[TILES], tile_shrink[TILES];
+    __shared__ float tile_largest[TILES], tile_sum[TILES], tile_keep[TILES], tile_gain[TILES];
     __shared__ float staged[2][STAGE * HD];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int head = blockIdx.x, token = blockIdx.y, kv_head = head / (HEADS / KV_HEADS);
@@ -42,7 +42,7 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos,
     const unsigned sinks_end = window == 0 ? 0 : min(first + min(sinks, 0xffffffffu - first), end);
     const unsigned head_end = max(max(reach, sinks_end), first), tail_start = max(window_start, head_end);
 
-    float acc[NUMBERS] = {};
+    float acc[NUMBERS] = {}, part[NUMBERS] = {};
     float largest = minus_infinity, sum = 0.0f;
     bool sees_any = false;
 #pragma unroll 1
@@ -86,25 +86,23 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos,
                     float other = __shfl_xor_sync(0xffffffffu, most, d);
                     most = most < other ? other : most;
                 }
-                if (lane == 0) tile_largest[tile] = most;
-            }
-            __syncthreads();
-#pragma unroll 1
-            for (int tile = warp; tile < tiles; tile += WARPS) {
-                float before = largest;
-#pragma unroll 1
-                for (int earlier = 0; earlier < tile; earlier++) before = before < tile_largest[earlier] ? tile_largest[earlier] : before;
-                float now = before < tile_largest[tile] ? tile_largest[tile] : before;
-                // The exponential of 0 is 1.
-                float shrink = before == now && fabsf(now) < __int_as_float(0x7f800000) ? 1.0f : exp_exact(before - now);
-                float low = exp_exact(weights[tile * TILE + lane] - now), high = exp_exact(weights[tile * TILE + lane + 32] - now);
+                low = exp_exact(low - most), high = exp_exact(high - most);
                 weights[tile * TILE + lane] = low;
                 weights[tile * TILE + lane + 32] = high;
                 float total = sum_tree(low + high);
                 if (lane == 0) {
+                    tile_largest[tile] = most;
                     tile_sum[tile] = total;
-                    tile_shrink[tile] = shrink;
                 }
+            }
+            __syncthreads();
+            if (threadIdx.x < tiles) {
+                float before = largest;
+#pragma unroll 1
+                for (int earlier = 0; earlier < threadIdx.x; earlier++) before = before < tile_largest[earlier] ? tile_largest[earlier] : before;
+                float own_largest = tile_largest[threadIdx.x], now = before < own_largest ? own_largest : before;
+                tile_keep[threadIdx.x] = exp_exact(before - now);
+                tile_gain[threadIdx.x] = exp_exact(own_largest - now);
             }
 
             // The values of a stage, whose number counts from `base`, on their way: in registers until the stage before the one before is done.
@@ -130,7 +128,7 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos,
 #pragma unroll 1
             for (int tile = 0; tile < tiles; tile++) {
                 largest = largest < tile_largest[tile] ? tile_largest[tile] : largest;
-                sum = fmaf(sum, tile_shrink[tile], tile_sum[tile]);
+                sum = fmaf(sum, tile_keep[tile], tile_sum[tile] * tile_gain[tile]);
             }
             // One stage: what `mine` holds goes to shared memory, is replaced by the values of two stages on, and is added meanwhile.
             auto add_stage = [&](float(&mine)[FETCH], int stage) {
@@ -138,19 +136,23 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *seq, const int *pos,
                 __syncthreads();
                 fetch(mine, stage + 2);
                 int from = max(start - base, stage * STAGE), to = min(stop - base, (stage + 1) * STAGE);
-                float shrink = stage == first_stage || stage * STAGE % TILE == 0 ? tile_shrink[stage * STAGE / TILE] : 1.0f;
+                bool ends = stop <= base + (stage + 1) * STAGE || (stage + 1) * STAGE % TILE == 0;
                 const float *rows = staged[stage % 2];
                 for (int i = 0; i < NUMBERS; i++) {
                     int d = threadIdx.x + i * THREADS;
                     if (HD <= d) break;
-                    if (shrink != 1.0f) acc[i] = acc[i] * shrink;
                     if (from == stage * STAGE && to == (stage + 1) * STAGE) {
 #pragma unroll 8
                         for (int key = 0; key < STAGE; key++)
-                            acc[i] = fmaf(weights[stage * STAGE + key], rows[key * HD + d], acc[i]);
+                            part[i] = fmaf(weights[stage * STAGE + key], rows[key * HD + d], part[i]);
                     } else {
                         for (int key = from; key < to; key++)
-                            acc[i] = fmaf(weights[key], rows[(key - stage * STAGE) * HD + d], acc[i]);
+                            part[i] = fmaf(weights[key], rows[(key - stage * STAGE) * HD + d], part[i]);
+                    }
+                    if (ends) {
+                        const int tile = stage * STAGE / TILE;
+                        acc[i] = fmaf(acc[i], tile_keep[tile], part[i] * tile_gain[tile]);
+                        part[i] = 0.0f;
                     }
                 }
             };

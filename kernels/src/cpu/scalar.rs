@@ -5,8 +5,8 @@ use std::array::from_fn;
 use half::bf16;
 
 use crate::cpu::entries;
-use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
-use crate::cpu::generic::{dense, dense_q4, dense_q8, kv_append, ternary_f32, ternary_q8};
+use crate::cpu::generic::attention::{Bf16Row, F32Row, Q4Row, Q8Row, attention};
+use crate::cpu::generic::{dense, dense_q4, dense_q8, kv_append, sample, ternary_f32, ternary_q8};
 use crate::cpu::lanes::{ByteDot, GroupedRow, LANES, Lanes, TernaryDot};
 use crate::math;
 
@@ -21,12 +21,15 @@ entries! {
     dense_matmul_f32xbf16_f32__scalar__r4 = dense::matmul::<Scalar, bf16, 1, 1>;
     dense_matmul_q8xq8_f32__scalar__r4 = dense_q8::matmul::<Scalar, 4>;
     dense_matmul_q8xq4_f32__scalar__r4 = dense_q4::matmul::<Scalar, 4>;
-    attention_f32xf32_f32__scalar__t64 = attention::<Scalar, F32Row, F32Row, 1, 1>;
-    attention_f32xq8q4_f32__scalar__t64 = attention::<Scalar, Q8Row, Q4Row, 1, 1>;
-    attention_f32xq4_f32__scalar__t64 = attention::<Scalar, Q4Row, Q4Row, 1, 1>;
+    attention_f32xf32_f32__scalar__t64 = attention::<Scalar, F32Row, F32Row, 1, 1, false>;
+    attention_f32xbf16_f32__scalar__t64 = attention::<Scalar, Bf16Row, Bf16Row, 1, 1, false>;
+    attention_f32xq8q4_f32__scalar__t64 = attention::<Scalar, Q8Row, Q4Row, 1, 1, false>;
+    attention_f32xq4_f32__scalar__t64 = attention::<Scalar, Q4Row, Q4Row, 1, 1, false>;
     kv_append_f32_f32__scalar__t1 = kv_append::append_f32;
+    kv_append_f32_bf16__scalar__t1 = kv_append::append_bf16;
     kv_append_f32_q8__scalar__t1 = kv_append::append_q8;
     kv_append_f32_q4__scalar__t1 = kv_append::append_q4;
+    sample_f32_i32__scalar__t1 = sample::sample;
 }
 
 /// Lanes as an array.

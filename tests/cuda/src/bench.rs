@@ -28,6 +28,7 @@ pub(crate) fn typical(name: &str) -> i64 {
         "k" => 2560,
         "m" => 13824,
         "group" | "hd" | "x_stride" => 128,
+        "v" => VOCABULARY,
         "heads" => 20,
         "kv_heads" => 5,
         "ctx" => 4096,
@@ -69,7 +70,7 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
                     }
                 }
             }
-            Family::KvAppend => {}
+            Family::KvAppend | Family::Sample => {}
         }
     }
     Ok(())

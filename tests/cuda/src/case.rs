@@ -62,6 +62,7 @@ pub(crate) fn cases(desc: &CudaKernelDesc) -> Vec<Case> {
         Family::TernaryMatmul | Family::DenseMatmul => matmuls(desc),
         Family::Attention => attentions(desc),
         Family::KvAppend => appends(desc),
+        Family::Sample => samples(),
     }
 }
 
@@ -213,7 +214,10 @@ fn appends(desc: &CudaKernelDesc) -> Vec<Case> {
             let mut random = Random::new(n * 31 + hd);
             let (ctx, seqs) = (24_u64, 2_u64);
             let x_stride = kv_heads * hd + 8;
-            let x = random.floats(n * x_stride);
+            let mut x = random.floats(n * x_stride);
+            // No number, infinities, and what lies between two bf16.
+            let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.003_906_25, 1.011_718_75, f32::MAX];
+            x.iter_mut().skip(1).step_by(3).zip(values).for_each(|(x, value)| *x = value);
             // A place of its own for each token, and one outside.
             let seq: Vec<i32> = (0..n).map(|token| (token % seqs) as i32).collect();
             let pos: Vec<i32> = (0..n).map(|token| if token == 2 { ctx as i32 } else { token as i32 }).collect();
@@ -229,6 +233,45 @@ fn appends(desc: &CudaKernelDesc) -> Vec<Case> {
                 ],
             });
         }
+    }
+    cases
+}
+
+/// Rows of logits with every combination of filters: all kinds of numbers, equals among them, and rows without any.
+fn samples() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for v in [1_u64, 2, 31, 33, 1000, 20_011] {
+        let mut random = Random::new(v);
+        let (mut logits, mut settings, mut draws) = (Vec::new(), Vec::new(), Vec::new());
+        for temperature in [0.0, 0.7, 1.0, 40.0, -1.0] {
+            for (top_k, top_p, min_p) in
+                [(0.0, 1.0, 0.0), (5.0, 1.0, 0.0), (0.0, 0.9, 0.0), (40.0, 0.5, 0.0), (0.0, 1.0, 0.3), (3.0, 0.0, 0.01)]
+            {
+                for kind in 0..4 {
+                    logits.extend((0..v).map(|id| match kind {
+                        0 => random.float() * 8.0,
+                        // Few values, so many equals.
+                        1 => random.float().round(),
+                        2 => [f32::NAN, f32::NEG_INFINITY, -0.0, 0.0, 3.5][random.below(5) as usize],
+                        _ => {
+                            if id + 1 == v {
+                                f32::INFINITY
+                            } else {
+                                f32::NEG_INFINITY
+                            }
+                        }
+                    }));
+                    settings.extend([temperature, top_k, top_p, min_p]);
+                    draws.extend([random.next() as i32, (random.next() as i32) << 8]);
+                }
+            }
+        }
+        let n = settings.len() / 4;
+        cases.push(Case {
+            label: "filters",
+            dims: vec![n as i64, v as i64],
+            args: vec![(f32s(&logits), 4), (f32s(&settings), 4), (i32s(&draws), 4), (vec![0xFF; 4 * n], 4)],
+        });
     }
     cases
 }

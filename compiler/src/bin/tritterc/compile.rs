@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// nvidia-cuda-nvrtc, and where the loader looks.
     #[arg(long, value_name = "PATH")]
     nvrtc: Option<PathBuf>,
+    /// Take CUDA kernels whose registers run out, too.
+    #[arg(long)]
+    allow_spills: bool,
     /// Rates that `tritter tune` measured on the machine to compile for, instead of guesses.
     #[arg(long, value_name = "FILE")]
     tuning: Option<PathBuf>,
@@ -80,6 +83,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         sequences: u64::from(built.sequences),
         dumps: args.dump.is_some(),
         nvrtc: nvrtc::search(args.nvrtc.as_deref()),
+        allow_spills: args.allow_spills,
     };
     let target = model::tuned(&args.target, args.tuning.as_deref())?;
     let compiled = compiler::compile(built.program.clone(), &target, &options)?;

@@ -20,7 +20,7 @@ pub(crate) struct BuildArgs {
     /// Positions that the caches hold [default: the model's, at most 4096].
     #[arg(long, value_name = "N")]
     pub context: Option<u32>,
-    /// Format of the key-value cache: exact, 4 bits, or keys in 8 and values in 4 bits [default: the spec's, else f32].
+    /// Format of the key-value cache: exact, halved, 4 bits, or keys in 8 and values in 4 bits [default: the spec's, else f32].
     #[arg(long, value_enum)]
     pub kv: Option<Kv>,
     /// Format of a dense head: as the checkpoint has it, int8, or 4 bits in groups.
@@ -41,6 +41,7 @@ pub(crate) struct BuildArgs {
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kv {
     F32,
+    Bf16,
     Int4,
     K8v4,
 }
@@ -67,6 +68,7 @@ impl From<Kv> for KvFormat {
     fn from(kv: Kv) -> KvFormat {
         match kv {
             Kv::F32 => KvFormat::F32,
+            Kv::Bf16 => KvFormat::Bf16,
             Kv::Int4 => KvFormat::Int4,
             Kv::K8v4 => KvFormat::K8v4,
         }

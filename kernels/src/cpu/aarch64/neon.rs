@@ -6,7 +6,7 @@ use std::arch::asm;
 use half::bf16;
 
 use crate::cpu::entries;
-use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
+use crate::cpu::generic::attention::{Bf16Row, F32Row, Q4Row, Q8Row, attention};
 use crate::cpu::generic::{dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
 use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, GroupedRow, LANES, Lanes, TernaryDot, prefetch};
 
@@ -23,9 +23,10 @@ entries! {
     dense_matmul_f32xbf16_f32__neon__r4 = dense::matmul::<Neon, bf16, 2, 1>;
     dense_matmul_q8xq8_f32__neon__r4 = dense_q8::matmul::<Neon, 4>;
     dense_matmul_q8xq4_f32__neon__r4 = dense_q4::matmul::<Neon, 2>;
-    attention_f32xf32_f32__neon__t64 = attention::<Neon, F32Row, F32Row, 2, 2>;
-    attention_f32xq8q4_f32__neon__t64 = attention::<Neon, Q8Row, Q4Row, 2, 2>;
-    attention_f32xq4_f32__neon__t64 = attention::<Neon, Q4Row, Q4Row, 2, 2>;
+    attention_f32xf32_f32__neon__t64 = attention::<Neon, F32Row, F32Row, 2, 2, false>;
+    attention_f32xbf16_f32__neon__t64 = attention::<Neon, Bf16Row, Bf16Row, 2, 2, false>;
+    attention_f32xq8q4_f32__neon__t64 = attention::<Neon, Q8Row, Q4Row, 2, 2, false>;
+    attention_f32xq4_f32__neon__t64 = attention::<Neon, Q4Row, Q4Row, 2, 2, false>;
 }
 
 /// Lanes in eight registers: lane `l` is lane `l % 4` of register `l / 4`.

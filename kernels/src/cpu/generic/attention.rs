@@ -1,6 +1,6 @@
-//! Attention over a KV cache, with an online softmax; the evaluation order is the one in the documentation of the crate.
+//! Attention over a KV cache, piece by piece; the evaluation order is the one in the documentation of the crate.
 //!
-//! `q` is f32 `[n, heads, hd]`; `k` and `v` are caches `[seqs, kv_heads, ctx, hd]` in f32 or as records of a row format; token `t` belongs
+//! `q` is f32 `[n, heads, hd]`; `k` and `v` are caches `[seqs, kv_heads, ctx, hd]` in f32, in bf16 or as records of a row format; token `t` belongs
 //! to sequence `seq[t]`, stands at `pos[t]` and sees the keys of `Mask { window, sinks }` with the span `span[t]`; `out` is f32
 //! `[n, heads, hd]`. A unit of the grid is one token with one query head, so that
 //! the heads of a single token can be shared evenly among threads. Those of one KV head that a call has share what is read of the cache.
@@ -9,15 +9,17 @@
 //!
 //! ```text
 //! for each range of visible keys, for each piece of it between multiples of 64:
-//!     s_j  = dot(q, k_j) * scale            m' = max(m, s_j)
-//!     r    = exp(m - m')                    p_j = exp(s_j - m')
-//!     l    = l * r + sum p_j                acc = acc * r + sum_j p_j v_j
+//!     s_j = dot(q, k_j) * scale    m_p = max s_j         p_j = exp(s_j - m_p)     l_p = sum p_j    a_p = sum p_j v_j
+//!     m'  = max(m, m_p)            r   = exp(m - m')     g   = exp(m_p - m')
+//!     l   = l * r + l_p * g        acc = acc * r + a_p * g
 //! out = acc / l
 //! ```
 //!
-//! Keys that the mask hides are never touched, because the pieces are cut from the mask's ranges. A quantised row of the cache is decoded
-//! once for all rows of a block, 16 at a time, which fits the first cache beside all else.
+//! Keys that the mask hides are never touched, because the pieces are cut from the mask's ranges. A row of the cache that is not f32 is decoded
+//! once for all rows of a block, 16 at a time, which fits the first cache beside all else; or, where registers hold all heads of one token, as it
+//! is met.
 
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -101,6 +103,36 @@ impl CacheRow for F32Row {
     }
 }
 
+/// A row of bf16.
+#[derive(Clone, Copy)]
+pub(crate) struct Bf16Row(*const u16);
+
+impl CacheRow for Bf16Row {
+    const IS_F32: bool = false;
+
+    #[inline(always)]
+    fn bytes(hd: usize) -> usize {
+        2 * hd
+    }
+
+    #[inline(always)]
+    unsafe fn open(row: *const u8, _hd: usize) -> Self {
+        Self(row.cast())
+    }
+
+    #[inline(always)]
+    unsafe fn block<L: Lanes>(self, at: usize) -> L::Block {
+        // SAFETY: as the caller promises.
+        unsafe { L::load_bf16(self.0.add(at)) }
+    }
+
+    #[inline(always)]
+    unsafe fn number(self, at: usize) -> f32 {
+        // SAFETY: as the caller promises.
+        f32::from_bits(u32::from(unsafe { *self.0.add(at) }) << 16)
+    }
+}
+
 /// A q8 record: `code * scale`.
 #[derive(Clone, Copy)]
 pub(crate) struct Q8Row {
@@ -180,13 +212,21 @@ impl CacheRow for Q4Row {
     }
 }
 
-/// Any number of tokens. `KEYS` keys at once meet a row for their scores, and `ROWS` rows at once a value, or 4 or one where fewer are left.
+/// Any number of tokens. `DOTS` scores are computed at once, and `ROWS` rows at once meet a value, or 4 or one where fewer are left. With
+/// `DIRECT` the rows of the cache are not decoded ahead for one token: its heads meet them at once, so that each is decoded once anyway.
 ///
 /// # Safety
 ///
 /// The contract of the crate, with `hd <= MAX_HEAD_DIM` and `heads` a multiple of `kv_heads`.
 #[inline(always)]
-pub(crate) unsafe fn attention<L: Lanes, K: CacheRow, V: CacheRow, const KEYS: usize, const ROWS: usize>(
+pub(crate) unsafe fn attention<
+    L: Lanes,
+    K: CacheRow,
+    V: CacheRow,
+    const DOTS: usize,
+    const ROWS: usize,
+    const DIRECT: bool,
+>(
     args: *const *mut u8,
     dims: *const i64,
     begin: i64,
@@ -218,11 +258,11 @@ pub(crate) unsafe fn attention<L: Lanes, K: CacheRow, V: CacheRow, const KEYS: u
             if first == 0 && heads <= end - unit {
                 let most = (MAX_ROWS / group.clamp(1, MAX_HEADS)).min((end - unit) / heads);
                 let tokens = operands.run(token, most);
-                operands.heads::<L, K, V, KEYS, ROWS>(token, tokens, 0, heads);
+                operands.heads::<L, K, V, DOTS, ROWS, DIRECT>(token, tokens, 0, heads);
                 unit += tokens * heads;
             } else {
                 let last = heads.min(first + end - unit);
-                operands.heads::<L, K, V, KEYS, ROWS>(token, 1, first, last);
+                operands.heads::<L, K, V, DOTS, ROWS, DIRECT>(token, 1, first, last);
                 unit += last - first;
             }
         }
@@ -254,11 +294,14 @@ struct Rows {
     heads: usize,
 }
 
-/// What the online softmax of a block carries from tile to tile, and its room to work. Only what a block needs is ever initialised.
+/// What a block carries from tile to tile, and its room to work. Only what a block needs is ever initialised.
 struct State {
     max: [f32; MAX_ROWS],
     sum: [f32; MAX_ROWS],
     acc: [[f32; MAX_HEAD_DIM]; MAX_ROWS],
+    /// What the values of a tile add up to, before they join `acc`.
+    tile: [[f32; MAX_HEAD_DIM]; MAX_ROWS],
+    joins: [Join; MAX_ROWS],
     /// Scores, then weights, of the keys of a tile.
     weights: [[f32; TILE]; MAX_ROWS],
     /// Decoded rows of the cache.
@@ -274,21 +317,39 @@ struct Caches {
     next_k: Option<*const u8>,
 }
 
-/// Rows of a cache in f32, `stride` bytes apart.
+/// Rows of a cache, `stride` bytes apart.
 #[derive(Clone, Copy)]
-struct Floats {
+struct CacheRows<R> {
     first: *const u8,
     stride: usize,
+    hd: usize,
+    format: PhantomData<R>,
 }
 
-impl Floats {
+impl<R: CacheRow> CacheRows<R> {
+    #[inline(always)]
+    fn new(first: *const u8, stride: usize, hd: usize) -> Self {
+        Self { first, stride, hd, format: PhantomData }
+    }
+
     /// # Safety
     ///
     /// There is such a row.
     #[inline(always)]
-    unsafe fn row(self, index: usize) -> *const f32 {
+    unsafe fn row(self, index: usize) -> R {
         // SAFETY: as the caller promises.
-        unsafe { self.first.add(index * self.stride).cast() }
+        unsafe { R::open(self.first.add(index * self.stride), self.hd) }
+    }
+
+    /// The rows from one on.
+    ///
+    /// # Safety
+    ///
+    /// There is such a row.
+    #[inline(always)]
+    unsafe fn from(self, index: usize) -> Self {
+        // SAFETY: as the caller promises.
+        Self { first: unsafe { self.first.add(index * self.stride) }, ..self }
     }
 }
 
@@ -299,7 +360,7 @@ impl Operands {
     ///
     /// The contract of the crate; the tokens, all of one sequence, and the heads exist.
     #[inline(always)]
-    unsafe fn heads<L: Lanes, K: CacheRow, V: CacheRow, const KEYS: usize, const ROWS: usize>(
+    unsafe fn heads<L: Lanes, K: CacheRow, V: CacheRow, const DOTS: usize, const ROWS: usize, const DIRECT: bool>(
         self,
         token: usize,
         tokens: usize,
@@ -315,7 +376,7 @@ impl Operands {
             head += heads;
             let next_kv_head = (head < last).then_some(head / group);
             // SAFETY: as the caller promises.
-            unsafe { self.attend::<L, K, V, KEYS, ROWS>(rows, next_kv_head) };
+            unsafe { self.attend::<L, K, V, DOTS, ROWS, DIRECT>(rows, next_kv_head) };
         }
     }
 
@@ -368,7 +429,7 @@ impl Operands {
     ///
     /// The contract of the crate; the tokens, all of one sequence, and the heads exist, and they are at most [`MAX_ROWS`] rows.
     #[inline(always)]
-    unsafe fn attend<L: Lanes, K: CacheRow, V: CacheRow, const KEYS: usize, const ROWS: usize>(
+    unsafe fn attend<L: Lanes, K: CacheRow, V: CacheRow, const DOTS: usize, const ROWS: usize, const DIRECT: bool>(
         self,
         rows: Rows,
         next_kv_head: Option<usize>,
@@ -417,7 +478,7 @@ impl Operands {
                 let is_last = left[..rows.tokens].iter().all(|left| is_empty(left[0]));
                 let next_tile = caches.k.wrapping_add((tile + 1) * TILE * self.k_bytes);
                 caches.next_k = if is_last { next_block } else { Some(next_tile) };
-                self.add_tile::<L, K, V, KEYS, ROWS>(state, rows, caches, &pieces[..rows.tokens]);
+                self.add_tile::<L, K, V, DOTS, ROWS, DIRECT>(state, rows, caches, &pieces[..rows.tokens]);
             }
             for row in 0..rows.tokens * rows.heads {
                 let (token, head) = (row / rows.heads, row % rows.heads);
@@ -437,7 +498,7 @@ impl Operands {
     ///
     /// The contract of the crate; the rows exist and are initialised in the state, and the pieces lie inside the cache and inside one tile.
     #[inline(always)]
-    unsafe fn add_tile<L: Lanes, K: CacheRow, V: CacheRow, const KEYS: usize, const ROWS: usize>(
+    unsafe fn add_tile<L: Lanes, K: CacheRow, V: CacheRow, const DOTS: usize, const ROWS: usize, const DIRECT: bool>(
         self,
         state: *mut State,
         rows: Rows,
@@ -448,6 +509,8 @@ impl Operands {
         let (low, high) = seen.fold((usize::MAX, 0), |(low, high), piece| (low.min(piece.0), high.max(piece.1)));
         // One token reads the cache from memory, at its own pace; with more, arithmetic is what takes the time.
         let fetch = rows.tokens == 1;
+        let is_direct = DIRECT && rows.tokens == 1;
+        let chunk = if is_direct { TILE } else { CHUNK };
         // SAFETY: the rows exist, as the caller promises; keys are those of the pieces; and blocks end at or before `hd`.
         unsafe {
             for (token, _) in pieces.iter().enumerate().filter(|(_, piece)| !is_empty(**piece)) {
@@ -455,63 +518,75 @@ impl Operands {
                     (*state).weights[row] = [f32::NEG_INFINITY; TILE];
                 }
             }
-            for (start, end) in chunks(low, high) {
+            for (start, end) in chunks(low, high, chunk) {
                 let rows_ahead = if fetch { start..end } else { 0..0 };
-                let steps = rows.heads * (end - start).div_ceil(KEYS) * self.hd.div_ceil(LANES);
+                let steps = rows.heads * (end - start).div_ceil(DOTS) * self.hd.div_ceil(LANES);
                 let mut ahead = Ahead::new(caches.v, self.v_bytes, rows_ahead, steps);
-                let keys = self.floats::<L, K>(state, caches.k, self.k_bytes, start, end);
-                for (token, piece) in pieces.iter().enumerate() {
-                    let (from, to) = (piece.0.max(start), piece.1.min(end));
-                    if from < to {
-                        let keys = Floats { first: keys.row(from - start).cast(), stride: keys.stride };
-                        for head in 0..rows.heads {
-                            let q = self.args.pointer::<f32>(0).add(self.at(rows, token, head));
-                            let row = (&raw mut (*state).weights[token * rows.heads + head]).cast::<f32>();
-                            self.scores::<L, KEYS>(row.add(from % TILE), q, keys, to - from, &mut ahead);
-                        }
+                let keys = CacheRows::<K>::new(caches.k, self.k_bytes, self.hd).from(start);
+                let clips = pieces.iter().map(|piece| (piece.0.max(start), piece.1.min(end)));
+                let clips = clips.enumerate().filter(|(_, clip)| !is_empty(*clip));
+                if is_direct {
+                    for (token, (from, to)) in clips {
+                        let keys = keys.from(from - start);
+                        self.scores_of_token::<L, K, DOTS>(
+                            state,
+                            rows,
+                            token,
+                            keys,
+                            (from % TILE, to - from),
+                            &mut ahead,
+                        );
+                    }
+                } else {
+                    let keys = self.decode::<L, K>(state, keys, end - start);
+                    for (token, (from, to)) in clips {
+                        let keys = keys.from(from - start);
+                        self.scores_of_token::<L, F32Row, DOTS>(
+                            state,
+                            rows,
+                            token,
+                            keys,
+                            (from % TILE, to - from),
+                            &mut ahead,
+                        );
                     }
                 }
             }
             for (token, _) in pieces.iter().enumerate().filter(|(_, piece)| !is_empty(**piece)) {
                 for row in token * rows.heads..(token + 1) * rows.heads {
                     let weights = &mut (*state).weights[row];
-                    let shrink = softmax_tile::<L>(weights, &mut (*state).max[row], &mut (*state).sum[row]);
-                    if shrink != 1.0 {
-                        let mut at = 0;
-                        while at < self.hd {
-                            let acc = (&raw mut (*state).acc[row]).cast::<f32>().add(at);
-                            L::store(acc, L::mul(L::load(acc), L::splat(shrink)));
-                            at += LANES;
-                        }
-                    }
+                    (*state).joins[row] = softmax_tile::<L>(weights, &mut (*state).max[row], &mut (*state).sum[row]);
                 }
             }
-            for (start, end) in chunks(low, high) {
+            for (start, end) in chunks(low, high, chunk) {
                 let (next_k, in_tile) = (caches.next_k.unwrap_or(caches.k), start % TILE);
                 let rows_ahead = if fetch && caches.next_k.is_some() { in_tile..in_tile + end - start } else { 0..0 };
                 let steps = rows.heads.div_ceil(4) * (end - start) * self.hd.div_ceil(LANES);
                 let mut ahead = Ahead::new(next_k, self.k_bytes, rows_ahead, steps);
-                let values = self.floats::<L, V>(state, caches.v, self.v_bytes, start, end);
+                let values = CacheRows::<V>::new(caches.v, self.v_bytes, self.hd).from(start);
+                let decoded = if is_direct { None } else { Some(self.decode::<L, V>(state, values, end - start)) };
                 // Tokens that see the same keys of the chunk share each value; a weight of zero instead would make NaN of an infinity.
-                let clip = |piece: &(usize, usize)| (piece.0.max(start), piece.1.min(end));
+                let clip = |piece: &(usize, usize)| Part {
+                    from: piece.0.max(start),
+                    to: piece.1.min(end),
+                    is_first: start <= piece.0,
+                    is_last: piece.1 <= end,
+                };
                 let mut token = 0;
                 while token < rows.tokens {
-                    let (from, to) = clip(&pieces[token]);
-                    let same = pieces[token..].iter().take_while(|piece| clip(piece) == (from, to)).count();
-                    if from < to {
-                        let values = Floats { first: values.row(from - start).cast(), stride: values.stride };
-                        let (mut row, end_row) = (token * rows.heads, (token + same) * rows.heads);
-                        while row + ROWS <= end_row {
-                            self.add_values::<L, ROWS>(state, row, values, from % TILE, to - from, &mut ahead);
-                            row += ROWS;
-                        }
-                        while 4 < ROWS && row + 4 <= end_row {
-                            self.add_values::<L, 4>(state, row, values, from % TILE, to - from, &mut ahead);
-                            row += 4;
-                        }
-                        while row < end_row {
-                            self.add_values::<L, 1>(state, row, values, from % TILE, to - from, &mut ahead);
-                            row += 1;
+                    let part = clip(&pieces[token]);
+                    let same = pieces[token..].iter().take_while(|piece| clip(piece) == part).count();
+                    if part.from < part.to {
+                        let (first, end_row) = (token * rows.heads, (token + same) * rows.heads);
+                        match decoded {
+                            None => {
+                                let values = values.from(part.from - start);
+                                self.add_to_rows::<L, V, ROWS>(state, first..end_row, values, part, &mut ahead);
+                            }
+                            Some(values) => {
+                                let values = values.from(part.from - start);
+                                self.add_to_rows::<L, F32Row, ROWS>(state, first..end_row, values, part, &mut ahead);
+                            }
                         }
                     }
                     token += same;
@@ -520,30 +595,27 @@ impl Operands {
         }
     }
 
-    /// The rows of a cache for the keys `start..end`, at most [`CHUNK`] of them, in f32: where they lie, or decoded into the state.
+    /// The first `count` rows of a cache, at most [`CHUNK`] of them, in f32: where they lie, or decoded into the state.
     ///
     /// # Safety
     ///
-    /// The contract of the crate; `cache` points to key 0 of a sequence that has these keys.
+    /// The contract of the crate; the rows exist.
     #[inline(always)]
-    unsafe fn floats<L: Lanes, R: CacheRow>(
+    unsafe fn decode<L: Lanes, R: CacheRow>(
         self,
         state: *mut State,
-        cache: *const u8,
-        stride: usize,
-        start: usize,
-        end: usize,
-    ) -> Floats {
+        rows: CacheRows<R>,
+        count: usize,
+    ) -> CacheRows<F32Row> {
         // SAFETY: the rows exist; blocks end at or before `hd`, and a decoded row has room for it.
         unsafe {
             if R::IS_F32 {
-                return Floats { first: cache.add(start * stride), stride };
+                return CacheRows::new(rows.first, rows.stride, self.hd);
             }
             let first = (&raw mut (*state).decoded).cast::<f32>();
             let whole = self.hd / LANES * LANES;
-            for key in start..end {
-                let row = R::open(cache.add(key * stride), self.hd);
-                let to = first.add((key - start) * MAX_HEAD_DIM);
+            for key in 0..count {
+                let (row, to) = (rows.row(key), first.add(key * MAX_HEAD_DIM));
                 let mut at = 0;
                 while at < whole {
                     L::store(to.add(at), row.block::<L>(at));
@@ -553,109 +625,219 @@ impl Operands {
                     *to.add(at) = row.number(at);
                 }
             }
-            Floats { first: first.cast(), stride: 4 * MAX_HEAD_DIM }
+            CacheRows::new(first.cast(), 4 * MAX_HEAD_DIM, self.hd)
         }
     }
 
-    /// Writes the scores of `count` keys for one row.
+    /// Writes the scores of `count` keys for the heads of one token, in the place of their weights from `slot` on. With eight scores at once, heads
+    /// share the loads of keys and keys those of heads.
     ///
     /// # Safety
     ///
-    /// The CPU has the features of `L`; `q` and each of the keys have `hd` numbers, and `scores` has room for `count`.
+    /// The CPU has the features of `L`; the rows and the keys exist, and the slots lie inside the tile.
     #[inline(always)]
-    unsafe fn scores<L: Lanes, const KEYS: usize>(
+    unsafe fn scores_of_token<L: Lanes, R: CacheRow, const DOTS: usize>(
+        self,
+        state: *mut State,
+        rows: Rows,
+        token: usize,
+        keys: CacheRows<R>,
+        (slot, count): (usize, usize),
+        ahead: &mut Ahead,
+    ) {
+        let mut head = 0;
+        while head < rows.heads {
+            // SAFETY: as the caller promises; the conditions keep the heads below those of the token.
+            head += unsafe {
+                let q = self.args.pointer::<f32>(0).add(self.at(rows, token, head)).cast_const();
+                let to = (&raw mut (*state).weights[token * rows.heads + head]).cast::<f32>().add(slot);
+                match rows.heads - head {
+                    4.. if DOTS == 8 => self.scores::<L, R, 4, 2, 8>(to, q, keys, count, ahead),
+                    2.. if DOTS == 8 => self.scores::<L, R, 2, 4, 8>(to, q, keys, count, ahead),
+                    _ => self.scores::<L, R, 1, DOTS, DOTS>(to, q, keys, count, ahead),
+                }
+            };
+        }
+    }
+
+    /// Writes the scores of `count` keys for `HEADS` rows, and returns how many rows that are. `DOTS` is `HEADS * KEYS`.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the features of `L`; the rows of `q` and of the keys have `hd` numbers, and each row of `scores` has room for `count`.
+    #[inline(always)]
+    unsafe fn scores<L: Lanes, R: CacheRow, const HEADS: usize, const KEYS: usize, const DOTS: usize>(
         self,
         scores: *mut f32,
         q: *const f32,
-        keys: Floats,
+        keys: CacheRows<R>,
         count: usize,
         ahead: &mut Ahead,
-    ) {
+    ) -> usize {
+        const { assert!(HEADS * KEYS == DOTS, "a dot product for each head and key") };
         let whole = self.hd / LANES * LANES;
         let mut key = 0;
         // SAFETY: blocks end at or before `hd`, and so does the rest; the conditions keep the keys below `count`.
         unsafe {
             while whole == self.hd && key + KEYS <= count {
-                let mut acc = [L::splat(0.0); KEYS];
+                let mut acc = [L::splat(0.0); DOTS];
                 let mut at = 0;
                 while at < whole {
                     ahead.step();
-                    let q = L::load(q.add(at));
+                    let mut blocks = [L::splat(0.0); KEYS];
                     for next in 0..KEYS {
-                        acc[next] = L::mul_add(q, L::load(keys.row(key + next).add(at)), acc[next]);
+                        blocks[next] = keys.row(key + next).block::<L>(at);
+                    }
+                    for head in 0..HEADS {
+                        let q = L::load(q.add(head * self.hd + at));
+                        for next in 0..KEYS {
+                            acc[head * KEYS + next] = L::mul_add(q, blocks[next], acc[head * KEYS + next]);
+                        }
                     }
                     at += LANES;
                 }
-                let mut dots = [0.0; KEYS];
+                let mut dots = [0.0; DOTS];
                 L::sums(&acc, &mut dots);
-                for next in 0..KEYS {
-                    *scores.add(key + next) = dots[next] * self.scale;
+                for head in 0..HEADS {
+                    for next in 0..KEYS {
+                        *scores.add(head * TILE + key + next) = dots[head * KEYS + next] * self.scale;
+                    }
                 }
                 key += KEYS;
             }
             while key < count {
                 let row = keys.row(key);
-                let mut acc = L::splat(0.0);
-                let mut at = 0;
-                while at < whole {
-                    acc = L::mul_add(L::load(q.add(at)), L::load(row.add(at)), acc);
-                    at += LANES;
+                for head in 0..HEADS {
+                    let q = q.add(head * self.hd);
+                    let mut acc = L::splat(0.0);
+                    let mut at = 0;
+                    while at < whole {
+                        acc = L::mul_add(L::load(q.add(at)), row.block::<L>(at), acc);
+                        at += LANES;
+                    }
+                    let pair = |at: usize| (*q.add(whole + at), row.number(whole + at));
+                    *scores.add(head * TILE + key) = finish_dot::<L>(acc, self.hd - whole, pair) * self.scale;
                 }
-                let pair = |at: usize| (*q.add(whole + at), *row.add(whole + at));
-                *scores.add(key) = finish_dot::<L>(acc, self.hd - whole, pair) * self.scale;
                 key += 1;
+            }
+        }
+        HEADS
+    }
+
+    /// Adds the values of a part of a piece, of which `values` is the first, to some rows, `ROWS`, 4 or one at a time.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Operands::add_values`], for each of the rows.
+    #[inline(always)]
+    unsafe fn add_to_rows<L: Lanes, R: CacheRow, const ROWS: usize>(
+        self,
+        state: *mut State,
+        mut rows: Range<usize>,
+        values: CacheRows<R>,
+        part: Part,
+        ahead: &mut Ahead,
+    ) {
+        // SAFETY: as the caller promises; the conditions keep to the rows.
+        unsafe {
+            while ROWS <= rows.len() {
+                self.add_values::<L, R, ROWS>(state, rows.start, values, part, ahead);
+                rows.start += ROWS;
+            }
+            while 4 < ROWS && 4 <= rows.len() {
+                self.add_values::<L, R, 4>(state, rows.start, values, part, ahead);
+                rows.start += 4;
+            }
+            while !rows.is_empty() {
+                self.add_values::<L, R, 1>(state, rows.start, values, part, ahead);
+                rows.start += 1;
             }
         }
     }
 
-    /// Adds `count` values to `ROWS` rows from `row` on, with their weights from `slot` on.
+    /// Adds the values of a part of a piece, of which `values` is the first, to `ROWS` rows from `row` on, with the weights of their keys; the last part joins
+    /// the piece to those before it.
     ///
     /// # Safety
     ///
-    /// The CPU has the features of `L`; the rows and their weights are initialised, and each value has `hd` numbers.
+    /// The CPU has the features of `L`; the rows and their weights are initialised, what a part before has left as well, and each value has `hd` numbers.
     #[inline(always)]
-    unsafe fn add_values<L: Lanes, const ROWS: usize>(
+    unsafe fn add_values<L: Lanes, R: CacheRow, const ROWS: usize>(
         self,
         state: *mut State,
         row: usize,
-        values: Floats,
-        slot: usize,
-        count: usize,
+        values: CacheRows<R>,
+        part: Part,
         ahead: &mut Ahead,
     ) {
         let whole = self.hd / LANES * LANES;
+        let (slot, count) = (part.from % TILE, part.to - part.from);
         // SAFETY: blocks end at or before `hd`, and `slot + count` at or before the end of the tile.
         unsafe {
-            let first = (&raw mut (*state).acc).cast::<f32>().add(row * MAX_HEAD_DIM);
+            let total = (&raw mut (*state).acc).cast::<f32>().add(row * MAX_HEAD_DIM);
+            let tile = (&raw mut (*state).tile).cast::<f32>().add(row * MAX_HEAD_DIM);
+            let joins = (&raw const (*state).joins).cast::<Join>().add(row);
             let weights = (&raw const (*state).weights).cast::<f32>().add(row * TILE + slot);
             let mut at = 0;
             while at < whole {
                 let mut acc = [L::splat(0.0); ROWS];
-                for row in 0..ROWS {
-                    acc[row] = L::load(first.add(row * MAX_HEAD_DIM + at));
+                if !part.is_first {
+                    for row in 0..ROWS {
+                        acc[row] = L::load(tile.add(row * MAX_HEAD_DIM + at));
+                    }
                 }
                 for key in 0..count {
                     ahead.step();
-                    let value = L::load(values.row(key).add(at));
+                    let value = values.row(key).block::<L>(at);
                     for row in 0..ROWS {
                         acc[row] = L::mul_add(L::splat(*weights.add(row * TILE + key)), value, acc[row]);
                     }
                 }
                 for row in 0..ROWS {
-                    L::store(first.add(row * MAX_HEAD_DIM + at), acc[row]);
+                    if part.is_last {
+                        let (Join { keep, gain }, to) = (*joins.add(row), total.add(row * MAX_HEAD_DIM + at));
+                        let joined = L::mul_add(L::load(to), L::splat(keep), L::mul(acc[row], L::splat(gain)));
+                        L::store(to, joined);
+                    } else {
+                        L::store(tile.add(row * MAX_HEAD_DIM + at), acc[row]);
+                    }
                 }
                 at += LANES;
             }
             for d in whole..self.hd {
                 for row in 0..ROWS {
-                    let acc = first.add(row * MAX_HEAD_DIM + d);
+                    let place = tile.add(row * MAX_HEAD_DIM + d);
+                    let mut acc = if part.is_first { 0.0 } else { *place };
                     for key in 0..count {
-                        *acc = (*weights.add(row * TILE + key)).mul_add(*values.row(key).add(d), *acc);
+                        acc = (*weights.add(row * TILE + key)).mul_add(values.row(key).number(d), acc);
+                    }
+                    if part.is_last {
+                        let (Join { keep, gain }, to) = (*joins.add(row), total.add(row * MAX_HEAD_DIM + d));
+                        *to = (*to).mul_add(keep, acc * gain);
+                    } else {
+                        *place = acc;
                     }
                 }
             }
         }
     }
+}
+
+/// The keys of a piece that lie in one chunk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Part {
+    from: usize,
+    to: usize,
+    /// Whether no key of the piece comes before them, and none after them.
+    is_first: bool,
+    is_last: bool,
+}
+
+/// How a piece joins those before it: what they, and what it, are multiplied by.
+#[derive(Clone, Copy)]
+struct Join {
+    keep: f32,
+    gain: f32,
 }
 
 /// Whether a range has no keys.
@@ -670,10 +852,10 @@ fn without_empty([first, second]: [(usize, usize); 2]) -> [(usize, usize); 2] {
     if is_empty(first) { [second, (0, 0)] } else { [first, second] }
 }
 
-/// `low..high`, cut at the multiples of [`CHUNK`].
+/// `low..high`, cut at the multiples of `size`.
 #[inline(always)]
-fn chunks(low: usize, high: usize) -> impl Iterator<Item = (usize, usize)> {
-    (low / CHUNK..high.div_ceil(CHUNK)).map(move |chunk| (low.max(chunk * CHUNK), high.min((chunk + 1) * CHUNK)))
+fn chunks(low: usize, high: usize, size: usize) -> impl Iterator<Item = (usize, usize)> {
+    (low / size..high.div_ceil(size)).map(move |chunk| (low.max(chunk * size), high.min((chunk + 1) * size)))
 }
 
 /// Rows of a cache that are prefetched while others are computed with, a few lines at each step: all of them at once would be more than a core can
@@ -703,30 +885,35 @@ impl Ahead {
     }
 }
 
-/// Turns the scores of a tile into weights, updates the maximum and the sum of one head, and returns the factor by which all that was
-/// added before shrinks. A slot without a key has the score -inf, and so the weight +0.
+/// Turns the scores of a tile into weights, updates the maximum and the sum of one head, and returns how the tile joins those before it. A slot
+/// without a key has the score -inf, and so the weight +0.
 ///
 /// # Safety
 ///
 /// The running CPU has the features of `L`.
 #[inline(always)]
-unsafe fn softmax_tile<L: Lanes>(tile: &mut [f32; TILE], max: &mut f32, sum: &mut f32) -> f32 {
+unsafe fn softmax_tile<L: Lanes>(tile: &mut [f32; TILE], max: &mut f32, sum: &mut f32) -> Join {
     // SAFETY: the CPU has the features, as the caller promises; both halves of the tile are blocks of lanes.
     unsafe {
         let (low, high) = (tile.as_mut_ptr(), tile.as_mut_ptr().add(LANES));
         // Which of equal numbers is the maximum, or which NaN, does not show in the results: +0 and -0 have equal differences, and a
         // NaN makes the whole row NaN.
         let largest = L::largest(L::max(L::load(low), L::load(high)));
-        let new_max = if *max < largest { largest } else { *max };
-        // Most tiles leave the maximum where it is, and the exponential of 0 is 1.
-        let shrink = if *max == new_max && new_max.is_finite() { 1.0 } else { exp_f32(*max - new_max) };
-        let shift = L::splat(-new_max);
+        let shift = L::splat(-largest);
         let p_low = exp::<L>(L::add(L::load(low), shift));
         let p_high = exp::<L>(L::add(L::load(high), shift));
         L::store(low, p_low);
         L::store(high, p_high);
-        *sum = sum.mul_add(shrink, L::sum(L::add(p_low, p_high)));
+        let new_max = if *max < largest { largest } else { *max };
+        let join = Join { keep: shrink(*max, new_max), gain: shrink(largest, new_max) };
+        *sum = sum.mul_add(join.keep, L::sum(L::add(p_low, p_high)) * join.gain);
         *max = new_max;
-        shrink
+        join
     }
+}
+
+/// What weights above `from` are multiplied by to be weights above `to`. One of the two of a tile is the exponential of 0, which is 1.
+#[inline(always)]
+fn shrink(from: f32, to: f32) -> f32 {
+    if from == to && to.is_finite() { 1.0 } else { exp_f32(from - to) }
 }

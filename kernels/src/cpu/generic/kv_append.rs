@@ -1,9 +1,10 @@
 //! KV append: `cache[seq[t], h, pos[t]] = encode(x[t, h])` for every token `t` and KV head `h`.
 //!
-//! `x` is f32, token `t` at element `t * x_stride`, its heads one after the other; `cache` is `[seqs, kv_heads, ctx, hd]` in f32, or as
-//! records of a row format. A unit of the grid is a token. The encoding is the one of `ir::packing`, not another copy of it: a token has
+//! `x` is f32, token `t` at element `t * x_stride`, its heads one after the other; `cache` is `[seqs, kv_heads, ctx, hd]` in f32, in bf16 or
+//! as records of a row format. A unit of the grid is a token. The encoding is the one of `ir::packing`, not another copy of it: a token has
 //! a few thousand numbers to encode where its matmuls have millions of products, so the one definition is fast enough for every ISA.
 
+use half::bf16;
 use ir::DType;
 use ir::packing::RowFormat;
 
@@ -22,6 +23,22 @@ pub(crate) unsafe fn append_f32(args: *const *mut u8, dims: *const i64, begin: i
         }
     };
     // SAFETY: as the caller promises; a row of the cache has 4 bytes a number.
+    unsafe { append(args, dims, begin, end, bytes, write) }
+}
+
+/// Into a bf16 cache.
+///
+/// # Safety
+///
+/// The contract of the crate.
+pub(crate) unsafe fn append_bf16(args: *const *mut u8, dims: *const i64, begin: i64, end: i64) {
+    let bytes = |hd: usize| 2 * hd;
+    let write = |row: &[f32], record: &mut [u8]| {
+        for (value, bytes) in row.iter().zip(record.as_chunks_mut::<2>().0) {
+            *bytes = bf16::from_f32(*value).to_le_bytes();
+        }
+    };
+    // SAFETY: as the caller promises; a row of the cache has 2 bytes a number.
     unsafe { append(args, dims, begin, end, bytes, write) }
 }
 

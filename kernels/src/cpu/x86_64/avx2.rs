@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use crate::cpu::entries;
-use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
+use crate::cpu::generic::attention::{Bf16Row, F32Row, Q4Row, Q8Row, attention};
 use crate::cpu::generic::{dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
 use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, GroupedRow, Lanes, TernaryDot, prefetch};
 
@@ -22,9 +22,10 @@ entries! {
     dense_matmul_f32xbf16_f32__avx2__r4 = dense::matmul::<Avx2, bf16, 2, 1>;
     dense_matmul_q8xq8_f32__avx2__r4 = dense_q8::matmul::<Avx2, 2>;
     dense_matmul_q8xq4_f32__avx2__r4 = dense_q4::matmul::<Avx2, 2>;
-    attention_f32xf32_f32__avx2__t64 = attention::<Avx2, F32Row, F32Row, 2, 2>;
-    attention_f32xq8q4_f32__avx2__t64 = attention::<Avx2, Q8Row, Q4Row, 2, 2>;
-    attention_f32xq4_f32__avx2__t64 = attention::<Avx2, Q4Row, Q4Row, 2, 2>;
+    attention_f32xf32_f32__avx2__t64 = attention::<Avx2, F32Row, F32Row, 2, 2, false>;
+    attention_f32xbf16_f32__avx2__t64 = attention::<Avx2, Bf16Row, Bf16Row, 2, 2, false>;
+    attention_f32xq8q4_f32__avx2__t64 = attention::<Avx2, Q8Row, Q4Row, 2, 2, false>;
+    attention_f32xq4_f32__avx2__t64 = attention::<Avx2, Q4Row, Q4Row, 2, 2, false>;
 }
 
 /// Lanes in four registers: lane `l` is lane `l % 8` of register `l / 8`.

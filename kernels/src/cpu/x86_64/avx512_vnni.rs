@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use crate::cpu::entries;
-use crate::cpu::generic::attention::{F32Row, Q4Row, Q8Row, attention};
+use crate::cpu::generic::attention::{Bf16Row, F32Row, Q4Row, Q8Row, attention};
 use crate::cpu::generic::{dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
 use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, GroupedRow, Lanes, TernaryDot, hold_loads, prefetch};
 
@@ -22,9 +22,10 @@ entries! {
     dense_matmul_f32xbf16_f32__avx512vnni__r4 = dense::matmul::<Avx512Vnni, bf16, 4, 2>;
     dense_matmul_q8xq8_f32__avx512vnni__r4 = dense_q8::matmul::<Avx512Vnni, 4>;
     dense_matmul_q8xq4_f32__avx512vnni__r4 = dense_q4::matmul::<Avx512Vnni, 8>;
-    attention_f32xf32_f32__avx512vnni__t64 = attention::<Avx512Vnni, F32Row, F32Row, 8, 8>;
-    attention_f32xq8q4_f32__avx512vnni__t64 = attention::<Avx512Vnni, Q8Row, Q4Row, 8, 8>;
-    attention_f32xq4_f32__avx512vnni__t64 = attention::<Avx512Vnni, Q4Row, Q4Row, 8, 8>;
+    attention_f32xf32_f32__avx512vnni__t64 = attention::<Avx512Vnni, F32Row, F32Row, 8, 8, true>;
+    attention_f32xbf16_f32__avx512vnni__t64 = attention::<Avx512Vnni, Bf16Row, Bf16Row, 8, 8, true>;
+    attention_f32xq8q4_f32__avx512vnni__t64 = attention::<Avx512Vnni, Q8Row, Q4Row, 8, 8, true>;
+    attention_f32xq4_f32__avx512vnni__t64 = attention::<Avx512Vnni, Q4Row, Q4Row, 8, 8, true>;
 }
 
 /// Lanes in two registers: lane `l` is lane `l % 16` of register `l / 16`.

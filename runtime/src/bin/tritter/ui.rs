@@ -146,6 +146,21 @@ pub(crate) fn print_json(value: &serde_json::Value) -> Result<()> {
     Ok(print(&format!("{text}\n"))?)
 }
 
+/// A file that becomes `path` when it is complete, readable as any other that the user makes.
+pub(crate) fn create_beside(path: &Path) -> Result<tempfile::NamedTempFile> {
+    let parent = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".tritter-");
+    #[cfg(unix)]
+    let permissions: std::fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    #[cfg(unix)]
+    builder.permissions(permissions);
+    builder.tempfile_in(parent).with_context(|| format!("cannot write into {}", parent.display()))
+}
+
 /// Reads a file, or standard input for `-`.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();

@@ -219,6 +219,14 @@ impl Pinned {
         unsafe { ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), to.cast::<u8>(), 4 * values.len()) };
     }
 
+    /// The first integers.
+    pub(super) fn i32(&self, count: usize) -> &[i32] {
+        let start = self.address(0, 4 * count).cast::<i32>();
+        // SAFETY: the memory starts at a page, was initialised, and any bits are an integer; no copy into it is under way, because its owner has
+        // waited for the last.
+        unsafe { std::slice::from_raw_parts(start, count) }
+    }
+
     /// The first floats.
     pub(super) fn f32(&self, count: usize) -> &[f32] {
         let start = self.address(0, 4 * count).cast::<f32>();
@@ -361,12 +369,12 @@ impl Stream {
         driver!(cuMemcpyDtoDAsync_v2(to, from, bytes as usize, self.stream))
     }
 
-    /// Queues a copy to the device. The host's bytes stay as they are until [`Stream::wait`].
+    /// Queues a copy to the device. The host's bytes stay as they are until it is done.
     pub(super) fn upload(&self, from: &Pinned, offset: usize, to: u64, bytes: usize) -> Result<(), RuntimeError> {
         driver!(cuMemcpyHtoDAsync_v2(to, from.address(offset, bytes), bytes, self.stream))
     }
 
-    /// Queues a copy from the device to the start of the host's memory, which is read after [`Stream::wait`].
+    /// Queues a copy from the device to the start of the host's memory, which is read when it is done.
     pub(super) fn download(&self, from: u64, to: &mut Pinned, bytes: usize) -> Result<(), RuntimeError> {
         driver!(cuMemcpyDtoHAsync_v2(to.address(0, bytes), from, bytes, self.stream))
     }
@@ -452,6 +460,12 @@ impl Event {
         // SAFETY: a place for a handle.
         driver!(cuEventCreate(&raw mut event, 0))?;
         Ok(Self { event, context: Arc::clone(context) })
+    }
+
+    /// Returns when it has happened; at once if it was never to be taken.
+    pub(super) fn wait(&self) -> Result<(), RuntimeError> {
+        // SAFETY: it exists.
+        driver!(cuEventSynchronize(self.event))
     }
 
     /// Seconds from another event to this one; both have happened.
