@@ -574,6 +574,21 @@ mod tests {
     }
 
     #[test]
+    fn tiles_are_chosen_by_their_turns() {
+        let best = |n: u64, k: u64, m: u64| {
+            let tiles = CUDA_TABLE.iter().filter_map(|desc| desc.tile);
+            tiles.min_by_key(|tile| tile.nanoseconds(n, k, m)).map(|tile| (tile.tokens, tile.blocks))
+        };
+        // Two full turns of 160 tokens, where 128 take three.
+        assert_eq!(best(4096, 2560, 2560), Some((160, 1)));
+        // One turn of 80 tiles; at a larger k it is worth cutting k in two.
+        assert_eq!(best(512, 2560, 2560), Some((64, 1)));
+        assert_eq!(best(512, 6912, 2560), Some((128, 2)));
+        assert_eq!(best(64, 6912, 2560), Some((64, 4)));
+        assert!(best(u64::MAX, u64::MAX, u64::MAX).is_some());
+    }
+
+    #[test]
     fn code_runs_where_its_capability_is() {
         assert_eq!("sm_90a".parse::<Sm>().map(|sm| (sm.runs_on(9, 0), sm.runs_on(10, 0))), Ok((true, false)));
         assert_eq!("sm_80".parse::<Sm>().map(|sm| (sm.runs_on(8, 6), sm.runs_on(9, 0))), Ok((true, false)));
