@@ -45,10 +45,10 @@ impl Units {
 /// with one row on the device as with thousands.
 pub fn units(nest: &Verified) -> Units {
     match widest(nest) {
-        ..=256 => Units { threads: 256, of_block: 8 },
-        ..=4095 => Units { threads: 256, of_block: 1 },
-        ..=8191 => Units { threads: 512, of_block: 1 },
-        _ => Units { threads: 1024, of_block: 1 },
+        8192.. => Units { threads: 1024, of_block: 1 },
+        4096.. => Units { threads: 512, of_block: 1 },
+        257.. => Units { threads: 256, of_block: 1 },
+        _ => Units { threads: 256, of_block: 8 },
     }
 }
 

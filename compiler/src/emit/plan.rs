@@ -112,7 +112,11 @@ pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitte
     let max_tokens = emitter.max_of("n");
     let mut phases = Vec::new();
     let mut low = 1;
-    for (name, high) in [("decode", 1), ("batch", 16), ("prefill", max_tokens)] {
+    let few: &[(&str, u64)] = match options.hardware {
+        Hardware::Cpu { .. } => &[("decode", 1), ("batch", 16)],
+        Hardware::Cuda(_) => &[("decode", 1), ("few", 8), ("batch", 16), ("short", 128), ("medium", 512)],
+    };
+    for (name, high) in few.iter().copied().chain([("prefill", max_tokens)]) {
         let high = high.min(max_tokens);
         if low <= high {
             phases.push(emitter.phase(name, phases.len(), low..=high)?);

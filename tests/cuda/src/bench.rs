@@ -97,8 +97,8 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
 /// The numbers of tokens that are timed.
 fn tokens(desc: &CudaKernelDesc) -> Vec<i64> {
     let few: Vec<i64> = [1, 2, 4, 8, 16].into_iter().filter(|n| desc.tokens.contains(&(*n as u64))).collect();
-    if desc.name.ends_with("t128") {
-        return vec![64, 512, 4096];
+    if *desc.tokens.end() == u64::MAX && desc.family == Family::TernaryMatmul && !desc.is_plain() {
+        return vec![64, 128, 512, 1024, 4096];
     }
     // Rows for the same sizes have the smaller numbers timed.
     few.into_iter().filter(|n| !desc.name.ends_with("t16") || *n == 16).collect()

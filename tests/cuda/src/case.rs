@@ -109,6 +109,12 @@ fn matmuls(desc: &CudaKernelDesc) -> Vec<Case> {
             }
         }
     }
+    if desc.tile.is_some() {
+        // More tiles than blocks, so that a block has several.
+        for (k, m) in [(200, 5000), (331, 4999)] {
+            cases.push(matmul(desc, "turns", 1100, k, m, &mut |random| random.float()));
+        }
+    }
     for &n in tokens.iter().take(4) {
         // Sums as large as they get.
         let k = if is_grouped { 5120 } else { 20_509 };

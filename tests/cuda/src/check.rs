@@ -3,6 +3,8 @@
 //! Buffers start where the contract just allows it and are guarded on both sides, outputs are poisoned, and every launch runs twice: a
 //! result that moves is a race.
 
+use std::str::FromStr;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use ir::DType;
 use kernels::cuda::{Accuracy, CudaKernelDesc, Specialised};
@@ -16,16 +18,48 @@ use crate::gpu::{Buffer, Function, Gpu, Launch};
 /// Bytes around each buffer that must not change.
 const GUARD: usize = 256;
 
-/// Runs all cases of a row; how many there were.
-pub(crate) fn conform(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc) -> Result<Conformance> {
+/// Every `of`-th program of a row, from number `index` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    index: usize,
+    of: usize,
+}
+
+impl FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse::<usize>().map_err(|error| format!("`{text}`: {error}"));
+        let (index, of) = text.split_once('/').ok_or_else(|| format!("`{text}` is no part such as 0/3"))?;
+        let (index, of) = (number(index)?, number(of)?);
+        if index < of { Ok(Self { index, of }) } else { Err(format!("there is no part {index} of {of}")) }
+    }
+}
+
+/// Runs the cases of a part of a row.
+pub(crate) fn conform(
+    gpu: &Gpu,
+    compiler: &Compiler,
+    desc: &'static CudaKernelDesc,
+    part: Part,
+) -> Result<Conformance> {
     let mut cases = cases(desc);
     cases.retain(|case| (desc.takes)(&|name| case.dim(desc, name)));
     ensure!(!cases.is_empty(), "{} has no case", desc.name);
-    let mut conformance = Conformance { cases: cases.len(), worst: None };
+    let mut conformance = Conformance { cases: 0, worst: None };
+    let (mut programs, mut last) = (0, None);
     for case in &cases {
+        let label = Specialised::new(desc, |name| Some(case.dim(desc, name))).label();
+        if last.as_ref() != Some(&label) {
+            (programs, last) = (programs + 1, Some(label));
+        }
+        if programs % part.of != part.index {
+            continue;
+        }
         let of_bound = check(gpu, compiler, desc, case);
         let of_bound = of_bound.with_context(|| format!("{} {} {:?}", desc.name, case.label, case.dims))?;
         conformance.worst = of_bound.into_iter().chain(conformance.worst).reduce(f64::max);
+        conformance.cases += 1;
     }
     Ok(conformance)
 }

@@ -40,7 +40,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Every row against the scalar row.
-    Conform,
+    Conform {
+        /// One of several processes that share the programs: 0/3, 1/3 and 2/3 together are all of them.
+        #[arg(long, default_value = "0/1")]
+        part: check::Part,
+    },
     /// Times.
     Bench {
         /// Other geometries of the rows too.
@@ -104,11 +108,11 @@ fn main() -> Result<()> {
                 .filter(|desc| desc.requires.compiles_for(sm))
                 .try_for_each(|desc| resources(&compiler, desc, save.as_deref()))
         }
-        Command::Conform => {
+        Command::Conform { part } => {
             let (gpu, compiler) = open(nvrtc)?;
             let mut failures = 0;
             for desc in CUDA_TABLE.iter().filter(is_wanted).filter(|desc| desc.requires.compiles_for(compiler.sm)) {
-                match check::conform(&gpu, &compiler, desc) {
+                match check::conform(&gpu, &compiler, desc, *part) {
                     Ok(check::Conformance { cases, worst: None }) => println!("{}: {cases} cases agree", desc.name),
                     Ok(check::Conformance { cases, worst: Some(worst) }) => {
                         println!("{}: {cases} cases within their bound, at most {worst:.3} of it", desc.name);
