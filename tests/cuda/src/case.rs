@@ -240,7 +240,7 @@ fn appends(desc: &CudaKernelDesc) -> Vec<Case> {
             let x_stride = kv_heads * hd + 8;
             let mut x = random.floats(n * x_stride);
             // No number, infinities, and what lies between two bf16.
-            let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.003_906_25, 1.011_718_75, f32::MAX];
+            let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, f32::MAX];
             x.iter_mut().skip(1).step_by(3).zip(values).for_each(|(x, value)| *x = value);
             // A place of its own for each token, and one outside.
             let seq: Vec<i32> = (0..n).map(|token| (token % seqs) as i32).collect();
