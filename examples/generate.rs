@@ -76,6 +76,7 @@ fn compile_checkpoint(checkpoint: &Path, directory: &Path) -> Result<()> {
         sequences: u64::from(options.sequences),
         dumps: false,
         nvrtc: Search::default(),
+        allow_spills: false,
     };
     let compiled = compile(model.program, &Target::native(), &compile_options)?;
     let weights = checkpoint.bind(model.params);

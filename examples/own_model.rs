@@ -53,6 +53,7 @@ fn main() -> Result<()> {
         sequences: 1,
         dumps: false,
         nvrtc: Search::default(),
+        allow_spills: false,
     };
     let compiled = compile(model.program, &Target::native(), &compile_options)?;
     println!("{}", compiled.report);

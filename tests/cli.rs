@@ -219,6 +219,10 @@ fn every_other_command_of_the_compiler_works() {
     assert!(optimised.contains("ternary_matmul"), "{optimised}");
     let partly = Tritterc.succeed(&["opt", "tiny", "--passes", "canonicalise"]);
     assert!(!partly.contains("ternary_matmul"), "{partly}");
+    let refused = Tritterc.run(&["opt", "tiny", "--target", "cuda:sm_90a", "--packing", "1.6bit"]);
+    let message = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(message.contains("no kernel for ternary weights packed in 1.6bit; it has them for 2bit"), "{message}");
     assert!(Tritterc.succeed(&["explain", "tiny"]).contains("rms_norm_quantize"));
     let why = Tritterc.json(&["explain", "tiny", "--why", "layer.ffn.up", "--json"]);
     assert!(!why["steps"].as_array().unwrap().is_empty() && why["checked"] == true, "{why}");
@@ -272,6 +276,31 @@ fn run_prints_text_and_nothing_else_and_json_on_demand() {
     let stopped = Tritter.json(&[&args[..], &["--stop", &expected[30..34], "--json"]].concat());
     let at = expected.find(&expected[30..34]).unwrap();
     assert_eq!((&stopped["text"], &stopped["finish"]), (&expected[..at].into(), &"stop".into()));
+}
+
+#[test]
+fn a_trace_has_every_step_of_every_call() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("steps.json");
+    Tritter.succeed(&["run", nano(), "--tokens", "1,2,3", "--max-new-tokens", "4", "--trace", str(&path)]);
+    let trace: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let on = |line: u64| events.iter().filter(move |event| event["ph"] == "X" && event["tid"] == line);
+    let names: Vec<&str> = on(1).map(|event| event["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["batch of 3", "decode of 1", "decode of 1", "decode of 1"]);
+    // Steps lie inside their calls, one after the other.
+    let end = |event: &serde_json::Value| event["ts"].as_f64().unwrap() + event["dur"].as_f64().unwrap();
+    for call in on(1) {
+        let (start, end_of_call) = (call["ts"].as_f64().unwrap(), end(call));
+        let inside = on(2).filter(|step| (start..end_of_call).contains(&step["ts"].as_f64().unwrap()));
+        let time: f64 = inside.map(|step| step["dur"].as_f64().unwrap()).sum();
+        assert!((time - (end_of_call - start)).abs() < 1.0, "{time} of {}", end_of_call - start);
+    }
+    assert!(on(2).any(|step| step["args"]["round"] == 0 && step["args"]["kernel"].is_string()));
+    let gone = directory.path().join("none").join("steps.json");
+    let refused = Tritter.run(&["run", nano(), "--tokens", "1", "--trace", str(&gone)]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("cannot write into") && refused.stdout.is_empty());
 }
 
 #[test]

@@ -282,6 +282,8 @@ fn logits(program: &Verified<Program>, parameters: &HashMap<String, Tensor>) -> 
             ints(&[n], (first..first + n).map(|pos| pos as f64).collect()),
             ints(&[n, 2], vec![0.0; 2 * n]),
             ints(&[1], vec![n as f64 - 1.0]),
+            Tensor::of(DType::F32, &[1, 4], vec![0.0; 4]),
+            ints(&[1, 2], vec![0.0; 2]),
         ];
         evaluator.run(&inputs).unwrap().remove(0)
     };

@@ -18,6 +18,7 @@ fn compiled(target: &str) -> Compiled {
         sequences: build.sequences.into(),
         dumps: true,
         nvrtc: Search::default(),
+        allow_spills: false,
     };
     compiler::compile(program, &build.target, &options).unwrap()
 }

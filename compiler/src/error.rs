@@ -4,7 +4,7 @@ use ir::plan::PlanErrors;
 use ir::verify::VerifyErrors;
 
 use crate::emit::EmitError;
-use crate::emit::nvrtc::NvrtcError;
+use crate::emit::cuda::CudaError;
 use crate::emit::plan::PlanEmitError;
 use crate::rewrite::RewriteError;
 
@@ -28,9 +28,9 @@ pub enum CompileError {
     /// No code could be generated.
     #[error(transparent)]
     Emit(#[from] EmitError),
-    /// NVRTC is missing, or no CUDA kernel could be compiled.
+    /// NVRTC is missing, a CUDA kernel could not be compiled, or its registers run out.
     #[error(transparent)]
-    Nvrtc(#[from] NvrtcError),
+    Cuda(#[from] CudaError),
     /// The plan breaks its own rules. Always a bug in tritter.
     #[error("internal error: the plan is not consistent:\n{0}")]
     Check(#[from] PlanErrors),

@@ -6,7 +6,7 @@ use ir::entity::Id;
 use ir::plan::{Code as CodePlace, Plan};
 use ir::{Program, Verified};
 
-use crate::emit::cuda::CudaKernel;
+use crate::emit::cuda::{CudaError, CudaKernel};
 use crate::emit::nvrtc::{Nvrtc, Search};
 use crate::emit::plan::{Emitted, PlanOptions};
 use crate::emit::{self, Code, CodeTarget, cuda};
@@ -29,6 +29,8 @@ pub struct Options {
     pub dumps: bool,
     /// Where NVRTC may be, which only CUDA targets need.
     pub nvrtc: Search,
+    /// Whether CUDA kernels made for speed may run out of registers.
+    pub allow_spills: bool,
 }
 
 /// All that an artifact is written from, but for the weights' values.
@@ -93,8 +95,8 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
         }
         Hardware::Cuda(sm) => {
             cuda = stages.time("code", || -> Result<_, CompileError> {
-                let nvrtc = Nvrtc::load(&options.nvrtc)?;
-                Ok(cuda::assemble(&nests, &specialised, sm, &nvrtc)?)
+                let nvrtc = Nvrtc::load(&options.nvrtc).map_err(CudaError::from)?;
+                Ok(cuda::assemble(&nests, &specialised, sm, &nvrtc, options.allow_spills)?)
             })?;
         }
     }

@@ -133,6 +133,20 @@ pub enum RewriteError {
         /// The names.
         unknown: Vec<String>,
     },
+    /// Options want a packing that no kernel of the target reads.
+    #[error(
+        "{target} has no kernel for ternary weights packed in {}; it has them for {}",
+        report::bits(*.wanted),
+        .known.iter().map(|&layout| report::bits(layout)).collect::<Vec<_>>().join(" and ")
+    )]
+    Packing {
+        /// The target.
+        target: String,
+        /// The packing asked for.
+        wanted: TernaryLayout,
+        /// Those that there are kernels for.
+        known: Vec<TernaryLayout>,
+    },
     /// There is nothing of this name to explain.
     #[error("the program has no graph `{graph}` with a value {value}")]
     Explain {
@@ -218,7 +232,7 @@ pub fn optimise(
     target: &Target,
     options: &Options,
 ) -> Result<(Verified<Program>, Report), RewriteError> {
-    check_stages(options)?;
+    check_options(target, options)?;
     let model = CostModel::new(target.machine.clone()).with_packing(options.packing);
     let mut graphs = Vec::new();
     let mut reports = Vec::new();
@@ -262,11 +276,21 @@ fn packings(graph: &Graph, model: &CostModel) -> Vec<PackingReport> {
     matmuls.map(report).collect()
 }
 
-/// Refuses stages that do not exist, all at once.
-pub(crate) fn check_stages(options: &Options) -> Result<(), RewriteError> {
+/// Refuses stages that do not exist, all at once, and a packing that the target has no kernel for.
+pub(crate) fn check_options(target: &Target, options: &Options) -> Result<(), RewriteError> {
     let is_unknown = |name: &&String| !STAGES.iter().any(|stage| stage.name == **name);
     let unknown: Vec<String> = options.stages.iter().filter(is_unknown).cloned().collect();
-    if unknown.is_empty() { Ok(()) } else { Err(RewriteError::Stages { unknown }) }
+    if !unknown.is_empty() {
+        return Err(RewriteError::Stages { unknown });
+    }
+    let Some(wanted) = options.packing else { return Ok(()) };
+    let mut known: Vec<TernaryLayout> = target.machine.products.iter().filter_map(|product| product.layout).collect();
+    known.sort();
+    known.dedup();
+    match known.contains(&wanted) {
+        true => Ok(()),
+        false => Err(RewriteError::Packing { target: target.to_string(), wanted, known }),
+    }
 }
 
 /// A graph's e-graph after all stages, and the cheapest graph in it.

@@ -12,6 +12,7 @@ pub mod ternary;
 pub mod norm;
 pub mod attention;
 pub mod gather;
+pub mod sample;
 pub mod control;
 
 use std::fmt;
@@ -424,5 +425,6 @@ ops! {
     norm: RmsNorm LayerNorm RmsNormQuantize AddRmsNorm AddLayerNorm;
     attention: Rope KvAppend Attention;
     gather: Gather;
+    sample: Sample;
     control: Repeat;
 }

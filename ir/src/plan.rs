@@ -253,7 +253,7 @@ pub enum Code {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Phase {
-    /// `decode`, `batch` or `prefill`.
+    /// `decode`, `batch`, `prefill`, or another range between them.
     pub name: String,
     /// The most tokens in a call.
     pub max_tokens: u64,

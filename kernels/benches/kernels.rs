@@ -28,6 +28,8 @@ const M_SMALL: usize = 6912;
 const GROUP: usize = 128;
 /// Pieces that each thread takes, one after the other.
 const PIECES: i64 = 16;
+/// Logits of a row.
+const VOCABULARY: usize = 128_256;
 
 fn main() {
     let mut words = Vec::new();
@@ -45,7 +47,8 @@ fn main() {
         }
     }
     let wanted = |desc: &&KernelDesc| {
-        let is_best = !words.is_empty() || desc.requires.isa != Isa::Scalar || desc.family == Family::KvAppend;
+        let has_one_row = matches!(desc.family, Family::KvAppend | Family::Sample);
+        let is_best = !words.is_empty() || desc.requires.isa != Isa::Scalar || has_one_row;
         desc.requires.is_available() && is_best
     };
     let buffer: Vec<u64> = (0..BYTES as u64 / 8).collect();
@@ -172,6 +175,13 @@ fn points(desc: &'static KernelDesc) -> Vec<Point> {
         Family::KvAppend => {
             vec![Point { label: "n=512, 5 of 128".to_owned(), make: Box::new(|| append(desc)) }]
         }
+        Family::Sample => [("greedy", [0.0, 0.0, 1.0, 0.0]), ("top-k 40, top-p 0.9", [0.8, 40.0, 0.9, 0.0])]
+            .into_iter()
+            .map(|(what, settings)| Point {
+                label: format!("{what} of {VOCABULARY}"),
+                make: Box::new(move || sample(settings)),
+            })
+            .collect(),
     }
 }
 
@@ -227,6 +237,13 @@ fn attention(desc: &KernelDesc, n: usize, seqs: usize, ctx: usize) -> Work {
     let q = rows(DType::F32, n * heads, hd);
     let buffers = vec![q, k, v, seq, pos, vec![0; 2 * n], vec![0; n * heads * hd]];
     Work { dims, buffers, moved, macs: 2 * keys * heads * hd, values: 0 }
+}
+
+fn sample(settings: [f32; 4]) -> Work {
+    let logits = rows(DType::F32, 1, VOCABULARY);
+    let settings = words(16, |at| settings[at].to_bits());
+    let buffers = vec![logits, settings, vec![0; 2], vec![0; 1]];
+    Work { dims: vec![1, VOCABULARY as i64], buffers, moved: 4 * VOCABULARY, macs: 0, values: VOCABULARY }
 }
 
 fn append(desc: &KernelDesc) -> Work {

@@ -12,12 +12,10 @@
 //
 // Shared memory, dynamic: STAGES * (16384 + 8 * 576) bytes. Bound: the rate of mma.sync, of which unpacking takes no part: 1 integer
 // instruction for each product.
-#include "lib/copy.cuh"
+#include "lib/stage.cuh"
 
-constexpr int TILES = ceil_div(K, 16), RECORD = round_up(K, 16) + 8, STEPS = ceil_div(TILES, 8);
 constexpr int BLOCK_ROWS = 128, BLOCK_TOKENS = 128;
-// A row block's 8 tiles, and room that moves the next one to other banks.
-constexpr int ROW_BLOCK_BYTES = 8 * 64 + 64, W_BYTES = BLOCK_ROWS / 16 * ROW_BLOCK_BYTES, X_BYTES = BLOCK_TOKENS * 128;
+constexpr int W_BYTES = BLOCK_ROWS / 16 * ROW_BLOCK_BYTES, X_BYTES = BLOCK_TOKENS * 128;
 constexpr int STAGE_BYTES = X_BYTES + W_BYTES;
 static_assert(THREADS == 128, "two by two warps");
 
@@ -35,22 +33,13 @@ KERNEL(const u8 *x, const u8 *w, const float *scale, float *out, int n) {
     int row_block = blockIdx.x * (BLOCK_ROWS / 16), token_0 = blockIdx.y * BLOCK_TOKENS;
     wait_for_inputs();
 
-    // A thread's pieces of a step, a quarter of them at a time. Addresses differ by constants, so that copies wait for no arithmetic; what lies outside
-    // is not read.
-    int half = threadIdx.x % 16, first_token = threadIdx.x / 16, first_block = threadIdx.x / 32, piece = threadIdx.x % 32;
-    const u8 *x_from = x + (size_t)(token_0 + first_token) * RECORD + 8 * half;
-    const u8 *w_from = w + (size_t)(row_block + first_block) * TILES * 64 + piece * 16;
-    unsigned x_to = first_token * 128 + ((half / 2) ^ (first_token % 8)) * 16 + half % 2 * 8;
-    unsigned w_to = X_BYTES + first_block * ROW_BLOCK_BYTES + piece * 16;
+    // A quarter of a thread's pieces of a step.
+    Pieces<X_BYTES> pieces(x, w, n, token_0, row_block);
     auto fetch = [&](int step, int quarter) {
         unsigned stage = base + step % STAGES * STAGE_BYTES;
-        bool has_col = 128 * step + 8 * half < RECORD - 8, has_tile = 8 * step + piece / 4 < TILES;
 #pragma unroll
-        for (int i = 4 * quarter; i < 4 * quarter + 4; i++)
-            copy_8(stage + x_to + i * 8 * 128, x_from + 128 * step + i * 8 * RECORD, has_col && token_0 + first_token + 8 * i < n);
-        if (quarter < 2)
-            copy_16(stage + w_to + quarter * 4 * ROW_BLOCK_BYTES, w_from + 512 * step + quarter * 4 * TILES * 64,
-                    has_tile && (row_block + first_block + 4 * quarter) * 16 < M);
+        for (int i = 4 * quarter; i < 4 * quarter + 4; i++) pieces.copy_tokens(stage, step, i);
+        if (quarter < 2) pieces.copy_rows(stage, step, quarter);
     };
 
 #pragma unroll

@@ -26,6 +26,7 @@ mod generic {
     pub(crate) mod dense_q8;
     pub(crate) mod exp;
     pub(crate) mod kv_append;
+    pub(crate) mod sample;
     pub(crate) mod ternary_f32;
     pub(crate) mod ternary_q8;
 }

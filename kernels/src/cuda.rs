@@ -25,20 +25,23 @@
 //!
 //! # Numerics
 //!
-//! Those of the crate, bit for bit, unless the row says otherwise and bounds the difference. Sources are compiled with `--fmad=false`; where
-//! the order has an `fma`, they call `fmaf`.
+//! Those of the crate, bit for bit, unless the row says otherwise and bounds the difference ([`accuracy`]). Sources are compiled with
+//! `--fmad=false`; where the order has an `fma`, they call `fmaf`.
+
+pub mod accuracy;
 
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use ir::DType;
-use ir::DType::{BF16, F32, Q4, Q8, T2};
+use ir::DType::{BF16, F32, I32, Q4, Q8, T2};
 use ir::packing::TernaryLayout;
 use ir::packing::TernaryLayout::Tile16;
 
 use crate::desc::{Family, Signature};
 use crate::table::{ANY, signature};
+pub use accuracy::{Accuracy, Rounding};
 
 /// The dims that are arguments of every entry and never constants.
 pub const PER_CALL: &[&str] = &["n"];
@@ -120,6 +123,47 @@ pub struct CudaKernelDesc {
     pub defines: &'static [(&'static str, &'static str)],
     /// How it is launched.
     pub launch: Launch,
+    /// What a turn computes, where that is all in which rows differ.
+    pub tile: Option<Tile>,
+    /// How its results compare with those of the scalar row.
+    pub accuracy: Accuracy,
+    /// Whether it takes these dims. Those that are known only at a call are 0.
+    pub takes: fn(Dims<'_>) -> bool,
+}
+
+/// The dims of an op, by the names of the signature.
+pub type Dims<'a> = &'a dyn Fn(&str) -> i64;
+
+/// The part of a result that a cluster of blocks computes in one turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// Rows of the weights.
+    pub rows: u64,
+    /// Tokens.
+    pub tokens: u64,
+    /// Blocks of the cluster, each with a part of the columns.
+    pub blocks: u64,
+}
+
+impl Tile {
+    /// Multiprocessors of the devices that rows with tiles are for, an H100 or an H200.
+    const MULTIPROCESSORS: u64 = 132;
+
+    /// Clusters that run at once, each of which takes tile after tile. The multiprocessors of a cluster are neighbours, so that some are left over.
+    pub const fn clusters(self) -> u64 {
+        (Self::MULTIPROCESSORS - 11 * (self.blocks - 1)) / self.blocks
+    }
+
+    /// About how long a product takes, in nanoseconds: turns of all clusters, of which each has steps of 128 columns, results to write, and sums to
+    /// exchange. The numbers are measured on an H100.
+    pub fn nanoseconds(self, n: u64, k: u64, m: u64) -> u64 {
+        let turns = m.div_ceil(self.rows).saturating_mul(n.div_ceil(self.tokens)).div_ceil(self.clusters());
+        let steps = k.div_ceil(128).div_ceil(self.blocks);
+        let exchange = if self.blocks == 1 { 0 } else { 2200 };
+        turns.saturating_mul(
+            steps.saturating_mul(200 + 37 * self.tokens / 10).saturating_add(200 + 26 * self.tokens + exchange),
+        )
+    }
 }
 
 /// The geometry of a launch.
@@ -269,10 +313,16 @@ fn include(source: &str, included: &mut Vec<&'static str>, text: &mut String) {
 
 /// The headers that sources may name, without `lib/`.
 static HEADERS: &[(&str, &str)] = &[
+    ("launch.cuh", include_str!("../cuda/lib/launch.cuh")),
     ("exact.cuh", include_str!("../cuda/lib/exact.cuh")),
     ("mma.cuh", include_str!("../cuda/lib/mma.cuh")),
     ("copy.cuh", include_str!("../cuda/lib/copy.cuh")),
+    ("stage.cuh", include_str!("../cuda/lib/stage.cuh")),
+    ("cluster.cuh", include_str!("../cuda/lib/cluster.cuh")),
     ("rows.cuh", include_str!("../cuda/lib/rows.cuh")),
+    ("barrier.cuh", include_str!("../cuda/lib/barrier.cuh")),
+    ("attention.cuh", include_str!("../cuda/lib/attention.cuh")),
+    ("mask.cuh", include_str!("../cuda/lib/mask.cuh")),
 ];
 
 /// The row called `name`.
@@ -303,6 +353,9 @@ macro_rules! plain {
             source: include_str!(concat!("../cuda/plain/", $source)),
             defines: &[$((stringify!($define), $value)),*],
             launch: Launch { threads: $threads, shared: Shared::NONE, grid: [$x, $y, Blocks::Count(1)] },
+            tile: None,
+            accuracy: Accuracy::Exact,
+            takes: any_dims,
         }
     };
 }
@@ -323,9 +376,76 @@ macro_rules! row {
             source: include_str!(concat!("../cuda/", $source)),
             defines: &[$((stringify!($define), $value)),*],
             launch: Launch { threads: $threads, shared: $shared, grid: [$x, $y, $z] },
+            tile: None,
+            accuracy: Accuracy::Exact,
+            takes: any_dims,
         }
     };
 }
+
+/// A row of attention that cuts the keys over the blocks of a cluster and their warps.
+macro_rules! split {
+    ($rounding:ident, $takes:ident, $name:ident, [$($define:ident = $value:literal),*], $requires:expr, $tokens:expr, $inputs:expr, $threads:literal,
+     $shared:expr, $cluster:literal) => {
+        CudaKernelDesc {
+            accuracy: Accuracy::Bounded(Rounding::$rounding),
+            takes: $takes,
+            ..row!($name, "attention_split.cu", [$($define = $value),*], $requires, $tokens, Attention, $inputs => F32, None, $threads, $shared,
+                [Blocks::Count($cluster), Blocks::Dim("kv_heads"), Blocks::Dim("n")])
+        }
+    };
+}
+
+/// A row of Hopper's for ternary products of many tokens.
+macro_rules! tiled {
+    ($name:ident, [$($define:ident = $value:literal),*], $shared:expr, $tile:expr) => {
+        CudaKernelDesc {
+            tile: Some($tile),
+            ..row!($name, "ternary_gemm_wgmma.cu", [$($define = $value),*], SM_90A, ANY, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 384,
+                Shared { fixed: $shared, each: &[] }, [Blocks::Count($tile.clusters() * $tile.blocks), ONE, ONE])
+        }
+    };
+}
+
+/// A row of attention on tensor cores, with what it rounds.
+macro_rules! rounded {
+    ($rounding:ident, $($row:tt)*) => {
+        CudaKernelDesc {
+            accuracy: Accuracy::Bounded(Rounding::$rounding),
+            takes: tensor_attention_dims,
+            ..row!($($row)*)
+        }
+    };
+}
+
+fn any_dims(_dim: Dims<'_>) -> bool {
+    true
+}
+
+/// Head dimensions that tiles of tensor cores divide; records of which pairs are whole units of a copy; and scores that grow with the products.
+fn tensor_attention_dims(dim: Dims<'_>) -> bool {
+    let scale = u32::try_from(dim("scale_bits")).map_or(0.0, f32::from_bits);
+    [64, 128].contains(&dim("hd")) && dim("ctx") % 2 == 0 && scale.is_normal() && 0.0 < scale
+}
+
+/// As many heads for each KV head as registers have sums of.
+fn split_dims(dim: Dims<'_>) -> bool {
+    tensor_attention_dims(dim) && dim("heads") <= 8 * dim("kv_heads")
+}
+
+/// KV heads of which an H100 has as many clusters of 16 blocks at once, while clusters of 8 would leave half of it idle.
+const FEW_KV_HEADS: i64 = 5;
+
+fn few_split_dims(dim: Dims<'_>) -> bool {
+    split_dims(dim) && dim("kv_heads") <= FEW_KV_HEADS
+}
+
+fn many_split_dims(dim: Dims<'_>) -> bool {
+    split_dims(dim) && FEW_KV_HEADS < dim("kv_heads")
+}
+
+/// So many tokens that a block has a whole tile of them.
+const MANY: RangeInclusive<u64> = 17..=u64::MAX;
 
 const ONE: Blocks = Blocks::Count(1);
 const SM_80: Sm = Sm { number: 80, is_specific: false };
@@ -363,14 +483,17 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
     plain!(attention_f32xq4_f32__cuda__t1024, "attention_few.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4"], Attention, [F32, Q4, Q4] => F32, None,
         512, [Blocks::Dim("heads"), Blocks::Dim("n")], FEW),
-    plain!(kv_append_f32_f32__cuda__t1, "kv_append.cu", [ROW = "RowF32"], KvAppend, [F32] => F32, None, 32,
-        [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
-    plain!(kv_append_f32_bf16__cuda__t1, "kv_append.cu", [ROW = "RowBf16"], KvAppend, [F32] => BF16, None, 32,
-        [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
-    plain!(kv_append_f32_q8__cuda__t1, "kv_append.cu", [ROW = "RowQ8"], KvAppend, [F32] => Q8, None, 32,
-        [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
-    plain!(kv_append_f32_q4__cuda__t1, "kv_append.cu", [ROW = "RowQ4"], KvAppend, [F32] => Q4, None, 32,
-        [Blocks::Dim("kv_heads"), Blocks::Dim("n")]),
+    plain!(kv_append_f32_f32__cuda__t1, "kv_append.cu", [ROW = "RowF32"], KvAppend, [F32] => F32, None, 128,
+        [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 4)]),
+    plain!(kv_append_f32_bf16__cuda__t1, "kv_append.cu", [ROW = "RowBf16"], KvAppend, [F32] => BF16, None, 128,
+        [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 4)]),
+    plain!(kv_append_f32_q8__cuda__t1, "kv_append.cu", [ROW = "RowQ8"], KvAppend, [F32] => Q8, None, 128,
+        [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 4)]),
+    plain!(kv_append_f32_q4__cuda__t1, "kv_append.cu", [ROW = "RowQ4"], KvAppend, [F32] => Q4, None, 128,
+        [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 4)]),
+    plain!(sample_f32_i32__cuda__t1, "../sample.cu", [CLUSTER = "1"], Sample, [F32] => I32, None, 512, [ONE, Blocks::Dim("n")]),
+    row!(sample_f32_i32__sm90__t8, "sample.cu", [CLUSTER = "8"], SM_90, ANY, Sample, [F32] => I32, None, 512, Shared::NONE,
+        [Blocks::Count(8), Blocks::Dim("n"), ONE]),
     row!(ternary_gemv_q8xt2_f32__sm80__r16t1, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "1", MIN_BLOCKS = "4"],
         SM_80, 1..=1, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE]),
     row!(ternary_gemm_q8xt2_f32__sm80__r32t8, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "1", MIN_BLOCKS = "3"],
@@ -379,9 +502,18 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         SM_80, 1..=16, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 512, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE]),
     row!(ternary_gemm_q8xt2_f32__sm80__r128t128, "ternary_gemm.cu", [STAGES = "4"], SM_80, ANY, TernaryMatmul, [Q8, T2] => F32, Some(Tile16),
         128, Shared { fixed: 4 * (16384 + 8 * 576), each: &[] }, [Blocks::CeilDiv("m", 128), Blocks::CeilDiv("n", 128), ONE]),
-    row!(ternary_gemm_q8xt2_f32__sm90a__r256t128, "ternary_gemm_wgmma.cu", [STAGES = "6"], SM_90A, ANY, TernaryMatmul,
-        [Q8, T2] => F32, Some(Tile16), 256, Shared { fixed: 6 * (16384 + 16 * 576) + 1024, each: &[] },
-        [Blocks::CeilDiv("m", 256), Blocks::CeilDiv("n", 128), ONE]),
+    tiled!(ternary_gemm_q8xt2_f32__sm90a__r256t64, [STAGES = "12", TOKENS = "64", SPLIT = "1"], 12 * (8192 + 16 * 576) + 1024,
+        Tile { rows: 256, tokens: 64, blocks: 1 }),
+    tiled!(ternary_gemm_q8xt2_f32__sm90a__r256t64c2, [STAGES = "10", TOKENS = "64", SPLIT = "2"], 10 * (8192 + 16 * 576) + 1024 + 4 * 8192,
+        Tile { rows: 256, tokens: 64, blocks: 2 }),
+    tiled!(ternary_gemm_q8xt2_f32__sm90a__r256t64c4, [STAGES = "9", TOKENS = "64", SPLIT = "4"], 9 * (8192 + 16 * 576) + 1024 + 6 * 8192,
+        Tile { rows: 256, tokens: 64, blocks: 4 }),
+    tiled!(ternary_gemm_q8xt2_f32__sm90a__r256t128, [STAGES = "8", TOKENS = "128", SPLIT = "1"], 8 * (16384 + 16 * 576) + 1024,
+        Tile { rows: 256, tokens: 128, blocks: 1 }),
+    tiled!(ternary_gemm_q8xt2_f32__sm90a__r256t128c2, [STAGES = "6", TOKENS = "128", SPLIT = "2"], 6 * (16384 + 16 * 576) + 1024 + 8 * 8192,
+        Tile { rows: 256, tokens: 128, blocks: 2 }),
+    tiled!(ternary_gemm_q8xt2_f32__sm90a__r256t160, [STAGES = "7", TOKENS = "160", SPLIT = "1"], 7 * (20480 + 16 * 576) + 1024,
+        Tile { rows: 256, tokens: 160, blocks: 1 }),
     row!(dense_matmul_q8xq8_f32__sm80__r8t1, "dense_gemv_q8.cu", [ROWS_OF_WARP = "2", TOKENS = "1"], SM_80, 1..=1, DenseMatmul,
         [Q8, Q8] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 8), ONE, ONE]),
     row!(dense_matmul_q8xq8_f32__sm80__r16t8, "dense_gemv_q8.cu", [ROWS_OF_WARP = "4", TOKENS = "8"], SM_80, 1..=8, DenseMatmul,
@@ -402,6 +534,51 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     row!(attention_f32xq4_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
         Attention, [F32, Q4, Q4] => F32, None, 256, Shared { fixed: 4 * 516 * 4 + 512 * 32, each: &[("hd", 256)] },
         [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
+    split!(TWO_BF16, few_split_dims, attention_f32xbf16_f32__sm90a__t16w4c16,
+        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "16", STEP = "16", STAGES = "3"], SM_90A, 1..=1, [F32, BF16, BF16], 128,
+        Shared { fixed: 0, each: &[("hd", 192 * 4)] }, 16),
+    split!(TWO_BF16, many_split_dims, attention_f32xbf16_f32__sm90a__t16w8c8,
+        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "8", STEP = "16", STAGES = "3"], SM_90A, 1..=1, [F32, BF16, BF16], 256,
+        Shared { fixed: 0, each: &[("hd", 384 * 4)] }, 8),
+    split!(TWO_BF16, split_dims, attention_f32xbf16_f32__sm90__t16w4c8,
+        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "8", STEP = "16", STAGES = "3"], SM_90, FEW, [F32, BF16, BF16], 128,
+        Shared { fixed: 0, each: &[("hd", 192 * 4)] }, 8),
+    split!(CODES, few_split_dims, attention_f32xq8q4_f32__sm90a__t64w8c16,
+        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "16", STEP = "64", STAGES = "2"], SM_90A, 1..=1, [F32, Q8, Q4], 256,
+        Shared { fixed: 1024 * 16, each: &[("hd", 1024 / 2 * 3)] }, 16),
+    split!(CODES, many_split_dims, attention_f32xq8q4_f32__sm90a__t64w8c8,
+        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "64", STAGES = "2"], SM_90A, 1..=1, [F32, Q8, Q4], 256,
+        Shared { fixed: 1024 * 16, each: &[("hd", 1024 / 2 * 3)] }, 8),
+    split!(CODES, split_dims, attention_f32xq8q4_f32__sm90__t32w4c8,
+        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "2"], SM_90, FEW, [F32, Q8, Q4], 128,
+        Shared { fixed: 256 * 16, each: &[("hd", 256 / 2 * 3)] }, 8),
+    split!(CODES, few_split_dims, attention_f32xq4_f32__sm90a__t64w8c16,
+        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "16", STEP = "64", STAGES = "3"], SM_90A, 1..=1, [F32, Q4, Q4], 256,
+        Shared { fixed: 1536 * 16, each: &[("hd", 1536)] }, 16),
+    split!(CODES, many_split_dims, attention_f32xq4_f32__sm90a__t64w8c8,
+        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "64", STAGES = "3"], SM_90A, 1..=1, [F32, Q4, Q4], 256,
+        Shared { fixed: 1536 * 16, each: &[("hd", 1536)] }, 8),
+    split!(CODES, split_dims, attention_f32xq4_f32__sm90__t32w8c8,
+        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "2"], SM_90, FEW, [F32, Q4, Q4], 256,
+        Shared { fixed: 512 * 16, each: &[("hd", 512)] }, 8),
+    rounded!(BF16_OPERANDS, attention_f32xbf16_f32__sm80__t64, "attention_prefill.cu", [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW"], SM_80, MANY,
+        Attention, [F32, BF16, BF16] => F32, None, 128, Shared { fixed: 0, each: &[("hd", 2 * 64 * 4)] },
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 64), ONE]),
+    rounded!(BF16_DECODED, attention_f32xq8q4_f32__sm80__t64, "attention_prefill.cu", [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW"], SM_80, MANY,
+        Attention, [F32, Q8, Q4] => F32, None, 128, Shared { fixed: 64 * 16, each: &[("hd", 2 * 64 * 2 + 96)] },
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 64), ONE]),
+    rounded!(BF16_DECODED, attention_f32xq4_f32__sm80__t64, "attention_prefill.cu", [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW"], SM_80, MANY,
+        Attention, [F32, Q4, Q4] => F32, None, 128, Shared { fixed: 64 * 16, each: &[("hd", 2 * 64 * 2 + 64)] },
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 64), ONE]),
+    rounded!(BF16_OPERANDS, attention_f32xbf16_f32__sm90a__t128, "attention_flash.cu", [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW"], SM_90A, MANY,
+        Attention, [F32, BF16, BF16] => F32, None, 384, Shared { fixed: 1024, each: &[("hd", 2 * 128 * 5)] },
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 128), ONE]),
+    rounded!(BF16_DECODED, attention_f32xq8q4_f32__sm90a__t128, "attention_flash.cu", [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW"], SM_90A, MANY,
+        Attention, [F32, Q8, Q4] => F32, None, 384, Shared { fixed: 1024 + 128 * 16, each: &[("hd", 2 * 128 * 5 + 192)] },
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 128), ONE]),
+    rounded!(BF16_DECODED, attention_f32xq4_f32__sm90a__t128, "attention_flash.cu", [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW"], SM_90A, MANY,
+        Attention, [F32, Q4, Q4] => F32, None, 384, Shared { fixed: 1024 + 128 * 16, each: &[("hd", 2 * 128 * 5 + 128)] },
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 128), ONE]),
 ];
 
 #[cfg(test)]
@@ -461,6 +638,21 @@ mod tests {
             assert!(source.contains("extern \"C\" __global__") && !special.label().contains("__n"), "{source}");
             assert!(special.shared_bytes().is_some());
         }
+    }
+
+    #[test]
+    fn tiles_are_chosen_by_their_turns() {
+        let best = |n: u64, k: u64, m: u64| {
+            let tiles = CUDA_TABLE.iter().filter_map(|desc| desc.tile);
+            tiles.min_by_key(|tile| tile.nanoseconds(n, k, m)).map(|tile| (tile.tokens, tile.blocks))
+        };
+        // Two full turns of 160 tokens, where 128 take three.
+        assert_eq!(best(4096, 2560, 2560), Some((160, 1)));
+        // One turn of 80 tiles; at a larger k it is worth cutting k in two.
+        assert_eq!(best(512, 2560, 2560), Some((64, 1)));
+        assert_eq!(best(512, 6912, 2560), Some((128, 2)));
+        assert_eq!(best(64, 6912, 2560), Some((64, 4)));
+        assert!(best(u64::MAX, u64::MAX, u64::MAX).is_some());
     }
 
     #[test]

@@ -47,6 +47,10 @@ pub fn arg_bytes(desc: &KernelDesc, name: &str, dim: &dyn Fn(&str) -> i64, seque
         (Family::KvAppend, "cache") => {
             product(&[size("seqs"), size("ctx"), size("kv_heads"), row(Some(desc.output), size("hd"))])
         }
+        (Family::Sample, "logits") => product(&[Some(4), size("n"), size("v")]),
+        (Family::Sample, "settings") => product(&[Some(16), size("n")]),
+        (Family::Sample, "draws") => product(&[Some(8), size("n")]),
+        (Family::Sample, "out") => product(&[Some(4), size("n")]),
         _ => None,
     }
 }

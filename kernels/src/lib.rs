@@ -18,7 +18,8 @@
 //!           `t2` are ternary weights of 2 bits (tile16), `t2b3` of 1.6 bits (five in a byte, in base 3: tile16_base3)
 //! out       dtype of what is written
 //! isa       scalar, avx2, avx512vnni, neon; in the table of [`cuda`] cuda, sm80, sm90a, ...
-//! tile      letters and numbers of what one inner step covers: r = rows of the weights, t = tokens or keys
+//! tile      letters and numbers of what one inner step covers: r = rows of the weights, t = tokens or keys; then, where rows differ in no more,
+//!           how many work on it: w = warps, c = blocks of a cluster
 //! ```
 //!
 //! [`KernelName`] parses it, and a test holds every row to it.
@@ -71,6 +72,7 @@
 //!   from `m = -inf`, `l = 0`, `acc_d = 0` on: `m' = max(m, m_p)`; `r = exp(m - m')`; `g = exp(m_p - m')`; `l = fma(l, r, l_p * g)`;
 //!   `acc_d = fma(acc_d, r, a_pd * g)`; `m = m'`. At the end `out_d = acc_d * (1 / l)`; zeros if no key is visible.
 //!   K and V in bf16 are widened exactly; in a row format they are first decoded to f32 as [`ir::packing::RowFormat::decode`] does it.
+//! * **sample**: [`sample::choose`], a fixed choice from sums of whole numbers.
 //! * **KV append**: [`ir::packing::RowFormat::encode`]; f32 is copied; bf16 is the nearest one, ties to even, and what is no number stays none.
 //!
 //! Invariant: `unsafe` occurs only under `cpu`.
@@ -82,6 +84,7 @@ pub mod cuda;
 pub mod desc;
 pub mod math;
 pub mod name;
+pub mod sample;
 pub mod table;
 pub mod extent;
 

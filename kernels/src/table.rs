@@ -5,7 +5,7 @@
 use std::ops::RangeInclusive;
 
 use ir::DType;
-use ir::DType::{BF16, F32, Q4, Q8, T2};
+use ir::DType::{BF16, F32, I32, Q4, Q8, T2};
 use ir::packing::TernaryLayout::{Tile16, Tile16Base3};
 
 use crate::desc::{Access, Arg, CpuKernel, Family, Grid, Isa, KernelDesc, Requires, Signature};
@@ -58,6 +58,13 @@ static KV_APPEND: Signature = Signature {
     grid: Grid::One("n"),
 };
 
+/// `logits`: f32 `[n, v]`; `settings`: f32 `[n, 4]`; `draws`: i32 `[n, 2]`; `out`: i32 `[n]`. What they mean is said by [`ir::op::sample::Sample`].
+static SAMPLE: Signature = Signature {
+    args: &[read("logits"), read("settings"), read("draws"), write("out")],
+    dims: &["n", "v"],
+    grid: Grid::One("n"),
+};
+
 /// The signature that the rows of a family share; 4-bit weights have groups, and so a dim of their own.
 pub(crate) const fn signature(family: Family, inputs: &[DType]) -> &'static Signature {
     match (family, inputs) {
@@ -66,6 +73,7 @@ pub(crate) const fn signature(family: Family, inputs: &[DType]) -> &'static Sign
         (Family::DenseMatmul, _) => &DENSE_MATMUL,
         (Family::Attention, _) => &ATTENTION,
         (Family::KvAppend, _) => &KV_APPEND,
+        (Family::Sample, _) => &SAMPLE,
     }
 }
 
@@ -169,6 +177,7 @@ pub static TABLE: &[KernelDesc] = &[
     row!(scalar::kv_append_f32_bf16__scalar__t1, Scalar, KvAppend, [F32] => BF16, None, ANY),
     row!(scalar::kv_append_f32_q8__scalar__t1, Scalar, KvAppend, [F32] => Q8, None, ANY),
     row!(scalar::kv_append_f32_q4__scalar__t1, Scalar, KvAppend, [F32] => Q4, None, ANY),
+    row!(scalar::sample_f32_i32__scalar__t1, Scalar, Sample, [F32] => I32, None, ANY),
 ];
 
 #[cfg(test)]
@@ -202,6 +211,7 @@ mod tests {
                 Family::DenseMatmul => "dense_matmul",
                 Family::Attention => "attention",
                 Family::KvAppend => "kv_append",
+                Family::Sample => "sample",
             };
             assert_eq!(name.op, op);
         }

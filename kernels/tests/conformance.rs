@@ -42,6 +42,11 @@ fn kv_appends_conform() {
     conform(Family::KvAppend, append_cases);
 }
 
+#[test]
+fn samples_conform() {
+    conform(Family::Sample, sample_cases);
+}
+
 /// One call of a kernel, and what has to come out.
 struct Case {
     label: String,
@@ -767,4 +772,85 @@ fn append_case(desc: &KernelDesc, seed: usize, [n, kv_heads, hd, gap]: [usize; 4
         output: Buffer { bytes: before, align: alignment(desc.output) },
         expected: Expected::Bytes(after),
     }
+}
+
+fn sample_cases(_: &KernelDesc, check: &mut dyn FnMut(Case)) {
+    for v in [1, 2, 3, 31, 255, 256, 257, 3000] {
+        for kind in 0..4 {
+            check(sample_case(v, kind));
+        }
+    }
+}
+
+/// Rows of logits of one kind with every combination of filters.
+fn sample_case(v: usize, kind: usize) -> Case {
+    let mut random = Random::new(v * 4 + kind);
+    let (mut logits, mut settings, mut draws, mut expected) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for temperature in [0.0, 0.5, 1.0, 100.0, -1.0, f32::NAN] {
+        for top_k in [0.0, 1.0, 2.0, 7.0, 1e6] {
+            for (top_p, min_p) in [(1.0, 0.0), (0.0, 0.0), (0.3, 0.0), (0.95, 0.0), (1.0, 0.4), (0.8, 1.0)] {
+                let row: Vec<f32> = (0..v)
+                    .map(|id| match kind {
+                        0 => random.floats(1)[0] * 6.0,
+                        1 => random.floats(1)[0].round(),
+                        2 => [f32::NAN, f32::NEG_INFINITY, -0.0, 0.0, 3.5, -1e30][random.below(6)],
+                        _ if id % 5 == 4 => f32::INFINITY,
+                        _ => f32::NEG_INFINITY,
+                    })
+                    .collect();
+                let halves = [random.next() as u32 ^ (random.next() as u32) << 9, random.next() as u32];
+                expected.push(sorted_choice(&row, [temperature, top_k, top_p, min_p], halves));
+                logits.extend(row);
+                settings.extend([temperature, top_k, top_p, min_p]);
+                draws.extend(halves.map(|half| half as i32));
+            }
+        }
+    }
+    let n = expected.len();
+    Case {
+        label: format!("logits of kind {kind}"),
+        dims: vec![n as i64, v as i64],
+        inputs: vec![Buffer::f32(&logits), Buffer::f32(&settings), Buffer::i32(&draws)],
+        output: Buffer { bytes: vec![0x5C; 4 * n], align: 4 },
+        expected: Expected::Bytes(expected.iter().flat_map(|id| id.to_le_bytes()).collect()),
+    }
+}
+
+/// What [`ir::op::sample::Sample`] says, by sorting.
+fn sorted_choice(logits: &[f32], [temperature, top_k, top_p, min_p]: [f32; 4], [low, high]: [u32; 2]) -> i32 {
+    let mut order: Vec<usize> = (0..logits.len()).filter(|&id| f32::NEG_INFINITY < logits[id]).collect();
+    order.sort_by(|&left, &right| logits[right].partial_cmp(&logits[left]).unwrap().then(left.cmp(&right)));
+    let (Some(&best), true) = (order.first(), 0.0 <= temperature) else { return -1 };
+    if temperature == 0.0 {
+        return best as i32;
+    }
+    let one = (1_u64 << 40) as f32;
+    let weight = |id: usize| {
+        let below = if logits[id] == logits[best] { 0.0 } else { (logits[id] - logits[best]) / temperature };
+        (kernels::math::exp_f32(below) * one) as u128
+    };
+    if 1.0 <= top_k {
+        order.truncate(top_k as usize);
+    }
+    if top_p < 1.0 {
+        let total: u128 = order.iter().map(|&id| weight(id)).sum();
+        let needed = (total * (f64::from(top_p) * (1_u64 << 32) as f64) as u128).div_ceil(1 << 32).max(1);
+        let mut sum = 0;
+        let last = order.iter().position(|&id| {
+            sum += weight(id);
+            needed <= sum
+        });
+        order.truncate(last.unwrap() + 1);
+    }
+    order.retain(|&id| (min_p * one) as u128 <= weight(id));
+    order.sort_unstable();
+    let total: u128 = order.iter().map(|&id| weight(id)).sum();
+    let mut left = (total * (u128::from(high) << 32 | u128::from(low))) >> 64;
+    for id in order {
+        if left < weight(id) {
+            return id as i32;
+        }
+        left -= weight(id);
+    }
+    unreachable!("the weights add up to the total")
 }

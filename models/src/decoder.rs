@@ -9,8 +9,10 @@
 //! | `pos` | i32 `[n]` | its position there |
 //! | `span` | i32 `[n, 2]` | what it sees: see [`ir::mask::Span`] |
 //! | `rows` | i32 `[m]` | the tokens of this call whose logits are wanted |
+//! | `settings` | f32 `[m, 4]` | how to choose what follows each of them: see [`ir::op::sample::Sample`] |
+//! | `draws` | i32 `[m, 2]` | the random bits for that |
 //!
-//! and gives `logits`, f32 `[m, vocab]`. `n` is at most [`BuildOptions::chunk`], `m` at most [`BuildOptions::logits`].
+//! and gives `logits`, f32 `[m, vocab]`, and `next`, i32 `[m]`: the chosen ids. `n` is at most [`BuildOptions::chunk`], `m` at most [`BuildOptions::logits`].
 
 use std::collections::BTreeMap;
 
@@ -20,6 +22,7 @@ use ir::op::elementwise::{Cast, Cos, Mul, Sin};
 use ir::op::gather::Gather;
 use ir::op::matmul::Matmul;
 use ir::op::movement::Reshape;
+use ir::op::sample::Sample;
 use ir::op::ternary::{Dequantize, Quantize, QuantizeGroups};
 use ir::param::{Init, ParamBinding};
 use ir::verify::{Verified, verify};
@@ -196,7 +199,13 @@ fn build_entry(
     let seq = scope.b.input("seq", token_type(DType::I32, &[]));
     let pos = scope.b.input("pos", token_type(DType::I32, &[]));
     let span = scope.b.input("span", token_type(DType::I32, &[2]));
-    let rows = scope.b.input("rows", TensorType::new(DType::I32, Shape::new([Dim::sym("m")])));
+    let row_type = |dtype: DType, width: &[u64]| {
+        let dims = [Dim::sym("m")].into_iter().chain(width.iter().map(|&dim| Dim::Const(dim)));
+        TensorType::new(dtype, dims.collect())
+    };
+    let rows = scope.b.input("rows", row_type(DType::I32, &[]));
+    let settings = scope.b.input("settings", row_type(DType::F32, &[4]));
+    let draws = scope.b.input("draws", row_type(DType::I32, &[2]));
 
     // A tied table also makes the logits, which should start out about as large as 1.
     let std = if spec.head == Head::Tied { (1.0 / hidden as f32).sqrt() } else { 1.0 };
@@ -224,7 +233,8 @@ fn build_entry(
         }
         Head::Ternary => ternary_linear(&mut scope, "head", &spec.linear, None, last, [vocab, hidden])?,
     };
-    Ok((scope.b.finish(&[logits]), scope.params))
+    let next = scope.b.named("next", Sample {}, &[logits, settings, draws])?;
+    Ok((scope.b.finish(&[logits, next]), scope.params))
 }
 
 /// Logits of rows, with the weights in the format asked for.

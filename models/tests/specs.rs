@@ -146,9 +146,11 @@ fn the_entry_has_the_inputs_that_all_decoders_have() {
         let entry = model.program.entry();
         let inputs: Vec<String> =
             entry.inputs.iter().map(|&id| format!("{}: {}", entry.label(id), entry.ty(id))).collect();
-        assert_eq!(inputs, ["ids: i32[n]", "seq: i32[n]", "pos: i32[n]", "span: i32[n, 2]", "rows: i32[m]"]);
+        let of_tokens = ["ids: i32[n]", "seq: i32[n]", "pos: i32[n]", "span: i32[n, 2]"];
+        let of_rows = ["rows: i32[m]", "settings: f32[m, 4]", "draws: i32[m, 2]"];
+        assert_eq!(inputs, [of_tokens.as_slice(), &of_rows].concat());
         let types: Vec<String> = entry.outputs.iter().map(|&id| entry.ty(id).to_string()).collect();
-        assert_eq!(types, [format!("f32[m, {}]", spec.vocab)]);
+        assert_eq!(types, [format!("f32[m, {}]", spec.vocab), "i32[m]".to_owned()]);
         for graph in &model.program.graphs {
             let mut names: Vec<&str> = graph.values.values().filter_map(|value| value.name.as_deref()).collect();
             let n_names = names.len();

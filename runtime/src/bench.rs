@@ -5,7 +5,7 @@
 //!
 //! * A first pass over the prompt and everything generated is not counted: it brings weights and caches into memory.
 //! * Rates are medians of several repeats, with the slowest and the fastest beside them.
-//! * A share of a ceiling is taken in pairs: each stretch of decoding, some hundred milliseconds, is held against the mean of what memory
+//! * A share of a ceiling is taken in pairs: each stretch of decoding, at least 200 milliseconds, is held against the mean of what memory
 //!   delivered right before and right after it, and each prefill against the dot rate of those moments. Neighbours on a shared machine can take
 //!   half of its memory's rate from one second to the next, and two figures that were measured seconds apart have no ratio. The share
 //!   reported is the median of all pairs.
@@ -13,13 +13,15 @@
 //! * A batch and a single sequence take turns, step by step at the same position, so both see the same machine.
 //! * The steps are timed in runs of their own, because reading the clock so often costs time. Beside each stands what the compiler predicted.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use crate::device::Device;
 use crate::device::cpu::last_level_cache_bytes;
 use crate::error::RuntimeError;
 use crate::sample::Random;
-use crate::session::{Session, Token};
+use crate::session::{Choice, Ids, Session, Token};
 use crate::trace::{Row, Trace};
 
 /// Prefills that are timed, and generations.
@@ -28,8 +30,10 @@ const REPEATS: usize = 5;
 const TRACED_TOKENS: usize = 32;
 /// The most steps of a batch that are timed.
 const BATCH_STEPS: usize = 24;
-/// Tokens of a stretch of decoding between two measurements of memory.
+/// The least tokens of a stretch of decoding between two measurements of memory.
 const STRETCH: usize = 16;
+/// The least time of a stretch: what a device loses to the measurement before it is small beside that.
+const STRETCH_SECONDS: f64 = 0.2;
 /// How many times the last-level cache a token has to read before decoding is one of memory.
 const CACHES: u64 = 2;
 
@@ -199,6 +203,7 @@ pub fn measure(
         prefill_macs += cost.macs;
         prefill_ns += cost.nanoseconds;
     }
+    let mut stretch_tokens = STRETCH;
     for _ in 0..REPEATS {
         let time = prefill(session, 0, &ids[..prompt], workload)?.as_secs_f64();
         let before = dots.last().copied().unwrap_or_default();
@@ -208,21 +213,24 @@ pub fn measure(
         prefill_shares.push(share_of(prefill_macs as f64 / 1e9 / time, ceiling));
         advance(prompt)?;
 
-        for &id in &ids[prompt..prompt + skipped] {
-            session.forward(&[Token::next(0, id)], &[0])?;
-            advance(1)?;
+        if 0 < skipped {
+            let start = Instant::now();
+            decode(session, ids[prompt], skipped)?;
+            let tokens_per_second = skipped as f64 / start.elapsed().as_secs_f64();
+            stretch_tokens = STRETCH.max((STRETCH_SECONDS * tokens_per_second) as usize);
+            advance(skipped)?;
         }
         let mut timed = 0.0;
         let mut before = session.device().read_rate()? / 1e9;
-        for (index, stretch) in ids[prompt + skipped..].chunks(STRETCH).enumerate() {
+        let mut start_of_stretch = prompt + skipped;
+        for stretch in ids[prompt + skipped..].chunks(stretch_tokens) {
             let start = Instant::now();
-            for &id in stretch {
-                session.forward(&[Token::next(0, id)], &[0])?;
-            }
+            decode(session, stretch[0], stretch.len())?;
             let time = start.elapsed().as_secs_f64();
             timed += time;
             let after = session.device().read_rate()? / 1e9;
-            let middle = depth + prompt + skipped + index * STRETCH + stretch.len() / 2;
+            let middle = depth + start_of_stretch + stretch.len() / 2;
+            start_of_stretch += stretch.len();
             let token = session.cost(middle, 1, 1)?;
             let share =
                 |bytes: u64| share_of((bytes * stretch.len() as u64) as f64 / 1e9 / time, (before + after) / 2.0);
@@ -242,19 +250,19 @@ pub fn measure(
         steps => Some(measure_batch(session, workload, &ids, steps, &mut advance)?),
     };
 
-    session.start_trace();
+    session.start_trace(Trace::default());
     prefill(session, 0, &ids[..prompt], workload)?;
     let mut steps = step_rates("prefill", &session.take_trace().unwrap_or_default());
     let linear_rate = linear_rate(&steps);
     advance(prompt)?;
-    session.start_trace();
-    for &id in &ids[prompt..prompt + traced] {
-        session.forward(&[Token::next(0, id)], &[0])?;
-        advance(1)?;
+    session.start_trace(Trace::default());
+    if 0 < traced {
+        decode(session, ids[prompt], traced)?;
+        advance(traced)?;
     }
     steps.extend(step_rates("decode", &session.take_trace().unwrap_or_default()));
     if 0 < batch_steps {
-        session.start_trace();
+        session.start_trace(Trace::default());
         batch_pass(session, workload, &ids, batch_steps, &mut advance)?;
         steps.extend(step_rates("batch", &session.take_trace().unwrap_or_default()));
     }
@@ -345,22 +353,53 @@ fn batch_pass(
     advance: &mut dyn FnMut(usize) -> Result<(), RuntimeError>,
 ) -> Result<(Vec<f64>, Vec<f64>), RuntimeError> {
     let Workload { prompt, batch, depth, .. } = *workload;
-    let rows: Vec<usize> = (0..batch).collect();
+    let sequences: Vec<usize> = (0..batch).collect();
     let (mut all, mut one) = (Vec::new(), Vec::new());
+    for &sequence in &sequences {
+        session.shorten(sequence, (depth + prompt) as u64)?;
+    }
     for (index, &id) in ids[prompt..prompt + steps].iter().enumerate() {
-        let token = |sequence| Token { position: Some((depth + prompt + index) as u32), ..Token::next(sequence, id) };
-        let tokens: Vec<Token> = (0..batch).map(token).collect();
-        let start = Instant::now();
-        session.forward(&tokens, &rows)?;
-        all.push(start.elapsed().as_secs_f64());
-        if !session.is_tracing() {
+        let length = (depth + prompt + index) as u64;
+        let timed = |session: &mut Session, sequences: &[usize]| {
+            let n = sequences.len();
             let start = Instant::now();
-            session.forward(&tokens[..1], &rows[..1])?;
-            one.push(start.elapsed().as_secs_f64());
+            if session.chooses() {
+                let ticket = session.step(sequences, Ids::Given(&vec![id; n]), &vec![Choice::GREEDY; n])?;
+                session.chosen(ticket)?;
+            } else {
+                let tokens: Vec<Token> = sequences.iter().map(|&sequence| Token::next(sequence, id)).collect();
+                session.forward(&tokens, sequences)?;
+            }
+            Ok::<f64, RuntimeError>(start.elapsed().as_secs_f64())
+        };
+        all.push(timed(session, &sequences)?);
+        if !session.is_tracing() {
+            session.shorten(0, length)?;
+            one.push(timed(session, &sequences[..1])?);
         }
         advance(batch + 1)?;
     }
     Ok((all, one))
+}
+
+/// Generates so many tokens after `first` in the first sequence, queueing steps ahead as [`crate::generate()`] does.
+fn decode(session: &mut Session, first: u32, tokens: usize) -> Result<(), RuntimeError> {
+    if !session.chooses() {
+        return (0..tokens).try_for_each(|_| session.forward(&[Token::next(0, first)], &[0]).map(|_| ()));
+    }
+    let ahead = 1 + session.device().runs_ahead();
+    let mut queued = VecDeque::new();
+    let mut last = first;
+    for step in 0..tokens {
+        let given = [last];
+        let ids = if queued.is_empty() { Ids::Given(&given) } else { Ids::Chosen };
+        queued.push_back(session.step(&[0], ids, &[Choice::GREEDY])?);
+        while queued.len() == ahead || (step + 1 == tokens && !queued.is_empty()) {
+            let ticket = queued.pop_front().expect("it is not empty");
+            last = session.chosen(ticket)?[0];
+        }
+    }
+    Ok(())
 }
 
 fn prefill(session: &mut Session, sequence: usize, ids: &[u32], workload: &Workload) -> Result<Duration, RuntimeError> {

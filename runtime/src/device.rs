@@ -47,6 +47,26 @@ pub enum Work {
     },
 }
 
+/// Integers that a device was asked to read: see [`Device::queue_read`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// The number of the reading, counted from 0.
+    pub(crate) number: u64,
+    /// How many integers.
+    pub(crate) count: usize,
+}
+
+/// How many readings may be under way: the one before them is forgotten.
+pub const READINGS: u64 = 4;
+
+impl Ticket {
+    /// Confirms that the reading is one of the last, of `queued` in all.
+    fn expect_kept(self, queued: u64) {
+        let Ticket { number, .. } = self;
+        assert!(number < queued && queued <= number + READINGS, "reading {number} of {queued} is forgotten");
+    }
+}
+
 /// Something that runs programs.
 ///
 /// Programs are trusted, as artifacts are: that the places and dims of a launch fit its kernel was promised by the compiler, and a device
@@ -88,6 +108,42 @@ pub trait Device {
     ///
     /// If they leave it.
     fn write_i32(&mut self, offset: u64, values: &[i32]) -> Result<(), RuntimeError>;
+
+    /// Queues a copy within the slab, after what was written and run before.
+    ///
+    /// # Errors
+    ///
+    /// If a GPU failed.
+    ///
+    /// # Panics
+    ///
+    /// If a region leaves it.
+    fn copy(&mut self, from: u64, to: u64, bytes: u64) -> Result<(), RuntimeError>;
+
+    /// Queues the reading of integers of the slab as they are when all before is done, and does not wait for it.
+    ///
+    /// # Errors
+    ///
+    /// If a GPU failed.
+    ///
+    /// # Panics
+    ///
+    /// If they leave it.
+    fn queue_read(&mut self, offset: u64, count: usize) -> Result<Ticket, RuntimeError>;
+
+    /// The integers of a reading, once it is done.
+    ///
+    /// # Errors
+    ///
+    /// If a GPU failed.
+    ///
+    /// # Panics
+    ///
+    /// If [`READINGS`] others were queued since.
+    fn finish_read(&mut self, ticket: Ticket) -> Result<&[i32], RuntimeError>;
+
+    /// How many calls had best be queued beyond the one whose result is waited for: none where a call does its work at once.
+    fn runs_ahead(&self) -> usize;
 
     /// Reads floats of the slab, which stay until the next call.
     ///

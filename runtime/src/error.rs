@@ -120,6 +120,23 @@ pub enum RuntimeError {
         /// How many there are.
         sequences: u64,
     },
+    /// A step of a program that gives only logits.
+    #[error(
+        "the program gives logits and chooses no tokens; run it token by token, or compile one that ends in `sample`"
+    )]
+    NoChoice,
+    /// A step whose parts do not belong together.
+    #[error(
+        "a step of {sequences} sequences was given {ids} ids and {choices} choices; it takes one of each for each sequence"
+    )]
+    Choices {
+        /// The sequences.
+        sequences: usize,
+        /// The ids: those given, or those that the last step chose.
+        ids: usize,
+        /// The choices.
+        choices: usize,
+    },
     /// A position beyond what the caches hold.
     #[error(
         "sequence {sequence} has no room for position {position}, the artifact was compiled for a context of {context}; \
@@ -207,6 +224,15 @@ pub enum RuntimeError {
         value: f64,
         /// What it may be.
         range: &'static str,
+    },
+    /// None of an artifact's targets is here.
+    #[error(
+        "this machine has none of the targets that the model was compiled for:{}\nCompile it for one that it has, such as --target native",
+        .targets.iter().map(|(target, reason)| format!("\n  {target}: {reason}")).collect::<String>()
+    )]
+    NoTarget {
+        /// The targets, and why each is not.
+        targets: Vec<(String, String)>,
     },
     /// The logits are all NaN or minus infinity: damaged weights.
     #[error("no logit of this row is a number; the weights are damaged")]

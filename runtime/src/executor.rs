@@ -4,6 +4,8 @@
 //! it is kept: a token of decoding evaluates nothing. What a call costs depends on the symbol `keys`, too; that is evaluated when it is
 //! asked for.
 
+use std::time::Instant;
+
 use ir::plan::{Arg, Code, Expr, Phase, Plan, ROUND, Role, Step};
 
 use crate::device::{Device, Place, Work};
@@ -147,8 +149,9 @@ impl<D: Device> Executor<D> {
             None => self.device.run(&prepared.program, None),
             Some(trace) => {
                 let mut times = Vec::with_capacity(prepared.origins.len());
+                let begun = Instant::now();
                 self.device.run(&prepared.program, Some(&mut times))?;
-                trace.add(&self.plan, prepared.phase, sizes, &prepared.origins, &times);
+                trace.add(&self.plan, (prepared.phase, sizes), begun, &prepared.origins, &times);
                 Ok(())
             }
         }

@@ -1,13 +1,15 @@
 //! Generation: prefill, then token by token until something ends it, with the text as it comes.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use tokenizer::StreamDecoder;
 
+use crate::device::{Device, Ticket};
 use crate::error::RuntimeError;
 use crate::sample::{Sampler, Sampling};
-use crate::session::{Session, Token};
+use crate::session::{Ids, Session, Token};
 use crate::stop::StopStrings;
 
 /// What to generate.
@@ -115,7 +117,7 @@ pub fn generate(
     let logits = session.prefill(request.sequence, request.prompt, request.chunk, &mut |done, total| {
         (output.on_event)(Event::Prefill(done, total))
     });
-    let mut next = match logits {
+    let first = match logits {
         Ok(logits) if 0 < request.max_new_tokens => Some(sampler.sample(logits)?),
         Ok(_) => None,
         Err(RuntimeError::Cancelled) => return Ok(output.end(Finish::Cancelled, start.elapsed(), Duration::ZERO)),
@@ -123,25 +125,105 @@ pub fn generate(
     };
     let prefill = start.elapsed();
     let start = Instant::now();
-    let finish = loop {
-        let Some(id) = next else { break Finish::Length };
-        if let Some(finish) = output.push(id, request.end_ids, &mut decoder) {
-            break finish;
+    let finish = match first {
+        None => Finish::Length,
+        Some(first) => {
+            let mut following = Following::new(session, request, sampler, first)?;
+            let finish = loop {
+                let Some(id) = following.next()? else {
+                    let is_full = output.token_ids.len() < request.max_new_tokens;
+                    break if is_full { Finish::Context } else { Finish::Length };
+                };
+                if let Some(finish) = output.push(id, request.end_ids, &mut decoder) {
+                    break finish;
+                }
+            };
+            following.end(output.token_ids.len())?;
+            finish
         }
-        if output.token_ids.len() == request.max_new_tokens {
-            break Finish::Length;
-        }
-        if session.length(request.sequence)? == session.plan().context {
-            break Finish::Context;
-        }
-        sampler.see(&[id]);
-        let logits = session.forward(&[Token::next(request.sequence, id)], &[0])?;
-        let row = logits.rows().next().expect("one row was asked for");
-        next = Some(sampler.sample(row)?);
     };
     let decode = start.elapsed();
     let finish = output.flush(finish, &mut decoder);
     Ok(output.end(finish, prefill, decode))
+}
+
+/// The tokens of a sequence after its prompt, one after the other. Steps are queued ahead of the token that is waited for, as far as the device
+/// runs by itself and nothing of a step depends on what the host has yet to see.
+struct Following<'a> {
+    session: &'a mut Session,
+    sequence: usize,
+    sampler: Sampler,
+    /// Whether tokens are chosen from logits by the host: where what occurred changes them, or the program gives only logits.
+    is_chosen_here: bool,
+    /// The token that the prefill gave, until it is taken.
+    first: Option<u32>,
+    /// Tokens in the sequence before the first of these.
+    length: u64,
+    /// Steps that may yet be queued.
+    left: usize,
+    /// Steps that are queued, the oldest first.
+    queued: VecDeque<Ticket>,
+    /// The last token that was taken.
+    last: u32,
+}
+
+impl<'a> Following<'a> {
+    fn new(
+        session: &'a mut Session,
+        request: &Request<'_>,
+        sampler: Sampler,
+        first: u32,
+    ) -> Result<Self, RuntimeError> {
+        let sequence = request.sequence;
+        let length = session.length(sequence)?;
+        let room = usize::try_from(session.plan().context - length).unwrap_or(usize::MAX);
+        let left = (request.max_new_tokens - 1).min(room);
+        let is_chosen_here = sampler.needs_logits() || !session.chooses();
+        let queued = VecDeque::new();
+        Ok(Self { session, sequence, sampler, is_chosen_here, first: Some(first), length, left, queued, last: first })
+    }
+
+    /// The next token; `None` after the last that there is room for.
+    fn next(&mut self) -> Result<Option<u32>, RuntimeError> {
+        let id = match self.first.take() {
+            Some(first) => first,
+            None if self.is_chosen_here => {
+                if self.left == 0 {
+                    return Ok(None);
+                }
+                self.left -= 1;
+                let logits = self.session.forward(&[Token::next(self.sequence, self.last)], &[0])?;
+                self.sampler.sample(logits.rows().next().expect("one row was asked for"))?
+            }
+            None => {
+                let Some(ticket) = self.queued.pop_front() else { return Ok(None) };
+                self.session.chosen(ticket)?[0]
+            }
+        };
+        self.sampler.see(&[id]);
+        self.last = id;
+        if !self.is_chosen_here {
+            self.queue()?;
+        }
+        Ok(Some(id))
+    }
+
+    /// Queues steps behind the token that was taken last.
+    fn queue(&mut self) -> Result<(), RuntimeError> {
+        let ahead = 1 + self.session.device().runs_ahead();
+        while 0 < self.left && self.queued.len() < ahead {
+            let ids = if self.queued.is_empty() { Ids::Given(&[self.last]) } else { Ids::Chosen };
+            let choice = self.sampler.choice();
+            self.queued.push_back(self.session.step(&[self.sequence], ids, &[choice])?);
+            self.left -= 1;
+        }
+        Ok(())
+    }
+
+    /// Forgets what was queued beyond the tokens that were taken. The last of them was chosen, and is not in the sequence.
+    fn end(self, taken: usize) -> Result<(), RuntimeError> {
+        self.session.shorten(self.sequence, self.length + taken.saturating_sub(1) as u64)
+    }
 }
 
 /// What was generated so far.

@@ -44,5 +44,5 @@ pub use error::{ArtifactProblem, RuntimeError};
 pub use executor::{Cost, Executor};
 pub use generate::{Generation, generate};
 pub use sample::{Sampler, Sampling};
-pub use session::{Logits, Options, Session, Token};
+pub use session::{Choice, Ids, Logits, Options, Session, Token};
 pub use trace::Trace;

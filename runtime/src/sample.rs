@@ -1,10 +1,13 @@
 //! How the next token is chosen from a row of logits.
 //!
-//! The order of the filters is fixed: repetition penalty, temperature, top-k, top-p, min-p, then one draw. Probabilities are computed in f64.
-//! Equal logits are in order of their ids, so the same seed gives the same tokens on every machine. Logits that are not numbers are never
-//! chosen.
+//! The order of the filters is fixed: repetition penalty, temperature, top-k, top-p, min-p, then one draw. All but the first are the kernel's,
+//! [`kernels::sample`], which devices run by themselves; its sums are of whole numbers, so the same seed gives the same tokens on every machine.
+//! Logits that are not numbers are never chosen.
+
+use kernels::sample::Settings;
 
 use crate::error::RuntimeError;
+use crate::session::Choice;
 
 /// What to sample with.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,23 +52,15 @@ impl Sampling {
     }
 }
 
-/// Chooses tokens of one sequence.
+/// Chooses tokens of one sequence, here or by telling a step how.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
     random: Random,
     /// Whether an id occurred, as far as ids were seen.
     seen: Vec<bool>,
-    /// Room for candidates, kept from row to row.
-    candidates: Vec<Candidate>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Candidate {
-    id: u32,
-    logit: f32,
-    /// Relative to the most probable one.
-    weight: f64,
+    /// Room for penalised logits, kept from row to row.
+    penalised: Vec<f32>,
 }
 
 impl Sampler {
@@ -76,12 +71,17 @@ impl Sampler {
     /// [`RuntimeError::Sampling`] for the first option outside its range.
     pub fn new(sampling: Sampling) -> Result<Self, RuntimeError> {
         sampling.check()?;
-        Ok(Self { sampling, random: Random::new(sampling.seed), seen: Vec::new(), candidates: Vec::new() })
+        Ok(Self { sampling, random: Random::new(sampling.seed), seen: Vec::new(), penalised: Vec::new() })
+    }
+
+    /// Whether it changes logits by what occurred before, so that the host has to see both.
+    pub fn needs_logits(&self) -> bool {
+        self.sampling.repetition_penalty != 1.0
     }
 
     /// Notes ids that occurred, for the repetition penalty: the prompt, and each token that was chosen.
     pub fn see(&mut self, ids: &[u32]) {
-        if self.sampling.repetition_penalty == 1.0 {
+        if !self.needs_logits() {
             return;
         }
         for &id in ids {
@@ -93,110 +93,49 @@ impl Sampler {
         }
     }
 
+    /// How the next token is chosen. Each draw is for one token.
+    pub fn choice(&mut self) -> Choice {
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        let settings =
+            Settings { temperature: temperature as f32, top_k: top_k as f32, top_p: top_p as f32, min_p: min_p as f32 };
+        let draw = if temperature == 0.0 { 0 } else { self.random.bits() };
+        Choice { settings, draw }
+    }
+
     /// The next id.
     ///
     /// # Errors
     ///
     /// [`RuntimeError::NoLogits`] if no logit is a number above minus infinity.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32, RuntimeError> {
-        self.collect(logits);
-        let candidates = &mut self.candidates;
-        if self.sampling.temperature == 0.0 {
-            let best = candidates.iter().reduce(|best, next| if precedes(next, best) { next } else { best });
-            return best.map(|best| best.id).ok_or(RuntimeError::NoLogits);
-        }
-        let max = candidates.iter().map(|each| each.logit).reduce(f32::max).ok_or(RuntimeError::NoLogits)?;
-        for each in candidates.iter_mut() {
-            // Infinite logits share all probability among themselves.
-            let difference = if each.logit == max { 0.0 } else { f64::from(each.logit) - f64::from(max) };
-            each.weight = (difference / self.sampling.temperature).exp();
-        }
-        if self.sampling.top_k != 0 && self.sampling.top_k < candidates.len() {
-            candidates.select_nth_unstable_by(self.sampling.top_k - 1, order);
-            candidates.truncate(self.sampling.top_k);
-            candidates.sort_unstable_by(order);
-        }
-        if self.sampling.top_p < 1.0 {
-            keep_top_p(candidates, self.sampling.top_p);
-        }
-        if 0.0 < self.sampling.min_p {
-            candidates.retain(|each| self.sampling.min_p <= each.weight);
-        }
-        let total: f64 = candidates.iter().map(|each| each.weight).sum();
-        let mut left = self.random.uniform() * total;
-        for each in candidates.iter() {
-            left -= each.weight;
-            if left < 0.0 {
-                return Ok(each.id);
+        let Choice { settings, draw } = self.choice();
+        let id = match self.needs_logits() {
+            false => kernels::sample::choose(logits, &settings, draw),
+            true => {
+                self.penalise(logits);
+                kernels::sample::choose(&self.penalised, &settings, draw)
             }
-        }
-        // Rounding can leave a rest after the last.
-        candidates.iter().rfind(|each| 0.0 < each.weight).map(|each| each.id).ok_or(RuntimeError::NoLogits)
+        };
+        u32::try_from(id).map_err(|_| RuntimeError::NoLogits)
     }
 
-    /// Makes candidates of all logits that are numbers above minus infinity, penalised, in order of ids.
-    fn collect(&mut self, logits: &[f32]) {
+    fn penalise(&mut self, logits: &[f32]) {
         let penalty = self.sampling.repetition_penalty;
-        self.candidates.clear();
-        for (id, &logit) in logits.iter().enumerate() {
+        self.penalised.clear();
+        self.penalised.extend(logits.iter().enumerate().map(|(id, &logit)| {
             let is_seen = self.seen.get(id).copied().unwrap_or(false);
-            let logit = match (is_seen, 0.0 < logit) {
+            match (is_seen, 0.0 < logit) {
                 (false, _) => logit,
                 (true, true) => (f64::from(logit) / penalty) as f32,
                 (true, false) => (f64::from(logit) * penalty) as f32,
-            };
-            if f32::NEG_INFINITY < logit {
-                self.candidates.push(Candidate { id: id as u32, logit, weight: 0.0 });
             }
-        }
+        }));
     }
 }
 
-/// The id of the largest logit, the first of equals; `None` if none is a number.
+/// The id of the largest logit, the first of equals; `None` if none is a number above minus infinity.
 pub fn greedy(logits: &[f32]) -> Option<u32> {
-    let mut best: Option<(u32, f32)> = None;
-    for (id, &logit) in logits.iter().enumerate() {
-        if !logit.is_nan() && best.is_none_or(|(_, most)| most < logit) {
-            best = Some((id as u32, logit));
-        }
-    }
-    best.map(|(id, _)| id)
-}
-
-/// Most probable first, then by id. No two are equal.
-fn order(left: &Candidate, right: &Candidate) -> std::cmp::Ordering {
-    right.logit.total_cmp(&left.logit).then(left.id.cmp(&right.id))
-}
-
-fn precedes(left: &Candidate, right: &Candidate) -> bool {
-    order(left, right).is_lt()
-}
-
-/// Keeps the fewest most probable candidates that have a part `top_p` of all weight; always one.
-///
-/// A vocabulary has 100,000 ids and the answer mostly a few dozen, so it sorts only as many of the most probable as it turns out to need.
-fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f64) {
-    let target = top_p * candidates.iter().map(|each| each.weight).sum::<f64>();
-    let (mut sorted, mut step) = (0, 256);
-    let mut sum = 0.0;
-    while sorted < candidates.len() {
-        let rest = &mut candidates[sorted..];
-        let count = rest.len().min(step);
-        if count < rest.len() {
-            rest.select_nth_unstable_by(count - 1, order);
-        }
-        rest[..count].sort_unstable_by(order);
-        for (position, each) in rest[..count].iter().enumerate() {
-            sum += each.weight;
-            if target <= sum {
-                let kept = sorted + position + 1;
-                candidates.truncate(kept);
-                return;
-            }
-        }
-        sorted += count;
-        step *= 4;
-    }
+    u32::try_from(kernels::sample::greedy(logits)).ok()
 }
 
 /// Random numbers: xoshiro256++ by Blackman and Vigna, its state filled from the seed by splitmix64, as its authors advise.
@@ -291,28 +230,6 @@ mod tests {
             (Sampling { top_k: 2, top_p: 0.5, ..none }, [0.0, 0.0, 0.0, 1.0]),
         ] {
             assert_close(&frequencies(sampling, &logits, 20_000), &expected);
-        }
-    }
-
-    #[test]
-    fn top_p_of_a_large_vocabulary_is_what_sorting_gives() {
-        let mut random = Random::new(7);
-        let logits: Vec<f32> = (0..5000).map(|_| (random.uniform() * 3.0) as f32).collect();
-        let mut sampler = Sampler::new(PLAIN).unwrap();
-        for top_p in [0.001, 0.1, 0.5, 0.99] {
-            sampler.collect(&logits);
-            let mut kept = sampler.candidates.clone();
-            for each in &mut kept {
-                each.weight = f64::from(each.logit).exp();
-            }
-            let mut all = kept.clone();
-            keep_top_p(&mut kept, top_p);
-            all.sort_by(order);
-            let total: f64 = all.iter().map(|each| each.weight).sum();
-            assert_eq!(kept, all[..kept.len()], "{top_p}");
-            let sum: f64 = kept.iter().map(|each| each.weight).sum();
-            let without_last = sum - kept.last().unwrap().weight;
-            assert!(top_p * total <= sum * (1.0 + 1e-9) && without_last < top_p * total * (1.0 + 1e-9), "{top_p}");
         }
     }
 

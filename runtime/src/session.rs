@@ -9,13 +9,14 @@ use std::path::Path;
 
 use ir::mask::Span;
 use ir::plan::{Buffer, Plan, Role};
+use kernels::sample::Settings;
 use tokenizer::Tokenizer;
 
 use crate::artifact::{Artifact, WeightPages};
-use crate::device::Device;
 use crate::device::any::{AnyDevice, DeviceKind};
 use crate::device::cpu::CpuDevice;
 use crate::device::cuda::CudaDevice;
+use crate::device::{Device, Ticket};
 use crate::error::RuntimeError;
 use crate::executor::{Cost, Executor, Sizes};
 use crate::trace::Trace;
@@ -72,6 +73,29 @@ impl<'a> Logits<'a> {
     }
 }
 
+/// How the token after a row is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// The filters.
+    pub settings: Settings,
+    /// The random bits.
+    pub draw: u64,
+}
+
+impl Choice {
+    /// The most probable token.
+    pub const GREEDY: Choice = Choice { settings: Settings::GREEDY, draw: 0 };
+}
+
+/// The tokens of a call of [`Session::step`].
+#[derive(Clone, Copy, Debug)]
+pub enum Ids<'a> {
+    /// These.
+    Given(&'a [u32]),
+    /// Those that the step before this one chose, which need not be known yet.
+    Chosen,
+}
+
 /// What [`Session::score`] gives rows of logits to: with the list and the position that they belong to.
 pub type Visit<'a> = dyn FnMut(usize, usize, &[f32]) -> ControlFlow<()> + 'a;
 
@@ -84,6 +108,8 @@ pub struct Session {
     lengths: Vec<u64>,
     /// Room for the inputs of a call, kept from call to call.
     inputs: Inputs,
+    /// How many tokens the last call chose.
+    chosen: usize,
     trace: Option<Trace>,
 }
 
@@ -95,6 +121,9 @@ struct Inputs {
     positions: Vec<i32>,
     spans: Vec<i32>,
     rows: Vec<i32>,
+    /// Floats, by their bits.
+    settings: Vec<i32>,
+    draws: Vec<i32>,
     /// For each sequence of this call, the position after its last token.
     next: Vec<Option<u64>>,
     /// Keys that all tokens see together, if the model has no window.
@@ -108,7 +137,7 @@ impl Session {
     ///
     /// As [`Artifact::open`], and if memory or threads cannot be had.
     pub fn open(dir: &Path, options: &Options) -> Result<Self, RuntimeError> {
-        Self::new(Artifact::open(dir, &mut |_, _| ())?, options)
+        Self::new(Artifact::open(dir, options.device, &mut |_, _| ())?, options)
     }
 
     /// A session of an artifact.
@@ -138,7 +167,15 @@ impl Session {
         };
         let lengths = vec![0; plan.sequences as usize];
         let executor = Executor::new(plan, device);
-        Ok(Self { executor, tokenizer, artifact_bytes: bytes, lengths, inputs: Inputs::default(), trace: None })
+        Ok(Self {
+            executor,
+            tokenizer,
+            artifact_bytes: bytes,
+            lengths,
+            inputs: Inputs::default(),
+            chosen: 0,
+            trace: None,
+        })
     }
 
     /// The plan.
@@ -194,6 +231,11 @@ impl Session {
         bound.map_or(0, |bound| bound.max as usize)
     }
 
+    /// Whether the program chooses the next tokens itself, so that there are steps.
+    pub fn chooses(&self) -> bool {
+        1 < self.plan().outputs.len()
+    }
+
     /// Positions of a sequence that are filled.
     ///
     /// # Errors
@@ -209,8 +251,18 @@ impl Session {
     ///
     /// [`RuntimeError::Sequence`].
     pub fn reset(&mut self, sequence: usize) -> Result<(), RuntimeError> {
+        self.shorten(sequence, 0)
+    }
+
+    /// Forgets all of a sequence but its first positions. One that is no longer stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Sequence`].
+    pub fn shorten(&mut self, sequence: usize, length: u64) -> Result<(), RuntimeError> {
         let error = self.no_sequence(sequence);
-        *self.lengths.get_mut(sequence).ok_or(error)? = 0;
+        let own = self.lengths.get_mut(sequence).ok_or(error)?;
+        *own = length.min(*own);
         Ok(())
     }
 
@@ -246,9 +298,10 @@ impl Session {
         Ok(())
     }
 
-    /// Starts to record the time of each step. It costs a reading of the clock for each launch.
-    pub fn start_trace(&mut self) {
-        self.trace = Some(Trace::default());
+    /// Starts to record the time of each step in `trace`, most often an empty one. It costs a reading of the clock for each launch, and on a GPU
+    /// that launches wait for each other.
+    pub fn start_trace(&mut self, trace: Trace) {
+        self.trace = Some(trace);
     }
 
     /// Whether times of steps are recorded.
@@ -294,20 +347,94 @@ impl Session {
         if tokens.is_empty() {
             return Ok(Logits { values: &[], vocab });
         }
+        self.inputs.choose(&vec![Choice { settings: Settings::NONE, draw: 0 }; rows.len()]);
+        self.write_inputs()?;
+        self.chosen = 0;
+        self.run()?;
+        let output = self.output(0);
+        let values = self.executor.device().read_f32(output, rows.len() * vocab)?;
+        Ok(Logits { values, vocab })
+    }
+
+    /// Runs one token more of each of some sequences and chooses the one after it, with `choices` for each sequence. It does not wait for the
+    /// result where a device works by itself: [`Session::chosen`] does, and the next step may be queued before.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::forward`]; [`RuntimeError::Choices`] if `ids` or `choices` are not one for each sequence, or the last call chose for another
+    /// number of them; [`RuntimeError::NoChoice`] if the program does not choose.
+    pub fn step(&mut self, sequences: &[usize], ids: Ids<'_>, choices: &[Choice]) -> Result<Ticket, RuntimeError> {
+        if !self.chooses() {
+            return Err(RuntimeError::NoChoice);
+        }
+        let given = match ids {
+            Ids::Given(ids) => ids.len(),
+            Ids::Chosen => self.chosen,
+        };
+        if given != sequences.len() || choices.len() != sequences.len() {
+            return Err(RuntimeError::Choices { sequences: sequences.len(), ids: given, choices: choices.len() });
+        }
+        let id = |index: usize| if let Ids::Given(ids) = ids { ids[index] } else { 0 };
+        let tokens: Vec<Token> =
+            sequences.iter().enumerate().map(|(index, &sequence)| Token::next(sequence, id(index))).collect();
+        let rows: Vec<usize> = (0..tokens.len()).collect();
+        self.check(&tokens, &rows)?;
+        self.inputs.choose(choices);
+        self.write_inputs()?;
+        let next = self.output(1);
+        let n = sequences.len();
+        if matches!(ids, Ids::Chosen) && 0 < n {
+            let plan = self.executor.plan();
+            let to = plan.buffer(plan.inputs[0].buffer).offset;
+            self.executor.device().copy(next, to, 4 * n as u64)?;
+        }
+        if 0 < n {
+            self.run()?;
+        }
+        self.chosen = n;
+        self.executor.device().queue_read(next, n)
+    }
+
+    /// The ids that a step chose, one for each of its sequences.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::NoLogits`] if there was nothing to choose from, and what the device reports.
+    ///
+    /// # Panics
+    ///
+    /// If [`crate::device::READINGS`] steps were queued since.
+    pub fn chosen(&mut self, ticket: Ticket) -> Result<Vec<u32>, RuntimeError> {
+        let ids = self.executor.device().finish_read(ticket)?;
+        ids.iter().map(|&id| u32::try_from(id).map_err(|_| RuntimeError::NoLogits)).collect()
+    }
+
+    /// Where an output lies in the slab.
+    fn output(&self, position: usize) -> u64 {
+        let plan = self.plan();
+        plan.buffer(plan.outputs[position].buffer).offset
+    }
+
+    /// Gives the device the inputs of a call that was checked.
+    fn write_inputs(&mut self) -> Result<(), RuntimeError> {
         let plan = self.executor.plan();
-        let inputs: Vec<u64> = plan.inputs.iter().map(|io| plan.buffer(io.buffer).offset).collect();
-        let output = plan.buffer(plan.outputs[0].buffer).offset;
-        let Inputs { ids, sequences, positions, spans, rows: row_values, next, .. } = &self.inputs;
-        for (offset, values) in inputs.into_iter().zip([ids, sequences, positions, spans, row_values]) {
+        let offsets: Vec<u64> = plan.inputs.iter().map(|io| plan.buffer(io.buffer).offset).collect();
+        let Inputs { ids, sequences, positions, spans, rows, settings, draws, .. } = &self.inputs;
+        for (offset, values) in offsets.into_iter().zip([ids, sequences, positions, spans, rows, settings, draws]) {
             self.executor.device().write_i32(offset, values)?;
         }
-        let sizes = Sizes { n: tokens.len() as u64, m: rows.len() as u64, keys: self.inputs.keys };
+        Ok(())
+    }
+
+    /// Runs the call whose inputs were written, and takes its tokens for computed.
+    fn run(&mut self) -> Result<(), RuntimeError> {
+        let Inputs { ids, rows, next, keys, .. } = &self.inputs;
+        let sizes = Sizes { n: ids.len() as u64, m: rows.len() as u64, keys: *keys };
         self.executor.run(sizes, self.trace.as_mut())?;
         for (length, next) in self.lengths.iter_mut().zip(next) {
             *length = next.unwrap_or(*length);
         }
-        let values = self.executor.device().read_f32(output, rows.len() * vocab)?;
-        Ok(Logits { values, vocab })
+        Ok(())
     }
 
     /// Checks a call and fills `self.inputs`.
@@ -461,10 +588,18 @@ impl Session {
 }
 
 impl Inputs {
+    /// Says how the token after each row is chosen.
+    fn choose(&mut self, choices: &[Choice]) {
+        for Choice { settings, draw } in choices {
+            self.settings.extend(settings.to_row().map(|value| value.to_bits() as i32));
+            self.draws.extend([*draw as u32 as i32, (*draw >> 32) as u32 as i32]);
+        }
+    }
+
     fn clear(&mut self, sequences: usize) {
-        let Inputs { ids, sequences: sequence_values, positions, spans, rows, next, keys } = self;
+        let Inputs { ids, sequences: sequence_values, positions, spans, rows, settings, draws, next, keys } = self;
         *keys = 0;
-        for values in [ids, sequence_values, positions, spans, rows] {
+        for values in [ids, sequence_values, positions, spans, rows, settings, draws] {
             values.clear();
         }
         next.clear();

@@ -1,7 +1,7 @@
 //! Where the time of calls goes: step by step, under the names that the compiler gave them.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ir::plan::{Plan, Step};
 
@@ -13,6 +13,45 @@ pub struct Trace {
     /// By phase and position of the step in it.
     rows: BTreeMap<(usize, usize), Row>,
     calls: u64,
+    /// Each call and each of its launches, if they are kept.
+    timeline: Option<Timeline>,
+}
+
+#[derive(Clone, Debug)]
+struct Timeline {
+    /// What times count from.
+    begun: Instant,
+    calls: Vec<CallSpan>,
+    steps: Vec<StepSpan>,
+}
+
+/// When a call ran.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallSpan {
+    /// The phase.
+    pub phase: String,
+    /// Tokens.
+    pub tokens: u64,
+    /// Rows whose logits were computed.
+    pub rows: u64,
+    /// Since the trace began.
+    pub start: Duration,
+    /// All its launches together.
+    pub time: Duration,
+}
+
+/// When a launch ran. Those of a call follow each other without gaps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepSpan {
+    row: (usize, usize),
+    /// The round of its repeat: the layer.
+    pub round: Option<u64>,
+    /// What it moved and computed.
+    pub cost: Cost,
+    /// Since the trace began.
+    pub start: Duration,
+    /// How long it took.
+    pub time: Duration,
 }
 
 /// One step of the plan, summed over the rounds of its repeat and over calls.
@@ -40,6 +79,23 @@ impl Row {
 }
 
 impl Trace {
+    /// A trace that also keeps when each launch ran: about 100 bytes for each.
+    pub fn with_timeline() -> Self {
+        let timeline = Timeline { begun: Instant::now(), calls: Vec::new(), steps: Vec::new() };
+        Self { timeline: Some(timeline), ..Self::default() }
+    }
+
+    /// When each call ran, if that was kept.
+    pub fn call_spans(&self) -> &[CallSpan] {
+        self.timeline.as_ref().map_or(&[], |timeline| &timeline.calls)
+    }
+
+    /// When each launch ran, and what of the plan it is, if that was kept.
+    pub fn step_spans(&self) -> impl Iterator<Item = (&Row, &StepSpan)> {
+        let steps = self.timeline.iter().flat_map(|timeline| &timeline.steps);
+        steps.map(|span| (&self.rows[&span.row], span))
+    }
+
     /// All steps that ran, in the order of the plan.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
         self.rows.values()
@@ -55,10 +111,28 @@ impl Trace {
         self.rows().map(|row| row.time).sum()
     }
 
-    /// Adds one call: for each work, where it came from, and how long it took.
-    pub(crate) fn add(&mut self, plan: &Plan, phase: usize, sizes: Sizes, origins: &[Origin], times: &[Duration]) {
+    /// Adds one call: when it began, and for each work where it came from and how long it took.
+    pub(crate) fn add(
+        &mut self,
+        plan: &Plan,
+        (phase, sizes): (usize, Sizes),
+        begun: Instant,
+        origins: &[Origin],
+        times: &[Duration],
+    ) {
         self.calls += 1;
         let steps = flat_steps(&plan.phases[phase]);
+        let mut start = Duration::ZERO;
+        if let Some(timeline) = &mut self.timeline {
+            start = begun.saturating_duration_since(timeline.begun);
+            timeline.calls.push(CallSpan {
+                phase: plan.phases[phase].name.clone(),
+                tokens: sizes.n,
+                rows: sizes.m,
+                start,
+                time: times.iter().sum(),
+            });
+        }
         for (origin, time) in origins.iter().zip(times) {
             let step = steps[origin.step];
             let cost = cost_of(plan, step, sizes, origin.round);
@@ -66,6 +140,11 @@ impl Trace {
             row.launches += 1;
             row.cost = row.cost.plus(cost);
             row.time += *time;
+            if let Some(timeline) = &mut self.timeline {
+                let row = (phase, origin.step);
+                timeline.steps.push(StepSpan { row, round: origin.round, cost, start, time: *time });
+                start += *time;
+            }
         }
     }
 }

@@ -280,7 +280,7 @@ mod counting {
     fn traces_name_the_steps_and_count_what_they_move() {
         let dir = counting(32, 1);
         let mut session = session(&dir, 2);
-        session.start_trace();
+        session.start_trace(tritter_runtime::Trace::default());
         session.prefill(0, &[1; 12], 8, &mut on).unwrap();
         session.forward(&[Token::next(0, 3)], &[0]).unwrap();
         let trace = session.take_trace().unwrap();

@@ -191,6 +191,7 @@ pub fn compile(program: Verified<Program>, build: &Build) -> anyhow::Result<Comp
         sequences: build.sequences.into(),
         dumps: false,
         nvrtc: nvrtc(),
+        allow_spills: false,
     };
     Ok(compiler::compile(program, &build.target, &options)?)
 }
@@ -241,5 +242,8 @@ pub fn reference_inputs(ids: &[u32], start: usize) -> Vec<Tensor> {
         Tensor::of(DType::I32, &[n], count(start)),
         Tensor::of(DType::I32, &[n, 2], vec![0.0; 2 * n]),
         Tensor::of(DType::I32, &[n], count(0)),
+        // The most probable token after each.
+        Tensor::of(DType::F32, &[n, 4], vec![0.0; 4 * n]),
+        Tensor::of(DType::I32, &[n, 2], vec![0.0; 2 * n]),
     ]
 }

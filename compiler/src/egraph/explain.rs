@@ -13,7 +13,7 @@ use super::cost::CostModel;
 use super::extract::{Choices, extract};
 use super::{EGraph, ENode};
 use crate::rewrite::rule::Rule;
-use crate::rewrite::{Options, RewriteError, check_stages, rules, saturate};
+use crate::rewrite::{Options, RewriteError, check_options, rules, saturate};
 use crate::target::Target;
 
 /// How a value of the source became what it is.
@@ -59,7 +59,7 @@ pub fn explain(
     target: &Target,
     options: &Options,
 ) -> Result<Explanation, RewriteError> {
-    check_stages(options)?;
+    check_options(target, options)?;
     let model = &CostModel::new(target.machine.clone()).with_packing(options.packing);
     let missing = || RewriteError::Explain { graph: graph.to_owned(), value: value.to_string() };
     let graph = program.graph(graph).ok_or_else(missing)?;

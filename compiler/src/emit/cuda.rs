@@ -7,6 +7,33 @@ use super::cuda_c;
 use super::nvrtc::{Nvrtc, NvrtcError, Resources};
 use crate::lower::nest::Lowered;
 
+/// Why there are no kernels.
+#[derive(Debug, thiserror::Error)]
+pub enum CudaError {
+    /// NVRTC is missing, or refused one.
+    #[error(transparent)]
+    Nvrtc(#[from] NvrtcError),
+    /// Registers ran out, and what did not fit goes to memory and back.
+    #[error(
+        "registers run out in kernels for {sm}, which makes them slow:{}\nWith --allow-spills they are taken as they are; another target or \
+         context may do without",
+        .kernels.iter().map(spill).collect::<String>()
+    )]
+    Spills {
+        /// The target.
+        sm: Sm,
+        /// The kernels, and what each uses.
+        kernels: Vec<(String, Resources)>,
+    },
+}
+
+fn spill((kernel, used): &(String, Resources)) -> String {
+    let Resources { registers, spill_store_bytes, spill_load_bytes, .. } = used;
+    format!(
+        "\n  {kernel}: {registers} registers, {spill_store_bytes} bytes of a thread stored and {spill_load_bytes} loaded"
+    )
+}
+
 /// One kernel of an artifact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CudaKernel {
@@ -20,31 +47,35 @@ pub struct CudaKernel {
     pub resources: Resources,
 }
 
-/// All kernels that a plan calls.
+/// All kernels that a plan calls. Plain rows may spill: they are for any sizes, and not for speed; others may if `allow_spills`.
 ///
 /// # Errors
 ///
-/// If NVRTC refuses one.
+/// If NVRTC refuses one, or registers run out; then all that spill are named.
 pub fn assemble(
     nests: &[(KernelId, Lowered)],
     specialised: &[(KernelId, Specialised)],
     sm: Sm,
     nvrtc: &Nvrtc,
-) -> Result<Vec<CudaKernel>, NvrtcError> {
+    allow_spills: bool,
+) -> Result<Vec<CudaKernel>, CudaError> {
     let head = |from: &str| format!("// target: cuda:{sm}\n// {from}\n");
     let generated = nests.iter().map(|(_, lowered)| {
         let text = head("generated from") + &cuda_c::source(&lowered.nest);
-        (lowered.nest.name.clone(), lowered.nest.name.clone(), text)
+        (lowered.nest.name.clone(), lowered.nest.name.clone(), text, false)
     });
     let rows = specialised.iter().map(|(_, special)| {
         let text = head("a row of the kernel table") + &special.source();
-        (special.label(), special.desc.name.to_owned(), text)
+        (special.label(), special.desc.name.to_owned(), text, special.desc.is_plain())
     });
-    let mut kernels = Vec::new();
-    for (name, entry, source) in generated.chain(rows) {
+    let (mut kernels, mut spilling) = (Vec::new(), Vec::new());
+    for (name, entry, source, may_spill) in generated.chain(rows) {
         let cubin = nvrtc.compile(&format!("{name}.cu"), &source, &sm.to_string())?;
         let resources = cubin.kernels.into_iter().find(|kernel| kernel.kernel == entry).unwrap_or_default();
+        if resources.spills() && !may_spill && !allow_spills {
+            spilling.push((name.clone(), resources.clone()));
+        }
         kernels.push(CudaKernel { name, source, cubin: cubin.bytes, resources });
     }
-    Ok(kernels)
+    if spilling.is_empty() { Ok(kernels) } else { Err(CudaError::Spills { sm, kernels: spilling }) }
 }

@@ -1,11 +1,13 @@
-//! A nest as CUDA C: a kernel whose blocks are the nest's units, and whose threads share the columns.
+//! A nest as CUDA C: a function that computes one unit by a warp or by a block whose threads share the columns, and a kernel that calls it.
 //!
-//! The results are those of [`crate::nest::eval`], bit for bit. A sum has its 32 lanes in the first warp, which adds what all threads have
-//! computed and left in shared memory, in the written order. Elementary functions are printed from [`crate::nest::math`], the definition that the
-//! other back ends follow, and the source is compiled without fused multiply-adds.
+//! The results are those of [`crate::nest::eval`], bit for bit. A sum has its 32 lanes in the threads of a warp; where a unit has a whole block, the
+//! first warp adds what all threads have computed and left in shared memory, in the same order. What several stages use is computed once and kept
+//! in registers. Elementary functions are printed from [`crate::nest::math`], the definition that the other back ends follow, and the source is
+//! compiled without fused multiply-adds.
 //!
 //! ```text
-//! extern "C" __global__ void <nest>(buffers..., int dims...)      one block a unit, [`threads`] threads
+//! template <int WIDTH> void <nest>_unit(buffers..., i64 dims..., i64 unit, u32 *scratch)
+//! extern "C" __global__ void <nest>(buffers..., int dims...)      [`units`]
 //! ```
 //!
 //! Base pointers are aligned to their elements; records of q8 to 8 bytes, of q4 to 4.
@@ -23,12 +25,30 @@ use crate::nest::{Axis, BinaryOp, Elem, Expr, ExprId, Extent, Index, ReduceOp, S
 /// lanes. Wider rows are taken in chunks, each of which waits for the one before.
 const CHUNK: u64 = 11_264;
 
-/// Threads for rows of so many columns: one a column as far as that goes, and not so many more that few rows fill the device.
-fn threads_for(columns: u64) -> u32 {
-    match columns {
-        4096.. => 1024,
-        1024.. => 512,
-        columns => (columns as u32).next_multiple_of(32).clamp(32, 256),
+/// How the units of a nest are given to threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Units {
+    /// Threads of a block.
+    pub threads: u32,
+    /// Units of a block.
+    pub of_block: u64,
+}
+
+impl Units {
+    /// Threads of a unit.
+    fn width(self) -> u32 {
+        self.threads / self.of_block as u32
+    }
+}
+
+/// A warp for each unit of few columns, else a block: more threads than one for each 10 columns or so have more to tell each other than they save,
+/// with one row on the device as with thousands.
+pub fn units(nest: &Verified) -> Units {
+    match widest(nest) {
+        8192.. => Units { threads: 1024, of_block: 1 },
+        4096.. => Units { threads: 512, of_block: 1 },
+        257.. => Units { threads: 256, of_block: 1 },
+        _ => Units { threads: 256, of_block: 8 },
     }
 }
 
@@ -46,11 +66,6 @@ fn widest(nest: &Verified) -> u64 {
     lens.max().unwrap_or(1)
 }
 
-/// Threads of a block of a nest's kernel.
-pub fn threads(nest: &Verified) -> u32 {
-    threads_for(widest(nest))
-}
-
 /// The kernel itself, without what it calls.
 pub fn kernel(nest: &Verified) -> String {
     let mut kernel = Writer::new();
@@ -60,7 +75,6 @@ pub fn kernel(nest: &Verified) -> String {
 
 /// The source of a nest.
 pub fn source(nest: &Verified) -> String {
-    let threads = threads(nest);
     let mut body = Body::new(nest);
     let mut kernel = Writer::new();
     body.kernel(&mut kernel);
@@ -69,7 +83,7 @@ pub fn source(nest: &Verified) -> String {
     for line in nest.to_string().trim_end().lines() {
         let _ = writeln!(text, "// {line}");
     }
-    let _ = writeln!(text, "constexpr int THREADS = {threads};\n");
+    let _ = writeln!(text, "constexpr int CHUNK = {};\n", body.chunk);
     text += functions::PRELUDE;
     for function in &body.functions {
         text += &function.text();
@@ -104,17 +118,77 @@ fn elem_type(elem: Elem) -> &'static str {
     }
 }
 
+/// Columns of a stage where they are a constant that an index can count, else 0.
+fn constant_len(extent: Extent) -> u64 {
+    match extent {
+        Extent::Const(size) if size <= CHUNK => size,
+        _ => 0,
+    }
+}
+
+fn stage_len(nest: &Verified, stage: &Stage) -> u64 {
+    match stage {
+        Stage::Reduce { len, .. } | Stage::Store { len, .. } => constant_len(*len),
+        Stage::StoreRow { buffer, .. } => record_len(nest.buffers[*buffer].elem),
+        Stage::Scalar { .. } => 0,
+    }
+}
+
+/// The number of columns of the stages that use an expression, if it is one that all have.
+fn kept_len(nest: &Verified, id: ExprId) -> Option<u64> {
+    let users = nest.stages.iter().filter(|stage| nest.reachable(&stage.roots()).contains(&id));
+    let mut lens = users.map(|stage| stage_len(nest, stage));
+    let first = lens.next().filter(|len| 0 < *len)?;
+    lens.all(|len| len == first).then_some(first)
+}
+
+/// The values of columns that several stages use and that no stage changes, as near to the use as they are shared. Records of 4 bits ask for columns
+/// of other threads, so nothing is kept where they are written.
+fn kept_values(nest: &Verified) -> Vec<ExprId> {
+    let is_q4 = |stage: &Stage| matches!(stage, Stage::StoreRow { buffer, .. } if matches!(nest.buffers[*buffer].elem, Elem::Q4 { .. }));
+    if nest.stages.iter().any(is_q4) {
+        return Vec::new();
+    }
+    let reached: Vec<Vec<ExprId>> = nest.stages.iter().map(|stage| nest.reachable(&stage.roots())).collect();
+    let stages_of = |id: ExprId| reached.iter().filter(|ids| ids.contains(&id)).count();
+    let is_fixed = |id: &ExprId| match &nest.exprs[*id] {
+        Expr::Scalar(_) => false,
+        Expr::Load { buffer, .. } | Expr::LoadRow { buffer, .. } => !nest.buffers[*buffer].write,
+        _ => true,
+    };
+    let may_keep = |id: ExprId| {
+        nest.is_columnar(id)
+            && nest.type_of(id) != Type::Bool
+            && 1 < stages_of(id)
+            && kept_len(nest, id).is_some()
+            && nest.reachable(&[id]).iter().all(is_fixed)
+    };
+    let kept: Vec<ExprId> = nest.exprs.ids().filter(|&id| may_keep(id)).collect();
+    // A value is needed for itself only where something that is not kept uses it, or a stage.
+    let is_root = |id: ExprId| nest.stages.iter().any(|stage| stage.roots().contains(&id));
+    let is_used = |id: ExprId| {
+        nest.exprs
+            .ids()
+            .any(|user| !kept.contains(&user) && stages_of(user) != 0 && nest.exprs[user].operands().contains(&id))
+    };
+    let is_leaf = |id: &ExprId| matches!(nest.exprs[*id], Expr::Column);
+    kept.iter().copied().filter(|&id| (is_root(id) || is_used(id)) && !is_leaf(&id)).collect()
+}
+
 struct Body<'a> {
     nest: &'a Verified,
     /// What the source calls beyond the prelude.
     functions: BTreeSet<Function>,
-    /// Words of shared memory.
+    /// Words of shared memory of a block.
     chunk: u64,
+    /// What is computed before the stages and kept, for those that use it.
+    kept: Vec<ExprId>,
 }
 
 impl<'a> Body<'a> {
     fn new(nest: &'a Verified) -> Self {
-        Self { nest, functions: BTreeSet::new(), chunk: widest(nest).next_multiple_of(32).clamp(32, CHUNK) }
+        let chunk = widest(nest).next_multiple_of(32).clamp(32, CHUNK);
+        Self { nest, functions: BTreeSet::new(), chunk, kept: kept_values(nest) }
     }
 
     fn kernel(&mut self, w: &mut Writer) {
@@ -123,35 +197,61 @@ impl<'a> Body<'a> {
             let constant = if buffer.write { "" } else { "const " };
             format!("{constant}{} *{}", elem_type(buffer.elem), buffer.name)
         });
-        let dims = nest.dims.iter().map(|dim| format!("int {dim}_"));
-        let parameters: Vec<String> = buffers.chain(dims).collect();
-        let has_reduction =
-            nest.stages.iter().any(|stage| matches!(stage, Stage::Reduce { .. } | Stage::StoreRow { .. }));
-        w.line("extern \"C\" __global__ void __launch_bounds__(THREADS)");
-        w.block(format!("{}({}) {{", nest.name, parameters.join(", ")), "}", |w| {
+        let buffers: Vec<String> = buffers.collect();
+        let dims =
+            |ty: &str, suffix: &str| nest.dims.iter().map(|dim| format!("{ty} {dim}{suffix}")).collect::<Vec<_>>();
+        let parameters = [buffers.clone(), dims("i64", "")]
+            .concat()
+            .into_iter()
+            .chain(["i64 unit".to_owned(), "u32 *scratch".to_owned()]);
+        let parameters = parameters.collect::<Vec<_>>().join(", ");
+        w.block(
+            format!("template <int WIDTH> __device__ __forceinline__ void {}_unit({parameters}) {{", nest.name),
+            "}",
+            |w| {
+                self.locate(w);
+                self.keep(w);
+                for (position, stage) in nest.stages.iter().enumerate() {
+                    if 0 < position {
+                        w.line("meet<WIDTH>();");
+                    }
+                    self.stage(w, stage);
+                }
+            },
+        );
+        let parameters = [buffers, dims("int", "_")].concat().join(", ");
+        let units = units(nest);
+        let width = units.width();
+        w.line("");
+        w.line(format!("extern \"C\" __global__ void __launch_bounds__({})", units.threads));
+        w.block(format!("{}({parameters}) {{", nest.name), "}", |w| {
             w.line("wait_for_previous();");
-            if has_reduction {
-                w.line(format!("__shared__ u32 scratch[{}];", self.chunk.max(32)));
-            }
             for dim in &nest.dims {
                 w.line(format!("const i64 {dim} = max({dim}_, 0);"));
             }
-            self.locate(w);
-            for (position, stage) in nest.stages.iter().enumerate() {
-                if 0 < position {
-                    w.line("__syncthreads();");
-                }
-                self.stage(w, stage);
+            if 1 < units.of_block {
+                let extents: Vec<String> = nest.outer.iter().map(|extent| self.extent(*extent)).collect();
+                let all = if extents.is_empty() { "1".to_owned() } else { extents.join(" * ") };
+                w.line(format!("const i64 unit = {} * (i64)blockIdx.x + threadIdx.x / {width};", units.of_block));
+                w.line(format!("if ({all} <= unit) return;"));
+            } else {
+                w.line("const i64 unit = blockIdx.x;");
             }
+            let is_shared = |stage: &Stage| matches!(stage, Stage::Reduce { .. } | Stage::StoreRow { .. });
+            let has_scratch = width != 32 && nest.stages.iter().any(is_shared);
+            if has_scratch {
+                w.line("__shared__ u32 scratch[CHUNK];");
+            }
+            let arguments = nest.buffers.iter().map(|buffer| &buffer.name).chain(&nest.dims);
+            let arguments: Vec<&str> = arguments.map(String::as_str).collect();
+            let scratch = if has_scratch { "scratch" } else { "nullptr" };
+            w.line(format!("{}_unit<{width}>({}, unit, {scratch});", nest.name, arguments.join(", ")));
         });
     }
 
     /// The coordinates of the block's unit, the last axis fastest.
     fn locate(&self, w: &mut Writer) {
         let outer = &self.nest.outer;
-        if !outer.is_empty() {
-            w.line("i64 unit = blockIdx.x;");
-        }
         for (axis, extent) in outer.iter().enumerate().rev() {
             match (extent, axis) {
                 (Extent::Const(size), 1..) => {
@@ -170,11 +270,30 @@ impl<'a> Body<'a> {
         }
     }
 
+    /// Computes what is kept.
+    fn keep(&mut self, w: &mut Writer) {
+        let kept = std::mem::take(&mut self.kept);
+        let values = kept.len();
+        for id in kept {
+            let ty = c_type(self.nest.type_of(id));
+            let (row, columnar) = self.schedule(&[id]);
+            for &id in &row {
+                self.define(w, id);
+            }
+            self.column_function(w, &format!("compute_{id}"), &columnar, ty, &id.to_string());
+            let len = kept_len(self.nest, id).unwrap_or(0);
+            w.line(format!(
+                "const Kept<{ty}, {len}, WIDTH, {values}, decltype(compute_{id})> kept_{id}(compute_{id});"
+            ));
+            self.kept.push(id);
+        }
+    }
+
     fn stage(&mut self, w: &mut Writer, stage: &Stage) {
         if let Stage::Reduce { dst, .. } | Stage::Scalar { dst, .. } = stage {
             w.line(format!("{} {dst};", c_type(self.nest.scalars[*dst])));
         }
-        let (row, columnar) = self.nest.schedule(&stage.roots());
+        let (row, columnar) = self.schedule(&stage.roots());
         w.block("{", "}", |w| {
             for &id in &row {
                 self.define(w, id);
@@ -182,53 +301,86 @@ impl<'a> Body<'a> {
             match stage {
                 Stage::Scalar { dst, value } => w.line(format!("{dst} = {value};")),
                 Stage::Reduce { dst, op, len, body } => {
-                    let len = self.extent(*len);
-                    self.column_function(w, &columnar, *body);
-                    let ty = if self.nest.type_of(*body) == Type::I32 { "I32" } else { "F32" };
+                    let ty = self.nest.type_of(*body);
+                    self.column_function(w, "column", &columnar, c_type(ty), &body.to_string());
+                    let ty = if ty == Type::I32 { "I32" } else { "F32" };
+                    let (size, len) = (constant_len(*len), self.extent(*len));
                     match op {
-                        ReduceOp::Sum => w.line(format!("{dst} = fold<Sum{ty}>({len}, column, scratch);")),
-                        ReduceOp::Max => w.line(format!("{dst} = fold<Max{ty}>({len}, column, scratch);")),
-                        ReduceOp::Min => w.line(format!("{dst} = fold<Min{ty}>({len}, column, scratch);")),
-                        ReduceOp::ArgMax => w.line(format!("{dst} = first_of_largest({len}, column, scratch);")),
+                        ReduceOp::Sum => {
+                            w.line(format!("{dst} = fold<Sum{ty}, {size}, WIDTH>({len}, column, scratch);"))
+                        }
+                        ReduceOp::Max => {
+                            w.line(format!("{dst} = fold<Max{ty}, {size}, WIDTH>({len}, column, scratch);"))
+                        }
+                        ReduceOp::Min => {
+                            w.line(format!("{dst} = fold<Min{ty}, {size}, WIDTH>({len}, column, scratch);"))
+                        }
+                        ReduceOp::ArgMax => {
+                            w.line(format!("{dst} = first_of_largest<{size}, WIDTH>({len}, column, scratch);"))
+                        }
                     }
                 }
-                Stage::Store { len, writes } => {
-                    let len = self.extent(*len);
-                    w.block(format!("for (i64 j = threadIdx.x; j < {len}; j += THREADS) {{"), "}", |w| {
-                        for &id in &columnar {
-                            self.define(w, id);
-                        }
-                        for write in writes {
-                            self.store(w, write);
-                        }
-                    });
-                }
+                Stage::Store { len, writes } => self.store_columns(w, *len, writes, &columnar),
                 Stage::StoreRow { buffer, record, body } => {
                     let (Elem::Q8 { k } | Elem::Q4 { k }) = self.nest.buffers[*buffer].elem else {
                         unreachable!("a verified nest stores rows only to buffers of records");
                     };
                     let name = if matches!(self.nest.buffers[*buffer].elem, Elem::Q8 { .. }) { "q8" } else { "q4" };
                     let place = self.record(*buffer, record);
-                    self.column_function(w, &columnar, *body);
-                    w.line(format!("store_{name}<{k}>({place}, column, scratch);"));
+                    self.column_function(w, "column", &columnar, c_type(self.nest.type_of(*body)), &body.to_string());
+                    w.line(format!("store_{name}<{k}, WIDTH>({place}, column, scratch);"));
                 }
             }
         });
     }
 
-    /// Defines `column`, which gives the value of an expression at a column.
-    fn column_function(&mut self, w: &mut Writer, columnar: &[ExprId], body: ExprId) {
-        let ty = c_type(self.nest.type_of(body));
-        w.block(format!("auto column = [&](i64 j) -> {ty} {{"), "};", |w| {
+    /// Writes of a value for each column, all of a column's together.
+    fn store_columns(&mut self, w: &mut Writer, len: Extent, writes: &[Write], columnar: &[ExprId]) {
+        // What writing needs of the column: the values, and what places are gathered by.
+        let used = writes.iter().flat_map(|write| write.index.gathered().chain([write.value]));
+        let used: BTreeSet<ExprId> = used.filter(|id| columnar.contains(id)).collect();
+        let fields: Vec<String> = used.iter().map(|id| format!("{} {id};", c_type(self.nest.type_of(*id)))).collect();
+        let names: Vec<String> = used.iter().map(ToString::to_string).collect();
+        w.line(format!("struct Values {{ {} }};", fields.join(" ")));
+        self.column_function(w, "column", columnar, "Values", &format!("{{{}}}", names.join(", ")));
+        w.block("auto write = [&](i64 j, const Values &values) {", "};", |w| {
+            for id in &used {
+                w.line(format!("const {} {id} = values.{id};", c_type(self.nest.type_of(*id))));
+            }
+            for write in writes {
+                self.store(w, write);
+            }
+        });
+        w.line(format!("store<{}, WIDTH>({}, column, write);", constant_len(len), self.extent(len)));
+    }
+
+    /// The expressions that roots need beyond what is kept, in order: first those that depend on no column, then the others.
+    fn schedule(&self, roots: &[ExprId]) -> (Vec<ExprId>, Vec<ExprId>) {
+        let mut needed = BTreeSet::new();
+        let mut pending = roots.to_vec();
+        while let Some(id) = pending.pop() {
+            if needed.insert(id) && !self.kept.contains(&id) {
+                pending.extend(self.nest.exprs[id].operands());
+            }
+        }
+        needed.into_iter().partition(|id| !self.nest.is_columnar(*id))
+    }
+
+    /// Defines a function that gives a value at the `i`-th column of a thread, which is column `j`.
+    fn column_function(&mut self, w: &mut Writer, name: &str, columnar: &[ExprId], ty: &str, result: &str) {
+        w.block(format!("auto {name} = [&](int i, i64 j) -> {ty} {{"), "};", |w| {
             for &id in columnar {
                 self.define(w, id);
             }
-            w.line(format!("return {body};"));
+            w.line(format!("return {result};"));
         });
     }
 
     fn define(&mut self, w: &mut Writer, id: ExprId) {
-        let value = self.value(id);
+        let value = match self.kept.contains(&id) {
+            true => format!("kept_{id}.at(i, j)"),
+            false => self.value(id),
+        };
         w.line(format!("const {} {id} = {value};", c_type(self.nest.type_of(id))));
     }
 
@@ -384,14 +536,17 @@ mod tests {
         let nest = nest.finish().unwrap();
         let source = source(&nest);
         for part in [
-            "rms(const float *x, u8 *y) {",
-            "s0 = fold<SumF32>(96, column, scratch);",
-            "store_q8<96>(y + 104 * (i0), column, scratch);",
+            "void rms_unit(const float *x, u8 *y, i64 unit, u32 *scratch) {",
+            "const Kept<float, 96, WIDTH, 1, decltype(compute_e0)> kept_e0(compute_e0);",
+            "s0 = fold<SumF32, 96, WIDTH>(96, column, scratch);",
+            "store_q8<96, WIDTH>(y + 104 * (i0), column, scratch);",
             "__device__ float exp_f32(float v0) {",
             "x[96 * i0 + j]",
+            "rms(const float *x, u8 *y) {",
+            "rms_unit<32>(x, y, unit, nullptr);",
         ] {
             assert!(source.contains(part), "no `{part}` in\n{}", source);
         }
-        assert_eq!(threads(&nest), 96);
+        assert_eq!(units(&nest), Units { threads: 256, of_block: 8 });
     }
 }

@@ -69,7 +69,10 @@ pub enum PlanEmitError {
         ty: String,
     },
     /// The entry has another signature than the runtime calls.
-    #[error("the entry must take (ids, seq, pos, span, rows) and return one value: {0}")]
+    #[error(
+        "the entry must take (ids, seq, pos, span, rows) and return logits, or take (settings, draws) as well and also return the ids that it \
+         chose: {0}"
+    )]
     Signature(String),
 }
 
@@ -109,7 +112,11 @@ pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitte
     let max_tokens = emitter.max_of("n");
     let mut phases = Vec::new();
     let mut low = 1;
-    for (name, high) in [("decode", 1), ("batch", 16), ("prefill", max_tokens)] {
+    let few: &[(&str, u64)] = match options.hardware {
+        Hardware::Cpu { .. } => &[("decode", 1), ("batch", 16)],
+        Hardware::Cuda(_) => &[("decode", 1), ("few", 8), ("batch", 16), ("short", 128), ("medium", 512)],
+    };
+    for (name, high) in few.iter().copied().chain([("prefill", max_tokens)]) {
         let high = high.min(max_tokens);
         if low <= high {
             phases.push(emitter.phase(name, phases.len(), low..=high)?);
@@ -220,7 +227,7 @@ impl<'a> Emitter<'a> {
                     Hardware::Cuda(_) => Code::Cuda {
                         file: manifest::cubin(&name),
                         entry: name.clone(),
-                        threads: cuda_c::threads(&lowered.nest),
+                        threads: cuda_c::units(&lowered.nest).threads,
                         shared_bytes: 0,
                         waits: true,
                     },
@@ -331,7 +338,13 @@ impl<'a> Emitter<'a> {
         let entry_index = program.graphs.len() - 1;
         let entry = program.entry();
         let names: Vec<String> = entry.inputs.iter().map(|&input| entry.label(input)).collect();
-        if names != ["ids", "seq", "pos", "span", "rows"] || entry.outputs.len() != 1 {
+        const CHOOSING: [&str; 7] = ["ids", "seq", "pos", "span", "rows", "settings", "draws"];
+        let is_known = match entry.outputs.len() {
+            1 => names == CHOOSING[..5],
+            2 => names == CHOOSING,
+            _ => false,
+        };
+        if !is_known {
             return Err(PlanEmitError::Signature(format!(
                 "it takes ({}) and returns {} values",
                 names.join(", "),
@@ -344,14 +357,15 @@ impl<'a> Emitter<'a> {
             self.plan.inputs.push(io(entry, input, entry.label(input), buffer));
             self.fixed[entry_index].insert(input, Place { buffer, offset: Expr::from(0) });
         }
-        let output = entry.outputs[0];
-        if schedules[entry_index].views.is_weight_time(output) {
-            return Err(PlanEmitError::Signature("the output does not depend on the inputs".to_owned()));
+        for (&output, name) in entry.outputs.iter().zip(["logits", "next"]) {
+            if schedules[entry_index].views.is_weight_time(output) {
+                return Err(PlanEmitError::Signature(format!("{name} do not depend on the inputs")));
+            }
+            let bytes = self.bytes(entry, output, max_tokens)?;
+            let buffer = self.shared_buffer(name.to_owned(), Role::Output, bytes, 1);
+            self.plan.outputs.push(io(entry, output, name.to_owned(), buffer));
         }
-        let bytes = self.bytes(entry, output, max_tokens)?;
-        let buffer = self.shared_buffer("logits".to_owned(), Role::Output, bytes, 1);
-        self.plan.outputs.push(io(entry, output, "logits".to_owned(), buffer));
-        self.plan.vocab = entry.ty(output).shape.last_const().unwrap_or(0);
+        self.plan.vocab = entry.ty(entry.outputs[0]).shape.last_const().unwrap_or(0);
         Ok(())
     }
 
@@ -361,9 +375,10 @@ impl<'a> Emitter<'a> {
         let entry_index = self.program.graphs.len() - 1;
         let mut ctx = PhaseCtx { emitter: self, index, tokens };
         let mut places = ctx.emitter.fixed[entry_index].clone();
-        let output = ctx.emitter.program.entry().outputs[0];
-        let output_place = Place { buffer: ctx.emitter.plan.outputs[0].buffer, offset: Expr::from(0) };
-        let steps = ctx.graph(entry_index, &mut places, &[(output, output_place)])?;
+        let outputs = ctx.emitter.program.entry().outputs.iter().zip(&ctx.emitter.plan.outputs);
+        let wanted: Vec<(ValueId, Place)> =
+            outputs.map(|(&value, io)| (value, Place { buffer: io.buffer, offset: Expr::from(0) })).collect();
+        let steps = ctx.graph(entry_index, &mut places, &wanted)?;
         let lifetimes = memory::lifetimes(&steps);
         let requests = (first_scratch..self.plan.buffers.len()).filter_map(|position| {
             let buffer = BufferId::new(position);
@@ -659,7 +674,11 @@ impl<'a> PhaseCtx<'_, 'a> {
             Extent::Const(size) => Expr::from(*size),
             Extent::Dim(dim) => Expr::symbol(&nest.dims[*dim]),
         };
-        let grid = nest.outer.iter().fold(Expr::from(1), |grid, outer| grid * extent(outer));
+        let units = nest.outer.iter().fold(Expr::from(1), |units, outer| units * extent(outer));
+        let grid = match self.emitter.options.hardware {
+            Hardware::Cpu { .. } => units,
+            Hardware::Cuda(_) => units.div_ceil(cuda_c::units(nest).of_block),
+        };
         let labels: Vec<String> = group.outputs.iter().map(|&value| graph.describe(value)).collect();
         Ok(Step::Call(Call {
             kernel: *kernel,

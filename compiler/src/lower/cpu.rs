@@ -89,6 +89,7 @@ pub(crate) fn wanted(graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>
         Op::QuantizedMatmul(_) => (Family::DenseMatmul, vec![dtype(0), dtype(1)], DType::F32),
         Op::Attention(_) => (Family::Attention, vec![DType::F32, dtype(1), dtype(2)], DType::F32),
         Op::KvAppend(_) => (Family::KvAppend, vec![DType::F32], dtype(0)),
+        Op::Sample(_) => (Family::Sample, vec![DType::F32], DType::I32),
         _ => (Family::DenseMatmul, Vec::new(), DType::F32),
     };
     let tokens = match op {
@@ -161,6 +162,8 @@ pub fn dim(graph: &Graph, value: ValueId, name: &str, x_stride: i64) -> Option<E
         (Op::KvAppend(_), "ctx") => Some(size(0, 2)),
         (Op::KvAppend(_), "kv_heads") => Some(size(0, 1)),
         (Op::KvAppend(_), "hd") => Some(size(0, 3)),
+        (Op::Sample(_), "n") => Some(size(0, 0)),
+        (Op::Sample(_), "v") => Some(size(0, 1)),
         (Op::KvAppend(_), "x_stride") => constant(u64::try_from(x_stride).ok()?),
         _ => None,
     }

@@ -4,13 +4,14 @@ use std::ops::RangeInclusive;
 
 use ir::plan::{Expr, Grid};
 use ir::{Graph, ValueId};
-use kernels::cuda::{Blocks, PER_CALL};
+use kernels::cuda::{Accuracy, Blocks, PER_CALL};
 use kernels::{CUDA_TABLE, CudaKernelDesc, Sm, Specialised, extent};
 
 use crate::lower::cpu::{self, NoKernel, Wanted};
 
-/// The kernel of an op for calls of a range of tokens: among those that the target can run, one that is not plain, made for the fewest tokens, of
-/// the highest capability.
+/// The kernel of an op for calls of a range of tokens: among those that the target can run and that take its sizes, one that is not plain, made for
+/// the fewest tokens, of the highest capability, the one whose tiles take the least time for the most tokens, and rather one whose results are
+/// bounded than one whose results are exact.
 ///
 /// # Errors
 ///
@@ -22,6 +23,8 @@ pub fn choose(
     sm: Sm,
 ) -> Result<&'static CudaKernelDesc, NoKernel> {
     let Wanted { family, inputs, output, layout, tokens } = cpu::wanted(graph, value, tokens);
+    let size = |name: &str| cpu::dim(graph, value, name, 0).and_then(|expr| expr.as_const()).unwrap_or(0);
+    let size = |name: &str| i64::try_from(size(name)).unwrap_or(i64::MAX);
     let fits = |desc: &&CudaKernelDesc| {
         desc.family == family
             && desc.inputs == inputs
@@ -30,18 +33,22 @@ pub fn choose(
             && desc.requires.compiles_for(sm)
             && desc.tokens.start() <= tokens.start()
             && tokens.end() <= desc.tokens.end()
+            && (desc.takes)(&size)
     };
     let best = CUDA_TABLE.iter().filter(fits).min_by_key(|desc| {
-        let tokens = desc.tokens.end() - desc.tokens.start();
-        (desc.is_plain(), tokens, std::cmp::Reverse(desc.requires), desc.name)
+        let range = desc.tokens.end() - desc.tokens.start();
+        let dim = |name: &str| size(name).unsigned_abs();
+        let time = desc.tile.map_or(0, |tile| tile.nanoseconds(*tokens.end(), dim("k"), dim("m")));
+        // Rows that need not keep to the one order of the sums are faster.
+        let is_exact = desc.accuracy == Accuracy::Exact;
+        (desc.is_plain(), range, std::cmp::Reverse(desc.requires), time, is_exact, desc.name)
     });
     let refuse = |reason: String| {
         let closest: Vec<&str> = CUDA_TABLE.iter().filter(|desc| desc.family == family).map(|desc| desc.name).collect();
         cpu::refuse(graph, value, sm.to_string(), reason, &closest)
     };
     let best = best.ok_or_else(|| refuse("no row has these types".to_owned()))?;
-    let size = |name: &str| cpu::dim(graph, value, name, 0).and_then(|expr| expr.as_const()).unwrap_or(0);
-    match extent::broken_limit(family, &inputs, &|name| i64::try_from(size(name)).unwrap_or(i64::MAX)) {
+    match extent::broken_limit(family, &inputs, &size) {
         Some(limit) => Err(refuse(limit)),
         None => Ok(best),
     }

@@ -280,6 +280,7 @@ impl Ctx<'_, '_> {
             | Op::Ternarise(_)
             | Op::TernaryScale(_)
             | Op::KvAppend(_)
+            | Op::Sample(_)
             | Op::Attention(_)
             | Op::Repeat(_) => return Err(self.unsupported(value)),
         })

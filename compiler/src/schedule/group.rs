@@ -78,6 +78,7 @@ fn is_kernel(op: &Op) -> bool {
             | Op::QuantizedMatmul(_)
             | Op::Attention(_)
             | Op::KvAppend(_)
+            | Op::Sample(_)
     )
 }
 

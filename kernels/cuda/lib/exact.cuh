@@ -1,4 +1,5 @@
 // The arithmetic that every kernel shares with the CPU, bit for bit: see the numerics in the documentation of the crate.
+#include "lib/launch.cuh"
 
 typedef signed char i8;
 typedef unsigned char u8;
@@ -9,15 +10,6 @@ __device__ __forceinline__ float widen(bf16 bits) { return __uint_as_float((unsi
 
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 constexpr int round_up(int a, int b) { return ceil_div(a, b) * b; }
-
-// Lets the next kernel of the stream start up now, then waits until the kernels before this one are done: what is launched so may start before
-// that. Every thread calls it first. Compute capabilities below 9.0 start a kernel only when it may run.
-__device__ __forceinline__ void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 // The tree of `dot`: lane l adds lane l + d, for d = 16, 8, 4, 2, 1. The sum is in lane 0; other lanes hold something else.
 __device__ __forceinline__ float sum_tree(float lane) {

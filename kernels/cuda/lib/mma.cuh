@@ -1,4 +1,4 @@
-// Tensor core products of bytes, loads that bypass the first cache, and launches that overlap.
+// Tensor core products of bytes, and loads that bypass the first cache.
 #include "lib/exact.cuh"
 
 // d[16, 8] += a[16, 32] * b[32, 8] with a unsigned and b signed. Lane (g = lane / 4, q = lane % 4) has a[g][4q..], a[g + 8][4q..],
@@ -34,18 +34,4 @@ __device__ __forceinline__ float load_once(const float *from) {
     float v;
     asm volatile("ld.global.nc.L1::no_allocate.f32 %0, [%1];" : "=f"(v) : "l"(from));
     return v;
-}
-
-// Where the launch allows it, a kernel starts before the one ahead of it ends: up to this wait it may read weights, and nothing that any
-// launch writes. Elsewhere both do nothing.
-__device__ __forceinline__ void wait_for_inputs() {
-#if 900 <= __CUDA_ARCH__
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void let_next_start() {
-#if 900 <= __CUDA_ARCH__
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
 }

@@ -7,7 +7,7 @@ use half::bf16;
 use crate::cpu::entries;
 use crate::cpu::generic::attention::attention;
 use crate::cpu::generic::cache_row::{Bf16Row, F32Row, Q4Row, Q8Row};
-use crate::cpu::generic::{dense, dense_q4, dense_q8, kv_append, ternary_f32, ternary_q8};
+use crate::cpu::generic::{dense, dense_q4, dense_q8, kv_append, sample, ternary_f32, ternary_q8};
 use crate::cpu::lanes::{ByteDot, GroupedRow, LANES, Lanes, TernaryDot};
 use crate::math;
 
@@ -30,6 +30,7 @@ entries! {
     kv_append_f32_bf16__scalar__t1 = kv_append::append_bf16;
     kv_append_f32_q8__scalar__t1 = kv_append::append_q8;
     kv_append_f32_q4__scalar__t1 = kv_append::append_q4;
+    sample_f32_i32__scalar__t1 = sample::sample;
 }
 
 /// Lanes as an array.

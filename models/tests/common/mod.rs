@@ -75,7 +75,7 @@ pub(crate) fn parameters(file: &SafeTensors<'_>, bindings: &[ParamBinding]) -> H
     parameters
 }
 
-/// The five inputs of a decoder, for one sequence whose tokens stand at `start..` and whose logits are all wanted.
+/// The inputs of a decoder, for one sequence whose tokens stand at `start..` and whose logits are all wanted.
 pub(crate) fn inputs(ids: &[f64], start: usize) -> Vec<Tensor> {
     let n = ids.len();
     let count = |from: usize| (from..from + n).map(|at| at as f64);
@@ -85,5 +85,8 @@ pub(crate) fn inputs(ids: &[f64], start: usize) -> Vec<Tensor> {
         Tensor::of(DType::I32, &[n], count(start)),
         Tensor::of(DType::I32, &[n, 2], vec![0.0; 2 * n]),
         Tensor::of(DType::I32, &[n], count(0)),
+        // The most probable token after each.
+        Tensor::of(DType::F32, &[n, 4], vec![0.0; 4 * n]),
+        Tensor::of(DType::I32, &[n, 2], vec![0.0; 2 * n]),
     ]
 }

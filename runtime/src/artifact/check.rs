@@ -13,10 +13,20 @@ use safetensors::SafeTensors;
 use crate::error::ArtifactProblem;
 use crate::executor::Sizes;
 
-/// The inputs of a decoder, in order, with their shapes: `ids`, `seq`, `pos` of the call's tokens, the `span` of keys that each sees, and
-/// the `rows` whose logits are wanted.
-const INPUTS: [(&str, &[&str]); 5] =
-    [("ids", &["n"]), ("seq", &["n"]), ("pos", &["n"]), ("span", &["n", "2"]), ("rows", &["m"])];
+/// The inputs of a decoder, in order, with their shapes: `ids`, `seq`, `pos` of the call's tokens, the `span` of keys that each sees, the
+/// `rows` whose logits are wanted, and the `settings` and `draws` that the token after each row is chosen with, if the program chooses one.
+const INPUTS: [(&str, &[&str], DType); 7] = [
+    ("ids", &["n"], DType::I32),
+    ("seq", &["n"], DType::I32),
+    ("pos", &["n"], DType::I32),
+    ("span", &["n", "2"], DType::I32),
+    ("rows", &["m"], DType::I32),
+    ("settings", &["m", "4"], DType::F32),
+    ("draws", &["m", "2"], DType::I32),
+];
+
+/// The types of its outputs: the logits of the rows, and the tokens chosen after them.
+const OUTPUTS: [DType; 2] = [DType::F32, DType::I32];
 
 /// The symbol that only costs may depend on, because prepared calls are kept by the values of the others.
 const KEYS: &str = "keys";
@@ -26,15 +36,20 @@ pub(crate) const CUDA: &str = "cuda:";
 
 /// The target is this CPU, or a GPU of a known kind.
 pub(super) fn target(plan: &Plan, problems: &mut Vec<ArtifactProblem>) {
-    let mut problem = |reason: String| problems.push(ArtifactProblem::Target { target: plan.target.clone(), reason });
-    if let Some(sm) = plan.target.strip_prefix(CUDA) {
+    target_of(&plan.target, problems);
+}
+
+/// The same of its name.
+pub(super) fn target_of(target: &str, problems: &mut Vec<ArtifactProblem>) {
+    let mut problem = |reason: String| problems.push(ArtifactProblem::Target { target: target.to_owned(), reason });
+    if let Some(sm) = target.strip_prefix(CUDA) {
         // Which GPU there is, if there is one, is asked when a session starts on it.
         if sm.parse::<Sm>().is_err() {
             problem(format!("this version does not know `{sm}`"));
         }
         return;
     }
-    let (arch, isas) = plan.target.split_once(':').unwrap_or((&plan.target, ""));
+    let (arch, isas) = target.split_once(':').unwrap_or((target, ""));
     let host = std::env::consts::ARCH;
     if arch != host {
         problem(format!("this machine is {host}"));
@@ -73,24 +88,26 @@ pub(super) fn interface(plan: &Plan, problems: &mut Vec<ArtifactProblem>) {
         }
     }
     let inputs: Vec<(String, Vec<String>)> = plan.inputs.iter().map(signature).collect();
+    let chooses = 1 < plan.outputs.len();
     let expected: Vec<(String, Vec<String>)> = INPUTS
         .iter()
-        .map(|(name, shape)| ((*name).to_owned(), shape.iter().map(|&dim| dim.to_owned()).collect()))
+        .take(if chooses { INPUTS.len() } else { INPUTS.len() - 2 })
+        .map(|(name, shape, _)| ((*name).to_owned(), shape.iter().map(|&dim| dim.to_owned()).collect()))
         .collect();
     if inputs != expected {
         problem(format!("its inputs are {}, not {}", list(&inputs), list(&expected)));
     }
     let outputs: Vec<(String, Vec<String>)> = plan.outputs.iter().map(signature).collect();
-    let expected = [("logits".to_owned(), vec!["m".to_owned(), plan.vocab.to_string()])];
-    if outputs != expected {
+    let expected = [
+        ("logits".to_owned(), vec!["m".to_owned(), plan.vocab.to_string()]),
+        ("next".to_owned(), vec!["m".to_owned()]),
+    ];
+    if outputs != expected[..1 + usize::from(chooses)] {
         problem(format!("its outputs are {}, not {}", list(&outputs), list(&expected)));
     }
-    for (io, dtype, role) in plan
-        .inputs
-        .iter()
-        .map(|io| (io, DType::I32, Role::Input))
-        .chain(plan.outputs.iter().map(|io| (io, DType::F32, Role::Output)))
-    {
+    let inputs = plan.inputs.iter().zip(INPUTS).map(|(io, (_, _, dtype))| (io, dtype, Role::Input));
+    let outputs = plan.outputs.iter().zip(OUTPUTS).map(|(io, dtype)| (io, dtype, Role::Output));
+    for (io, dtype, role) in inputs.chain(outputs) {
         let buffer = plan.buffer(io.buffer);
         if io.dtype != dtype {
             problem(format!("`{}` is {}, not {dtype}", io.name, io.dtype));

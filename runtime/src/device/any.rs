@@ -7,7 +7,7 @@ use ir::plan::Plan;
 
 use super::cpu::{CpuDevice, CpuProgram};
 use super::cuda::{CudaDevice, CudaProgram};
-use super::{Device, Work};
+use super::{Device, Ticket, Work};
 use crate::artifact::CUDA_TARGETS;
 use crate::error::RuntimeError;
 
@@ -114,6 +114,34 @@ impl Device for AnyDevice {
         match self {
             AnyDevice::Cpu(device) => device.write_i32(offset, values),
             AnyDevice::Cuda(device) => device.write_i32(offset, values),
+        }
+    }
+
+    fn copy(&mut self, from: u64, to: u64, bytes: u64) -> Result<(), RuntimeError> {
+        match self {
+            AnyDevice::Cpu(device) => device.copy(from, to, bytes),
+            AnyDevice::Cuda(device) => device.copy(from, to, bytes),
+        }
+    }
+
+    fn queue_read(&mut self, offset: u64, count: usize) -> Result<Ticket, RuntimeError> {
+        match self {
+            AnyDevice::Cpu(device) => device.queue_read(offset, count),
+            AnyDevice::Cuda(device) => device.queue_read(offset, count),
+        }
+    }
+
+    fn finish_read(&mut self, ticket: Ticket) -> Result<&[i32], RuntimeError> {
+        match self {
+            AnyDevice::Cpu(device) => device.finish_read(ticket),
+            AnyDevice::Cuda(device) => device.finish_read(ticket),
+        }
+    }
+
+    fn runs_ahead(&self) -> usize {
+        match self {
+            AnyDevice::Cpu(device) => device.runs_ahead(),
+            AnyDevice::Cuda(device) => device.runs_ahead(),
         }
     }
 

@@ -19,7 +19,7 @@ use kernels::{CpuKernel, KernelDesc};
 
 use self::code::{Code, GeneratedKernel};
 use self::pool::{Pool, Stages};
-use super::{Device, Place, Work};
+use super::{Device, Place, READINGS, Ticket, Work};
 use crate::artifact::WeightMap;
 use crate::error::{ArtifactProblem, RuntimeError};
 use crate::slab::Slab;
@@ -40,6 +40,10 @@ pub struct CpuDevice {
     pool: Pool,
     /// What the read rate was measured on, if it was.
     read_buffer: Option<Arc<ceiling::Buffer>>,
+    /// What was read last, by the numbers of the readings.
+    readings: [Vec<i32>; READINGS as usize],
+    /// How many readings there were.
+    n_readings: u64,
 }
 
 /// What programs point to.
@@ -155,6 +159,8 @@ impl CpuDevice {
             kernels,
             pool: Pool::new(threads)?,
             read_buffer: None,
+            readings: Default::default(),
+            n_readings: 0,
         })
     }
 
@@ -299,6 +305,34 @@ impl Device for CpuDevice {
         // SAFETY: the bytes are inside the slab, which nobody else uses outside of `run`; `values` is not in it.
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr().cast(), to, 4 * values.len()) };
         Ok(())
+    }
+
+    fn copy(&mut self, from: u64, to: u64, bytes: u64) -> Result<(), RuntimeError> {
+        let (from, to) = (self.region(Place::Slab(from), bytes), self.region(Place::Slab(to), bytes));
+        // SAFETY: both regions are inside the slab, which nobody else uses outside of `run`; they may overlap.
+        unsafe { std::ptr::copy(from, to, bytes as usize) };
+        Ok(())
+    }
+
+    fn queue_read(&mut self, offset: u64, count: usize) -> Result<Ticket, RuntimeError> {
+        let from = self.region(Place::Slab(offset), 4 * count as u64);
+        let ticket = Ticket { number: self.n_readings, count };
+        self.n_readings += 1;
+        let reading = &mut self.readings[(ticket.number % READINGS) as usize];
+        reading.clear();
+        reading.resize(count, 0);
+        // SAFETY: the bytes are inside the slab, which nobody else uses outside of `run`, and as many integers have room in `reading`.
+        unsafe { std::ptr::copy_nonoverlapping(from, reading.as_mut_ptr().cast(), 4 * count) };
+        Ok(ticket)
+    }
+
+    fn finish_read(&mut self, ticket: Ticket) -> Result<&[i32], RuntimeError> {
+        ticket.expect_kept(self.n_readings);
+        Ok(&self.readings[(ticket.number % READINGS) as usize])
+    }
+
+    fn runs_ahead(&self) -> usize {
+        0
     }
 
     fn read_f32(&mut self, offset: u64, count: usize) -> Result<&[f32], RuntimeError> {

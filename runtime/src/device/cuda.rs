@@ -17,12 +17,15 @@ use ir::plan::{Code, Plan, Role};
 use kernels::Sm;
 
 use self::driver::{Context, Event, Function, Graph, Launch, Memory, Module, Pinned, Stream};
-use super::{Device, Place, Work};
+use super::{Device, Place, READINGS, Ticket, Work};
 use crate::artifact::{CUDA_TARGETS, WeightMap};
 use crate::error::{ArtifactProblem, RuntimeError};
 
 /// Memory that is left to the driver, for graphs and the code of kernels.
 const RESERVED_BYTES: u64 = 64 << 20;
+
+/// Calls that are queued beyond the one whose result is waited for: while one is computed, the host queues the next.
+const CALLS_AHEAD: usize = 2;
 
 /// Bytes of the first buffer for what is read.
 const READ_BYTES: usize = 1 << 20;
@@ -36,9 +39,12 @@ pub struct CudaDevice {
     stream: Stream,
     memory: Arc<Memories>,
     kernels: Vec<Kernel>,
-    /// What the input buffers of the slab hold, or will when the next program runs.
-    inputs: Pinned,
-    /// Where they lie in the slab.
+    /// What the input buffers of the slab will hold when the next program runs, and for calls before that what they held: a call is queued while
+    /// the copies of others are under way.
+    inputs: Vec<Staging>,
+    /// The one of them that is written next.
+    staging: usize,
+    /// Where the inputs lie in the slab.
     input_bytes: Range<u64>,
     /// The part of the slab's inputs that is yet to be copied; empty if none is.
     written: Range<u64>,
@@ -46,10 +52,27 @@ pub struct CudaDevice {
     is_busy: bool,
     /// What was read last.
     outputs: Pinned,
+    /// The last readings of integers, by their numbers.
+    readings: Vec<Staging>,
+    /// How many there were.
+    n_readings: u64,
     name: String,
     /// Whether kernels can be started before those before them are done.
     has_early_start: bool,
     context: Arc<Context>,
+}
+
+/// Memory of the host with a copy from or to it.
+struct Staging {
+    memory: Pinned,
+    /// When the last copy is done.
+    done: Event,
+}
+
+impl Staging {
+    fn new(context: &Arc<Context>, bytes: usize) -> Result<Self, RuntimeError> {
+        Ok(Self { memory: Pinned::new(context, bytes)?, done: Event::new(context)? })
+    }
 }
 
 /// What programs point to.
@@ -77,6 +100,15 @@ pub struct CudaProgram {
 enum Step {
     Launch { kernel: usize, launch: Launch },
     Copy { from: u64, to: u64, bytes: u64 },
+}
+
+/// Major and minor version of the compute capability of the GPU that the driver shows first.
+///
+/// # Errors
+///
+/// If there is none.
+pub fn capability() -> Result<(u32, u32), RuntimeError> {
+    Context::new()?.capability()
 }
 
 impl CudaDevice {
@@ -109,11 +141,16 @@ impl CudaDevice {
         };
         memory.weights.write(0, data)?;
         let input_bytes = input_bytes(plan, weights)?;
+        let stagings =
+            |bytes: usize| (0..READINGS).map(|_| Staging::new(&context, bytes)).collect::<Result<Vec<_>, _>>();
         Ok(Self {
             stream: Stream::new(&context)?,
             memory: Arc::new(memory),
             kernels,
-            inputs: Pinned::new(&context, (input_bytes.end - input_bytes.start) as usize)?,
+            inputs: stagings((input_bytes.end - input_bytes.start) as usize)?,
+            staging: 0,
+            readings: stagings(0)?,
+            n_readings: 0,
             input_bytes,
             written: 0..0,
             is_busy: false,
@@ -181,7 +218,11 @@ impl CudaDevice {
         }
         let to = self.memory.slab.address(written.start, bytes);
         self.is_busy = true;
-        self.stream.upload(&self.inputs, (written.start - self.input_bytes.start) as usize, to, bytes as usize)
+        let Staging { memory, done } = &self.inputs[self.staging];
+        self.stream.upload(memory, (written.start - self.input_bytes.start) as usize, to, bytes as usize)?;
+        self.stream.mark(done)?;
+        self.staging = (self.staging + 1) % self.inputs.len();
+        Ok(())
     }
 }
 
@@ -323,21 +364,64 @@ impl Device for CudaDevice {
         if values.is_empty() {
             return Ok(());
         }
-        // What is on its way, or read by what still runs, must not change.
-        if self.is_busy {
-            self.wait()?;
-        }
         let end = offset + 4 * values.len() as u64;
         if offset < self.input_bytes.start || self.input_bytes.end < end {
+            // What still runs may read it.
+            if self.is_busy {
+                self.wait()?;
+            }
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             return self.memory.slab.write(offset, &bytes);
         }
-        self.inputs.write_i32((offset - self.input_bytes.start) as usize, values);
+        let Staging { memory, done } = &mut self.inputs[self.staging];
+        if self.written.is_empty() {
+            // The copy of an earlier call may be under way.
+            done.wait()?;
+        }
+        memory.write_i32((offset - self.input_bytes.start) as usize, values);
         self.written = match self.written.is_empty() {
             true => offset..end,
             false => self.written.start.min(offset)..self.written.end.max(end),
         };
         Ok(())
+    }
+
+    fn copy(&mut self, from: u64, to: u64, bytes: u64) -> Result<(), RuntimeError> {
+        self.context.make_current()?;
+        self.upload()?;
+        self.is_busy = true;
+        let slab = &self.memory.slab;
+        self.stream.copy(slab.address(from, bytes), slab.address(to, bytes), bytes)
+    }
+
+    fn queue_read(&mut self, offset: u64, count: usize) -> Result<Ticket, RuntimeError> {
+        self.context.make_current()?;
+        let bytes = 4 * count;
+        let from = self.memory.slab.address(offset, bytes as u64);
+        let ticket = Ticket { number: self.n_readings, count };
+        self.n_readings += 1;
+        let Staging { memory, done } = &mut self.readings[(ticket.number % READINGS) as usize];
+        // The reading before it in this place may be under way, though nobody asks for it any more.
+        done.wait()?;
+        if memory.bytes() < bytes {
+            *memory = Pinned::new(&self.context, bytes)?;
+        }
+        self.is_busy = true;
+        self.stream.download(from, memory, bytes)?;
+        self.stream.mark(done)?;
+        Ok(ticket)
+    }
+
+    fn finish_read(&mut self, ticket: Ticket) -> Result<&[i32], RuntimeError> {
+        self.context.make_current()?;
+        ticket.expect_kept(self.n_readings);
+        let Staging { memory, done } = &self.readings[(ticket.number % READINGS) as usize];
+        done.wait()?;
+        Ok(memory.i32(ticket.count))
+    }
+
+    fn runs_ahead(&self) -> usize {
+        CALLS_AHEAD
     }
 
     fn read_f32(&mut self, offset: u64, count: usize) -> Result<&[f32], RuntimeError> {

@@ -1,28 +1,74 @@
-//! Does every row compute on the GPU what the scalar row computes on the CPU?
+//! Does every row compute on the GPU what the scalar row computes on the CPU, or what its bound allows?
 //!
 //! Buffers start where the contract just allows it and are guarded on both sides, outputs are poisoned, and every launch runs twice: a
 //! result that moves is a race.
 
+use std::str::FromStr;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use ir::DType;
-use kernels::cuda::{CudaKernelDesc, Specialised};
+use kernels::cuda::{Accuracy, CudaKernelDesc, Specialised};
 use kernels::{Access, Isa, KernelDesc, TABLE};
 
 use crate::Compiler;
+use crate::bound::{self, Expected};
 use crate::case::{Case, cases};
 use crate::gpu::{Buffer, Function, Gpu, Launch};
 
 /// Bytes around each buffer that must not change.
 const GUARD: usize = 256;
 
-/// Runs all cases of a row; how many there were.
-pub(crate) fn conform(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc) -> Result<usize> {
-    let cases = cases(desc);
-    ensure!(!cases.is_empty(), "{} has no case", desc.name);
-    for case in &cases {
-        check(gpu, compiler, desc, case).with_context(|| format!("{} {} {:?}", desc.name, case.label, case.dims))?;
+/// Every `of`-th program of a row, from number `index` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    index: usize,
+    of: usize,
+}
+
+impl FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse::<usize>().map_err(|error| format!("`{text}`: {error}"));
+        let (index, of) = text.split_once('/').ok_or_else(|| format!("`{text}` is no part such as 0/3"))?;
+        let (index, of) = (number(index)?, number(of)?);
+        if index < of { Ok(Self { index, of }) } else { Err(format!("there is no part {index} of {of}")) }
     }
-    Ok(cases.len())
+}
+
+/// Runs the cases of a part of a row.
+pub(crate) fn conform(
+    gpu: &Gpu,
+    compiler: &Compiler,
+    desc: &'static CudaKernelDesc,
+    part: Part,
+) -> Result<Conformance> {
+    let mut cases = cases(desc);
+    cases.retain(|case| (desc.takes)(&|name| case.dim(desc, name)));
+    ensure!(!cases.is_empty(), "{} has no case", desc.name);
+    let mut conformance = Conformance { cases: 0, worst: None };
+    let (mut programs, mut last) = (0, None);
+    for case in &cases {
+        let label = Specialised::new(desc, |name| Some(case.dim(desc, name))).label();
+        if last.as_ref() != Some(&label) {
+            (programs, last) = (programs + 1, Some(label));
+        }
+        if programs % part.of != part.index {
+            continue;
+        }
+        let of_bound = check(gpu, compiler, desc, case);
+        let of_bound = of_bound.with_context(|| format!("{} {} {:?}", desc.name, case.label, case.dims))?;
+        conformance.worst = of_bound.into_iter().chain(conformance.worst).reduce(f64::max);
+        conformance.cases += 1;
+    }
+    Ok(conformance)
+}
+
+/// What came of the cases of a row.
+pub(crate) struct Conformance {
+    pub(crate) cases: usize,
+    /// Of a row that is not exact: the largest difference, as a part of its bound.
+    pub(crate) worst: Option<f64>,
 }
 
 /// A row for the constants of a case, loaded.
@@ -57,9 +103,14 @@ pub(crate) fn launch(
     }
 }
 
-fn check(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, case: &Case) -> Result<()> {
+/// Whether a case agrees; for a row that is not exact, the largest part of the bound that was used.
+fn check(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, case: &Case) -> Result<Option<f64>> {
     let dim = |name: &str| case.dim(desc, name);
-    let wanted = on_cpu(scalar(desc)?, case);
+    let wanted = match desc.accuracy {
+        Accuracy::Exact => Wanted::Bytes(on_cpu(scalar(desc)?, case)),
+        Accuracy::Bounded(rounding) => Wanted::Numbers(bound::attention(desc, case, rounding)?),
+    };
+    let (mut first_round, mut worst) = (None, None);
     let loaded = load(gpu, compiler, desc, &dim)?;
     let guarded =
         case.args.iter().map(|(bytes, align)| Guarded::new(gpu, bytes, *align)).collect::<Result<Vec<_>>>()?;
@@ -74,12 +125,41 @@ fn check(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, case: &C
             let got = guarded.read().with_context(|| format!("`{name}`"))?;
             if desc.signature.args[index].access == Access::Read {
                 ensure!(got == case.args[index].0, "the input `{name}` was written");
-            } else if let Some(difference) = first_difference(desc.output, &got, &wanted) {
-                bail!("round {round}: {difference}");
+                continue;
             }
+            match &wanted {
+                Wanted::Bytes(wanted) => {
+                    if let Some(difference) = first_difference(desc.output, &got, wanted) {
+                        bail!("round {round}: {difference}");
+                    }
+                }
+                Wanted::Numbers(wanted) => worst = Some(largest_part(&got, wanted)?),
+            }
+            let first = first_round.get_or_insert_with(|| got.clone());
+            ensure!(*first == got, "round {round}: other numbers than in the round before");
         }
     }
-    Ok(())
+    Ok(worst)
+}
+
+/// What a kernel must write.
+enum Wanted {
+    Bytes(Vec<u8>),
+    Numbers(Vec<Expected>),
+}
+
+/// The largest difference, as a part of its bound.
+fn largest_part(got: &[u8], wanted: &[Expected]) -> Result<f64> {
+    let got = floats(got);
+    let part = |(got, wanted): (&f32, &Expected)| (f64::from(*got) - wanted.value).abs() / wanted.bound.max(1e-30);
+    // What is no number is beyond any bound.
+    let is_outside = |pair: &(&f32, &Expected)| part(*pair).is_nan() || 1.0 < part(*pair);
+    let count = got.iter().zip(wanted).filter(is_outside).count();
+    if let Some((index, (got, wanted))) = got.iter().zip(wanted).enumerate().find(|(_, pair)| is_outside(pair)) {
+        let Expected { value, bound } = wanted;
+        bail!("[{index}] expected {value:e} +- {bound:e}, actual {got:e}; {count} outside");
+    }
+    Ok(got.iter().zip(wanted).map(part).fold(0.0, f64::max))
 }
 
 /// The scalar row that computes the same.
@@ -152,11 +232,13 @@ fn first_difference(dtype: DType, got: &[u8], wanted: &[u8]) -> Option<String> {
         let index = got.iter().zip(wanted).position(|(got, wanted)| got != wanted)?;
         return Some(format!("byte {index}: expected {}, actual {}", wanted[index], got[index]));
     }
-    let floats =
-        |bytes: &[u8]| -> Vec<f32> { bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect() };
     let (got, wanted) = (floats(got), floats(wanted));
     let differ = |(got, wanted): (&f32, &f32)| got.to_bits() != wanted.to_bits() && !(got.is_nan() && wanted.is_nan());
     let index = got.iter().zip(&wanted).position(differ)?;
     let count = got.iter().zip(&wanted).filter(|pair| differ(*pair)).count();
     Some(format!("[{index}] expected {:e}, actual {:e}; {count} of {} differ", wanted[index], got[index], got.len()))
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect()
 }

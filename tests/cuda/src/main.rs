@@ -1,13 +1,14 @@
 //! Conformance and speed of the CUDA kernels, as one program that a GPU machine runs alone: it carries their sources, and needs NVRTC and a driver.
 //!
 //! ```text
-//! tritter-cuda conform [--only TEXT]      every row against the scalar row, bit for bit
+//! tritter-cuda conform [--only TEXT]      every row against the scalar row, bit for bit, or within its bound
 //! tritter-cuda bench [--only TEXT]        time in graphs with a cold L2, beside the read rate of the same run
 //! tritter-cuda resources [--arch sm_90a]  registers, spills and shared memory of each row; needs no GPU
 //! ```
 
 mod gpu;
 mod case;
+mod bound;
 mod check;
 mod bench;
 
@@ -39,7 +40,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Every row against the scalar row.
-    Conform,
+    Conform {
+        /// One of several processes that share the programs: 0/3, 1/3 and 2/3 together are all of them.
+        #[arg(long, default_value = "0/1")]
+        part: check::Part,
+    },
     /// Times.
     Bench {
         /// Other geometries of the rows too.
@@ -103,12 +108,15 @@ fn main() -> Result<()> {
                 .filter(|desc| desc.requires.compiles_for(sm))
                 .try_for_each(|desc| resources(&compiler, desc, save.as_deref()))
         }
-        Command::Conform => {
+        Command::Conform { part } => {
             let (gpu, compiler) = open(nvrtc)?;
             let mut failures = 0;
             for desc in CUDA_TABLE.iter().filter(is_wanted).filter(|desc| desc.requires.compiles_for(compiler.sm)) {
-                match check::conform(&gpu, &compiler, desc) {
-                    Ok(count) => println!("{}: {count} cases agree", desc.name),
+                match check::conform(&gpu, &compiler, desc, *part) {
+                    Ok(check::Conformance { cases, worst: None }) => println!("{}: {cases} cases agree", desc.name),
+                    Ok(check::Conformance { cases, worst: Some(worst) }) => {
+                        println!("{}: {cases} cases within their bound, at most {worst:.3} of it", desc.name);
+                    }
                     Err(error) => {
                         failures += 1;
                         println!("{}: FAILED: {error:#}", desc.name);

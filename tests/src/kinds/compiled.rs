@@ -54,7 +54,7 @@ fn on(
     rewrite: rewrite::Options,
 ) -> anyhow::Result<()> {
     let (sequences, context) = cache_size(program);
-    let options = Options { rewrite, context, sequences, dumps: false, nvrtc: session::nvrtc() };
+    let options = Options { rewrite, context, sequences, dumps: false, nvrtc: session::nvrtc(), allow_spills: false };
     let compiled = compiler::compile(program.clone(), target, &options)?;
     for run in runs {
         let directory = tempfile::tempdir()?;

@@ -42,6 +42,7 @@ impl Kind for Short {
             sequences: 1,
             dumps: false,
             nvrtc: Search::default(),
+            allow_spills: false,
         };
         let compiled = compiler::compile(program, &"x86_64".parse()?, &options)?;
         let plan = Plan::from_ron(&compiled.plan.to_ron()).context("the plan read back")?;

@@ -8,6 +8,7 @@ use ir::op::matmul::{Matmul, QuantizedMatmul};
 use ir::op::movement::{Broadcast, Concat, Permute, Reshape, Slice};
 use ir::op::norm::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm, RmsNormQuantize};
 use ir::op::reduce::{Argmax, Max, Mean, Softmax, Sum};
+use ir::op::sample::Sample;
 use ir::op::ternary::{
     Dequantize, Quantize, QuantizeGroups, Ternarise, TernaryMatmul, TernaryMatmulBase3, TernaryRule, TernaryScale,
     Unpack,
@@ -21,7 +22,7 @@ use super::{CONTEXT, Maker, SEQUENCES, Step, tokens};
 const SIZES: [u64; 7] = [4, 1, 2, 3, 8, 6, 17];
 
 /// How many kinds of steps there are: one for each op but `repeat`, which recipes place themselves, and constants and states.
-const N_KINDS: u8 = 48;
+const N_KINDS: u8 = 49;
 
 fn is_f32(ty: &TensorType) -> bool {
     ty.dtype == DType::F32
@@ -105,6 +106,7 @@ impl Maker {
                 self.op(step, QuantizeGroups { group }, &[x]);
             }
             46 => self.quantized_matmul(step),
+            47 => self.sample(step),
             _ => {
                 let matrix = TensorType::new(DType::F32, Shape::of(&[size(c0), size(c1)]));
                 let w = self.of_type(c2, matrix);
@@ -324,6 +326,16 @@ impl Maker {
         let scale = Real::new(1.0 / (d as f64).sqrt());
         let attention = Attention { scale, window: u32::from(c4 % 4), sinks: u32::from(c3 % 2) };
         self.op(step, attention, &[q, after[0], after[1], seq, pos, span]);
+    }
+
+    /// A choice among few logits. Where the oracle's exponentials are rounded otherwise, a choice among weights may differ; the largest never does.
+    fn sample(&mut self, step: &Step) {
+        let [c0, c1, c2, c3, ..] = step.choices;
+        let logits = self.of_type(c0, TensorType::new(DType::F32, Shape::new([tokens(), size(c1).into()])));
+        let zero = self.of_type(c2, TensorType::new(DType::F32, Shape::new([tokens(), 4.into()])));
+        let zero = self.builder.op(Sub {}, &[zero, zero]).expect("both have one type");
+        let draws = self.of_type(c3, TensorType::new(DType::I32, Shape::new([tokens(), 2.into()])));
+        self.op(step, Sample {}, &[logits, zero, draws]);
     }
 
     fn constant(&mut self, step: &Step) {

@@ -63,15 +63,80 @@ struct MinI32 {
     static __device__ T take(T acc, T x) { return x < acc ? x : acc; }
 };
 
-// The fold of the columns, in every thread. All threads compute values and leave them in shared memory; the first warp has the 32 lanes of the
-// written order: lane l takes the columns j % 32 == l in ascending order, then lanes are folded by 16, 8, 4, 2, 1.
-template <class Op, int CHUNK, class Column> __device__ typename Op::T fold(i64 len, Column column, u32 (&scratch)[CHUNK]) {
+// A unit is computed by WIDTH threads: one warp, or a whole block. Thread t of them has the columns j % WIDTH == t; LEN is the number of columns where it
+// is a constant, else 0. What is computed for a column can be kept in registers as long as their number is known and small.
+template <int LEN, int WIDTH> constexpr int columns_of_thread() { return (LEN + WIDTH - 1) / WIDTH; }
+template <int LEN, int WIDTH, int VALUES = 1> constexpr bool are_kept() {
+    return 0 < LEN && LEN <= CHUNK && VALUES * columns_of_thread<LEN, WIDTH>() <= 96;
+}
+template <int WIDTH> __device__ __forceinline__ int place() { return threadIdx.x % WIDTH; }
+template <int WIDTH> __device__ __forceinline__ void meet() {
+    if constexpr (WIDTH == 32) __syncwarp();
+    else __syncthreads();
+}
+
+// Calls `visit(i, j)` for each column j of this thread, in ascending order; i counts them if they are kept.
+template <int LEN, int WIDTH, class Visit> __device__ __forceinline__ void each_column(i64 len, Visit visit) {
+    if constexpr (are_kept<LEN, WIDTH>()) {
+#pragma unroll
+        for (int i = 0; i < columns_of_thread<LEN, WIDTH>(); i++) {
+            int j = place<WIDTH>() + i * WIDTH;
+            if (LEN % WIDTH == 0 || j < LEN) visit(i, j);
+        }
+    } else
+        for (i64 j = place<WIDTH>(); j < len; j += WIDTH) visit(0, j);
+}
+
+// A value of each column that several stages use: kept if there is room for VALUES such, else computed again.
+template <class T, int LEN, int WIDTH, int VALUES, class Column> struct Kept {
+    static constexpr bool IS_KEPT = are_kept<LEN, WIDTH, VALUES>();
+    Column &column;
+    T values[IS_KEPT ? columns_of_thread<LEN, WIDTH>() : 1];
+
+    __device__ __forceinline__ Kept(Column &column) : column(column) {
+        if constexpr (IS_KEPT) each_column<LEN, WIDTH>(LEN, [&](int i, i64 j) { values[i] = column(i, j); });
+    }
+    __device__ __forceinline__ T at(int i, i64 j) const { return IS_KEPT ? values[IS_KEPT ? i : 0] : column(i, j); }
+};
+
+// Writes all columns. Values of several are computed before the first is written: the compiler cannot know that no column reads what another writes.
+template <int LEN, int WIDTH, class Column, class Write> __device__ __forceinline__ void store(i64 len, Column column, Write write) {
+    constexpr int COUNT = columns_of_thread<LEN, WIDTH>(), AT_ONCE = 0 < LEN && COUNT < 8 ? COUNT : 8;
+    if constexpr (are_kept<LEN, WIDTH>()) {
+#pragma unroll
+        for (int first = 0; first < COUNT; first += AT_ONCE) {
+            decltype(column(0, (i64)0)) values[AT_ONCE];
+#pragma unroll
+            for (int i = first; i < first + AT_ONCE; i++) {
+                int j = place<WIDTH>() + i * WIDTH;
+                if (i < COUNT && (LEN % WIDTH == 0 || j < LEN)) values[i - first] = column(i, j);
+            }
+#pragma unroll
+            for (int i = first; i < first + AT_ONCE; i++) {
+                int j = place<WIDTH>() + i * WIDTH;
+                if (i < COUNT && (LEN % WIDTH == 0 || j < LEN)) write(j, values[i - first]);
+            }
+        }
+    } else
+        for (i64 j = place<WIDTH>(); j < len; j += WIDTH) write(j, column(0, j));
+}
+
+// The fold of the columns, in every thread, in the written order: lane l takes the columns j % 32 == l in ascending order, then lanes are folded by
+// 16, 8, 4, 2, 1. A warp has its lanes' columns in its threads; the threads of a block leave values in shared memory for the first warp.
+template <class Op, int LEN, int WIDTH, class Column> __device__ __forceinline__ typename Op::T fold(i64 len, Column column, u32 *scratch) {
     typedef typename Op::T T;
-    T *values = (T *)scratch;
     T lane = Op::start();
+    if constexpr (WIDTH == 32) {
+        each_column<LEN, WIDTH>(len, [&](int i, i64 j) { lane = Op::take(lane, column(i, j)); });
+        for (int d = 16; 0 < d; d /= 2) lane = Op::take(lane, __shfl_down_sync(0xffffffffu, lane, d));
+        return __shfl_sync(0xffffffffu, lane, 0);
+    }
+    T *values = (T *)scratch;
     for (i64 start = 0; start < len; start += CHUNK) {
         int count = (int)min(len - start, (i64)CHUNK);
-        for (int j = threadIdx.x; j < count; j += THREADS) values[j] = column(start + j);
+        if constexpr (are_kept<LEN, WIDTH>()) each_column<LEN, WIDTH>(len, [&](int i, i64 j) { values[j] = column(i, j); });
+        else
+            for (int j = threadIdx.x; j < count; j += WIDTH) values[j] = column(0, start + j);
         __syncthreads();
         if (threadIdx.x < 32)
 #pragma unroll 16
@@ -89,51 +154,27 @@ template <class Op, int CHUNK, class Column> __device__ typename Op::T fold(i64 
 }
 
 // The first column of the largest value; 0 if none is a number.
-template <int CHUNK, class Column> __device__ int first_of_largest(i64 len, Column column, u32 (&scratch)[CHUNK]) {
-    float largest = fold<MaxF32>(len, column, scratch);
-    int first = fold<MinI32>(len, [&](i64 j) { return column(j) == largest ? (int)j : 0x7fffffff; }, scratch);
+template <int LEN, int WIDTH, class Column> __device__ int first_of_largest(i64 len, Column column, u32 *scratch) {
+    float largest = fold<MaxF32, LEN, WIDTH>(len, column, scratch);
+    auto candidate = [&](int i, i64 j) { return column(i, j) == largest ? (int)j : 0x7fffffff; };
+    int first = fold<MinI32, LEN, WIDTH>(len, candidate, scratch);
     return first == 0x7fffffff ? 0 : first;
 }
 
 // The fold of one value of each thread in any order, in every thread: for sums of integers, and for extremes where nobody sees the sign of a zero.
-template <class Op, int CHUNK> __device__ typename Op::T fold_threads(typename Op::T lane, u32 (&scratch)[CHUNK]) {
+template <class Op, int WIDTH> __device__ __forceinline__ typename Op::T fold_threads(typename Op::T lane, u32 *scratch) {
     typedef typename Op::T T;
-    T *warps = (T *)scratch;
     for (int d = 16; 0 < d; d /= 2) lane = Op::take(lane, __shfl_xor_sync(0xffffffffu, lane, d));
+    if constexpr (WIDTH == 32) return lane;
+    T *warps = (T *)scratch;
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = lane;
     __syncthreads();
     T result = Op::start();
 #pragma unroll
-    for (int warp = 0; warp < THREADS / 32; warp++) result = Op::take(result, warps[warp]);
+    for (int warp = 0; warp < WIDTH / 32; warp++) result = Op::take(result, warps[warp]);
     __syncthreads();
     return result;
 }
-
-// The columns of one thread: computed once and kept, unless there are so many that registers run out.
-template <int k, class Column> struct Columns {
-    static constexpr int COUNT = (k + THREADS - 1) / THREADS;
-    static constexpr bool ARE_KEPT = COUNT <= 16;
-    Column &column;
-    float kept[ARE_KEPT ? COUNT : 1];
-
-    __device__ Columns(Column &column) : column(column) {
-        if constexpr (ARE_KEPT) {
-#pragma unroll
-            for (int i = 0; i < COUNT; i++) {
-                int j = threadIdx.x + i * THREADS;
-                kept[i] = j < k ? column(j) : 0.0f;
-            }
-        }
-    }
-    // Calls `visit` with each column and its value.
-    template <class Visit> __device__ void each(Visit visit) {
-#pragma unroll(ARE_KEPT ? 16 : 1)
-        for (int i = 0; i < COUNT; i++) {
-            int j = threadIdx.x + i * THREADS;
-            if (j < k) visit(j, ARE_KEPT ? kept[ARE_KEPT ? i : 0] : column(j));
-        }
-    }
-};
 
 // One value of a record: k int8 codes padded to 16, scale, sum; or k 4-bit codes padded to 4 bytes, scale, minimum.
 template <int k> __device__ float load_q8(const u8 *record, i64 i) {
@@ -145,42 +186,42 @@ template <int k> __device__ float load_q4(const u8 *record, i64 i) {
 }
 
 // A row as one record, as `ir::packing::RowFormat::encode` writes it.
-template <int k, int CHUNK, class Column> __device__ void store_q8(u8 *record, Column column, u32 (&scratch)[CHUNK]) {
+template <int k, int WIDTH, class Column> __device__ __forceinline__ void store_q8(u8 *record, Column column, u32 *scratch) {
     constexpr int CODE_BYTES = (k + 15) / 16 * 16;
-    Columns<k, Column> columns(column);
+    Kept<float, k, WIDTH, 1, Column> row(column);
     float absmax = MaxF32::start();
-    columns.each([&](int, float x) { absmax = MaxF32::take(absmax, fabsf(x)); });
-    absmax = fold_threads<MaxF32>(absmax, scratch);
+    each_column<k, WIDTH>(k, [&](int i, i64 j) { absmax = MaxF32::take(absmax, fabsf(row.at(i, j))); });
+    absmax = fold_threads<MaxF32, WIDTH>(absmax, scratch);
     absmax = 1e-5f < absmax ? absmax : 1e-5f;
     float factor = 127.0f / absmax;
     int sum = 0;
-    columns.each([&](int j, float x) {
-        int code = whole(x * factor);
+    each_column<k, WIDTH>(k, [&](int i, i64 j) {
+        int code = whole(row.at(i, j) * factor);
         record[j] = (u8)code;
         sum += code;
     });
-    for (int j = k + threadIdx.x; j < CODE_BYTES; j += THREADS) record[j] = 0;
-    sum = fold_threads<SumI32>(sum, scratch);
-    if (threadIdx.x == 0) {
+    for (int j = k + place<WIDTH>(); j < CODE_BYTES; j += WIDTH) record[j] = 0;
+    sum = fold_threads<SumI32, WIDTH>(sum, scratch);
+    if (place<WIDTH>() == 0) {
         *(float *)(record + CODE_BYTES) = absmax / 127.0f;
         *(int *)(record + CODE_BYTES + 4) = sum;
     }
 }
-template <int k, int CHUNK, class Column> __device__ void store_q4(u8 *record, Column column, u32 (&scratch)[CHUNK]) {
+template <int k, int WIDTH, class Column> __device__ void store_q4(u8 *record, Column column, u32 *scratch) {
     constexpr int CODE_BYTES = ((k + 1) / 2 + 3) / 4 * 4;
     // The sum makes one zero of two.
     float low = MinF32::start(), high = MaxF32::start();
-    for (int j = threadIdx.x; j < k; j += THREADS) {
-        float x = column(j);
+    for (int j = place<WIDTH>(); j < k; j += WIDTH) {
+        float x = column(0, j);
         low = MinF32::take(low, x);
         high = MaxF32::take(high, x);
     }
-    float minimum = fold_threads<MinF32>(low, scratch) + 0.0f;
-    float maximum = fold_threads<MaxF32>(high, scratch);
+    float minimum = fold_threads<MinF32, WIDTH>(low, scratch) + 0.0f;
+    float maximum = fold_threads<MaxF32, WIDTH>(high, scratch);
     float scale = (maximum - minimum) / 15.0f;
-    auto code = [&](int j) { return j < k && 0.0f < scale ? whole((column(j) - minimum) / scale) & 15 : 0; };
-    for (int i = threadIdx.x; i < CODE_BYTES; i += THREADS) record[i] = (u8)(code(2 * i) | code(2 * i + 1) << 4);
-    if (threadIdx.x == 0) {
+    auto code = [&](int j) { return j < k && 0.0f < scale ? whole((column(0, j) - minimum) / scale) & 15 : 0; };
+    for (int i = place<WIDTH>(); i < CODE_BYTES; i += WIDTH) record[i] = (u8)(code(2 * i) | code(2 * i + 1) << 4);
+    if (place<WIDTH>() == 0) {
         ((float *)(record + CODE_BYTES))[0] = scale;
         ((float *)(record + CODE_BYTES))[1] = minimum;
     }

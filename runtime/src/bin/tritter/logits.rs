@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let chunk = if args.step_by_step { args.batch.get() } else { ui::chunk(&session, args.chunk) };
     let lists: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
 
-    let mut file = create_beside(&args.output)?;
+    let mut file = ui::create_beside(&args.output)?;
     let context = || format!("cannot write {}", args.output.display());
     let shape = [rows.len(), length, vocab];
     let mut writer = BufWriter::with_capacity(1 << 20, file.as_file_mut());
@@ -100,21 +100,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     ui::message(&format!("wrote logits {shape:?} to {} in {seconds:.2} s", args.output.display()));
     Ok(())
-}
-
-/// A file that becomes `path` when it is complete, readable as any other that the user makes.
-fn create_beside(path: &Path) -> Result<tempfile::NamedTempFile> {
-    let parent = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".tritter-");
-    #[cfg(unix)]
-    let permissions: std::fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    #[cfg(unix)]
-    builder.permissions(permissions);
-    builder.tempfile_in(parent).with_context(|| format!("cannot write into {}", parent.display()))
 }
 
 /// The header of a safetensors file with this one tensor; its data starts at a multiple of 64.

@@ -6,6 +6,7 @@
 extern crate tritter_runtime as runtime;
 
 mod run;
+mod timeline;
 mod logits;
 mod eval;
 mod bench;

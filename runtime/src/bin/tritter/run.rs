@@ -5,11 +5,13 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use runtime::device::Device;
 use runtime::generate::{Event, Finish, Generation, Request};
-use runtime::{Sampler, Sampling, Session};
+use runtime::{Sampler, Sampling, Session, Trace};
 use serde_json::json;
 use tokenizer::Tokenizer;
 
+use crate::timeline;
 use crate::ui::{self, Ids, ModelArgs, Progress, Unit};
 
 /// Continue a prompt.
@@ -22,6 +24,7 @@ Examples:
   tritter run nano.tritter --prompt 'def read_json(path):' --max-new-tokens 200
   tritter run nano.tritter --prompt-file notes.txt --temperature 0.8 --top-p 0.95 --seed 7 --stop '\\n\\n'
   tritter run nano.tritter --tokens 1,108,109,110 --json
+  tritter run nano.tritter --prompt 'import ' --trace steps.json      open it at ui.perfetto.dev
 
 In --stop, \\n, \\r, \\t, \\0 and \\\\ stand for a newline, a carriage return, a tab, a zero byte and a backslash.")]
 pub(crate) struct Args {
@@ -62,6 +65,9 @@ pub(crate) struct Args {
     /// Tokens of a call of the prefill; the most that the artifact was compiled for by default. Results do not depend on it.
     #[arg(long, value_name = "N")]
     chunk: Option<NonZeroUsize>,
+    /// Write when each step ran to this file, for Perfetto or Chrome's tracing page. Steps are timed one by one then, which makes a GPU slower.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Print one JSON object at the end instead of text on the way.
     #[arg(long)]
     json: bool,
@@ -96,6 +102,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     // Before the model is read, which can take a while.
     Sampler::new(sampling)?;
+    let trace_file = match &args.trace {
+        Some(path) => Some((path.as_path(), ui::create_beside(path)?)),
+        None => None,
+    };
     let mut session = args.model.open()?;
     let tokenizer = session.tokenizer()?;
     let prompt = prompt_ids(args, tokenizer.as_ref())?;
@@ -116,7 +126,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         stop: &args.stop,
         end_ids,
     };
+    if trace_file.is_some() {
+        session.start_trace(Trace::with_timeline());
+    }
     let generation = generate(args, &mut session, &request, tokenizer.as_ref())?;
+    if let (Some((path, file)), Some(trace)) = (trace_file, session.take_trace()) {
+        timeline::write(file, path, &trace, &session.device().name())?;
+        let steps = trace.step_spans().count();
+        ui::message(&format!("wrote {steps} steps of {} calls to {}", trace.calls(), path.display()));
+    }
     let prefill_tokens_per_s = prompt.len() as f64 / generation.prefill.as_secs_f64();
     if args.json {
         return ui::print_json(&json!({

@@ -137,9 +137,10 @@ impl Memory {
         let memory = Self { start, bytes, context: Arc::clone(context) };
         // SAFETY: the allocation has as many bytes.
         driver!(cuMemsetD8_v2(start, 0, bytes.max(1) as usize))?;
-        // Streams of their own do not wait for what is done outside of streams.
-        // SAFETY: the context is current.
-        driver!(cuCtxSynchronize())?;
+        // Streams of their own do not wait for what is done outside of streams. Waiting for the whole context would be refused while another thread
+        // records a graph.
+        // SAFETY: the default stream is always there.
+        driver!(cuStreamSynchronize(ptr::null_mut()))?;
         Ok(memory)
     }
 
@@ -163,8 +164,8 @@ impl Memory {
         // SAFETY: both have as many bytes.
         driver!(cuMemcpyHtoD_v2(to, data.as_ptr().cast(), data.len()))?;
         // The last bytes may still be on their way when the call returns.
-        // SAFETY: the context is current.
-        driver!(cuCtxSynchronize())
+        // SAFETY: the default stream is always there.
+        driver!(cuStreamSynchronize(ptr::null_mut()))
     }
 }
 
@@ -219,6 +220,14 @@ impl Pinned {
         unsafe { ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), to.cast::<u8>(), 4 * values.len()) };
     }
 
+    /// The first integers.
+    pub(super) fn i32(&self, count: usize) -> &[i32] {
+        let start = self.address(0, 4 * count).cast::<i32>();
+        // SAFETY: the memory starts at a page, was initialised, and any bits are an integer; no copy into it is under way, because its owner has
+        // waited for the last.
+        unsafe { std::slice::from_raw_parts(start, count) }
+    }
+
     /// The first floats.
     pub(super) fn f32(&self, count: usize) -> &[f32] {
         let start = self.address(0, 4 * count).cast::<f32>();
@@ -252,7 +261,10 @@ impl Module {
 
     /// The kernel of this name, which may have so many bytes of dynamic shared memory.
     pub(super) fn function(self: &Arc<Self>, name: &str, shared_bytes: u32) -> Result<Function, RuntimeError> {
-        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SHARED_BYTES;
+        use sys::CUfunction_attribute::{
+            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SHARED_BYTES,
+            CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED as LARGE_CLUSTERS,
+        };
         let entry = CString::new(name).map_err(|error| RuntimeError::Cuda {
             call: "cuModuleGetFunction",
             reason: error.to_string(),
@@ -261,6 +273,9 @@ impl Module {
         let mut function = ptr::null_mut();
         // SAFETY: the module is loaded, and the text ends in zero.
         driver!(cuModuleGetFunction(&raw mut function, self.module, entry.as_ptr()))?;
+        // Kernels for Hopper may have clusters of 16 blocks. What a device without clusters says to this does not matter: its kernels have none.
+        // SAFETY: the function exists.
+        let _ = driver!(cuFuncSetAttribute(function, LARGE_CLUSTERS, 1));
         if 0 < shared_bytes {
             // SAFETY: the function exists.
             driver!(cuFuncSetAttribute(function, SHARED_BYTES, shared_bytes as i32))?;
@@ -361,12 +376,12 @@ impl Stream {
         driver!(cuMemcpyDtoDAsync_v2(to, from, bytes as usize, self.stream))
     }
 
-    /// Queues a copy to the device. The host's bytes stay as they are until [`Stream::wait`].
+    /// Queues a copy to the device. The host's bytes stay as they are until it is done.
     pub(super) fn upload(&self, from: &Pinned, offset: usize, to: u64, bytes: usize) -> Result<(), RuntimeError> {
         driver!(cuMemcpyHtoDAsync_v2(to, from.address(offset, bytes), bytes, self.stream))
     }
 
-    /// Queues a copy from the device to the start of the host's memory, which is read after [`Stream::wait`].
+    /// Queues a copy from the device to the start of the host's memory, which is read when it is done.
     pub(super) fn download(&self, from: u64, to: &mut Pinned, bytes: usize) -> Result<(), RuntimeError> {
         driver!(cuMemcpyDtoHAsync_v2(to.address(0, bytes), from, bytes, self.stream))
     }
@@ -452,6 +467,12 @@ impl Event {
         // SAFETY: a place for a handle.
         driver!(cuEventCreate(&raw mut event, 0))?;
         Ok(Self { event, context: Arc::clone(context) })
+    }
+
+    /// Returns when it has happened; at once if it was never to be taken.
+    pub(super) fn wait(&self) -> Result<(), RuntimeError> {
+        // SAFETY: it exists.
+        driver!(cuEventSynchronize(self.event))
     }
 
     /// Seconds from another event to this one; both have happened.

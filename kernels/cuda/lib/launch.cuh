@@ -1,0 +1,22 @@
+// Launches that overlap. Where the launch allows it, a kernel starts before the one ahead of it ends; compute capabilities below 9.0 start it only
+// when it may run, and there all of this does nothing.
+
+// Until this wait a kernel may read weights, and nothing that any launch writes.
+__device__ __forceinline__ void wait_for_inputs() {
+#if 900 <= __CUDA_ARCH__
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next kernel may start when all blocks have come here, or are done.
+__device__ __forceinline__ void let_next_start() {
+#if 900 <= __CUDA_ARCH__
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// What a kernel begins with that has nothing to do ahead of its inputs.
+__device__ __forceinline__ void wait_for_previous() {
+    let_next_start();
+    wait_for_inputs();
+}
