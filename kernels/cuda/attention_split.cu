@@ -22,6 +22,8 @@
 #include "lib/barrier.cuh"
 
 constexpr int WARPS = THREADS / 32, GROUP = HEADS / KV_HEADS, COLUMN_TILES = ceil_div(GROUP, 4);
+// The numbers of the result that a block puts together.
+constexpr int SHARE = ceil_div(GROUP * HD, CLUSTER);
 constexpr int STAGE_BYTES = STEP * (K_BYTES + V_BYTES);
 constexpr int K_PRODUCTS = IS_RECORDS ? HD / 32 : HD / 16, V_PRODUCTS = HD / 16, TILES = STEP / 16;
 // The largest whole number that a q becomes: its upper byte is rounded.
@@ -31,19 +33,18 @@ constexpr float RAISED = 128.0f;
 // By how much a score may be above the maximum, as an exponent of two.
 constexpr float MARGIN = 8.0f;
 static_assert(STEP % 16 == 0 && GROUP <= 8, "a tile of an mma has 16 keys; registers have sums of eight heads");
+static_assert(GROUP * CLUSTER <= THREADS, "a thread for each maximum of each block");
 static_assert(WARPS * GROUP * HD * 4 <= STAGES * WARPS * STAGE_BYTES, "results of warps replace what was copied");
 
 __device__ __forceinline__ void show_start() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }
 __device__ __forceinline__ void enter_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void leave_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
-// A number in the shared memory of another block of the cluster.
-__device__ __forceinline__ float read_of(const float *place, int rank) {
+// Writes a number to the same place in another block of the cluster.
+__device__ __forceinline__ void write_to(int rank, float *place, float value) {
     unsigned own = (unsigned)__cvta_generic_to_shared(place), other;
-    float value;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(other) : "r"(own), "r"(rank));
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(other) : "memory");
-    return value;
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(other), "f"(value) : "memory");
 }
 
 // Lane l has the row l / 4 of 8x8 numbers of 16 bits, two of them; then it has the column.
@@ -83,7 +84,9 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
        const int *__restrict__ span, float *__restrict__ out, int n) {
     extern __shared__ __align__(128) u8 shared[];
     __shared__ unsigned long long barriers[WARPS * STAGES];
-    __shared__ float warp_largest[WARPS][GROUP], warp_sum[WARPS][GROUP], largest[GROUP], total[GROUP];
+    __shared__ float warp_largest[WARPS][GROUP], warp_sum[WARPS][GROUP];
+    // Of each block: what it has for this block's share of the result, and its maxima and sums.
+    __shared__ float parts[CLUSTER][SHARE], largest_of[CLUSTER][GROUP], total_of[CLUSTER][GROUP];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4, rank = blockIdx.x, head = blockIdx.y * GROUP, token = blockIdx.z;
     show_start();
     wait_for_inputs();
@@ -387,39 +390,33 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
                 }
         }
     __syncthreads();
-    // The block's numbers, in place of those of its first warp.
+    // All blocks have started, so that their shared memory may be written.
+    leave_cluster();
     for (int at = threadIdx.x; at < GROUP * HD; at += THREADS) {
         float number = results[at];
         for (int i = 1; i < WARPS; i++) number = number + results[i * GROUP * HD + at];
-        results[at] = number;
+        write_to(at / SHARE, &parts[rank][at % SHARE], number);
     }
-    if (threadIdx.x < GROUP) {
-        int h = threadIdx.x;
+    if (threadIdx.x < GROUP * CLUSTER) {
+        int h = threadIdx.x % GROUP, to = threadIdx.x / GROUP;
         float here = minus_infinity, count = 0.0f;
         for (int i = 0; i < WARPS; i++) here = fmaxf(here, warp_largest[i][h]);
         for (int i = 0; i < WARPS; i++) count = count + (warp_largest[i][h] == minus_infinity ? 0.0f : warp_sum[i][h] * exp2_near(warp_largest[i][h] - here));
-        largest[h] = here, total[h] = count;
+        write_to(to, &largest_of[rank][h], here), write_to(to, &total_of[rank][h], count);
     }
-    leave_cluster();
     enter_cluster();
     leave_cluster();
-    // Each block has its share of the result.
-    constexpr int SHARE = ceil_div(GROUP * HD, CLUSTER);
     for (int i = threadIdx.x; i < SHARE; i += THREADS) {
         int at = rank * SHARE + i, h = at / HD;
         if (GROUP * HD <= at) break;
-        float most_of[CLUSTER], here = minus_infinity;
+        float here = minus_infinity, number = 0.0f, count = 0.0f;
 #pragma unroll
-        for (int from = 0; from < CLUSTER; from++) most_of[from] = read_of(&largest[h], from), here = fmaxf(here, most_of[from]);
-        float number = 0.0f, count = 0.0f;
+        for (int from = 0; from < CLUSTER; from++) here = fmaxf(here, largest_of[from][h]);
 #pragma unroll
         for (int from = 0; from < CLUSTER; from++) {
-            float shrink = most_of[from] == minus_infinity ? 0.0f : exp2_near(most_of[from] - here);
-            number = fmaf(read_of(&results[at], from), shrink, number), count = fmaf(read_of(&total[h], from), shrink, count);
+            float shrink = largest_of[from][h] == minus_infinity ? 0.0f : exp2_near(largest_of[from][h] - here);
+            number = fmaf(parts[from][i], shrink, number), count = fmaf(total_of[from][h], shrink, count);
         }
         out[((size_t)token * HEADS + head) * HD + at] = 0 < chunks ? number / count : 0.0f;
     }
-    // No block ends while another reads it.
-    enter_cluster();
-    leave_cluster();
 }

@@ -16,6 +16,9 @@
 //!   the sum: `(exp(2 e + weights + values + 2^-20) - 1) * a_d` with `a_d = sum_j p_j |v_jd|`.
 //! * The sums over `n` keys lose `u (n + 64)` of `a_d` twice, above and below the line, and once of `raised * sum_j p_j record_j`, if codes of values are
 //!   multiplied with so much added to them; `record_j` is the scale of the value's record.
+//!
+//! All of this is for finite numbers. A value that is infinite or no number, and that some token sees, may make results of other tokens of its block no
+//! numbers, where the scalar row has some: their weight for it is zero, and the product is none. What no token sees is never multiplied.
 
 /// How the results of a row compare with those of the scalar row.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -177,6 +177,8 @@ fn attentions(desc: &CudaKernelDesc) -> Vec<Case> {
         ([8, 2, 64, 1000, 0, 0], [1, 16, 257]),
         ([4, 1, 128, 600, 130, 9], [2, 16, 130]),
         ([8, 1, 128, 4098, 0, 0], [1, 3, 17]),
+        ([12, 6, 128, 1100, 0, 0], [1, 5, 20]),
+        ([7, 7, 64, 700, 300, 20], [1, 4, 70]),
     ] {
         for n in tokens.into_iter().filter(|n| is_bounded && desc.tokens.contains(n)) {
             cases.push(attention(desc, "bf16 queries", n, sizes));

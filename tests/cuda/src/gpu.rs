@@ -128,7 +128,7 @@ impl Gpu {
         let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
         // SAFETY: the function is loaded. Devices without clusters know nothing of it, and need not.
         let _ = unsafe { sys::cuFuncSetAttribute(function, attribute, 1) };
-        if 48 << 10 < shared_bytes {
+        if 0 < shared_bytes {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is loaded.
             let status = unsafe { sys::cuFuncSetAttribute(function, attribute, i32::try_from(shared_bytes)?) };
