@@ -6,10 +6,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use compiler::Compiled;
 use compiler::artifact::{self, ArtifactError};
 use compiler::weights::file::WriteWeightsError;
 use compiler::weights::{Checkpoint, WeightError, WeightSource};
+use compiler::{Compiled, Target};
+use ir::packing::TernaryLayout;
 use ir::param::TensorInfo;
 use ir::plan::manifest::{self, Manifest};
 use ir::plan::{Plan, ReadError, VERSION};
@@ -64,7 +65,7 @@ impl Written {
     }
 
     fn open(&self) -> Result<Artifact, RuntimeError> {
-        Artifact::open(&self.directory, &mut |_, _| ())
+        Artifact::open(&self.directory, None, &mut |_, _| ())
     }
 
     /// Changes a part, and the manifest so that it knows the new one.
@@ -267,6 +268,49 @@ fn an_artifact_is_replaced_whole_and_a_running_one_goes_on() {
     assert_ne!(files(&artifact.directory), old);
     artifact.open().unwrap();
     assert_eq!(session::logits(&mut running, 0, &ids, 9).unwrap(), before, "the mapped weights are still the old ones");
+}
+
+/// Several targets share one file of weights; the best that this machine has is run, and the others' files are not even read.
+#[test]
+fn an_artifact_may_be_for_several_targets() {
+    let model = model();
+    // Targets that choose another packing cannot share.
+    let on = |target: &str, packing| Build { packing: Some(packing), ..build().on(&target.parse().unwrap()) };
+    let two_bits = |target: &str| compiled(&model, &on(target, TernaryLayout::Tile16)).0;
+    let best = Target::native().to_string();
+    let all: Vec<Compiled> =
+        ["scalar", best.as_str(), "aarch64:neon", "x86_64:avx2"].map(two_bits).into_iter().collect();
+    let names: Vec<String> = all.iter().map(|one| one.plan.target.clone()).collect();
+    let (_, weights) = compiled(&model, &build());
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("artifact");
+    let write = |compiled: &[Compiled]| artifact::write_all(&directory, compiled, Some(&*weights), None, GO_ON);
+    write(&all).unwrap();
+    let open = || Artifact::open(&directory, None, &mut |_, _| ());
+    assert_eq!(open().unwrap().plan.target, best);
+    let ids = fixture::random_ids(320, 9, 1);
+    let logits = || session::logits(&mut session::session(&directory, 1).unwrap(), 0, &ids, 9).unwrap();
+    let several = logits();
+    // One of another target is damaged: nobody notices. One of its own is: it is named.
+    let of = |target: &str| directory.join(manifest::folder(target));
+    let foreign = names.iter().find(|name| **name != best && **name != names[0]).unwrap();
+    fs::write(of(foreign).join(manifest::PLAN), b"?").unwrap();
+    assert_eq!(logits(), several);
+    fs::write(of(&best).join(manifest::CODE), b"?").unwrap();
+    assert!(matches!(open(), Err(RuntimeError::Artifact { problems, .. }) if problems.len() == 1));
+    // It is an artifact, so another may take its place, and then one for a single target.
+    write(&all[..2]).unwrap();
+    assert_eq!(logits(), several);
+    assert!(!of(foreign).exists());
+    write(&all[1..2]).unwrap();
+    assert_eq!(logits(), several);
+    assert!(matches!(write(&[]), Err(ArtifactError::NoTarget)));
+    let twice = [two_bits("scalar"), two_bits("scalar")];
+    assert!(matches!(write(&twice), Err(ArtifactError::Twice { target }) if target == names[0]));
+    let base_3 = compiled(&model, &on("scalar", TernaryLayout::Tile16Base3)).0;
+    let different = write(&[two_bits(&best), base_3]);
+    assert!(matches!(different, Err(ArtifactError::Different { first, .. }) if first == best));
+    assert_eq!(logits(), several, "what is refused changes nothing");
 }
 
 #[test]

@@ -49,21 +49,8 @@ fn a_kernel_that_spills_is_refused_unless_it_is_allowed_to() {
                   for (int i = 0; i < 512; i++) sums[i] = x[i * 1024 + threadIdx.x];\n    __syncthreads();\n#pragma unroll\n    \
                   for (int i = 0; i < 512; i++) x[threadIdx.x * 512 + (i * 7) % 512] = sums[i] * sums[(i + 255) % 512];\n}\n";
     let row = kernels::cuda::find_cuda("ternary_gemv_q8xt2_f32__sm80__r16t1").expect("a row of the table");
-    let desc: &'static CudaKernelDesc = Box::leak(Box::new(CudaKernelDesc {
-        name: row.name,
-        family: row.family,
-        inputs: row.inputs,
-        output: row.output,
-        layout: row.layout,
-        tokens: row.tokens.clone(),
-        requires: row.requires,
-        signature: row.signature,
-        accuracy: row.accuracy,
-        takes: row.takes,
-        source,
-        defines: &[],
-        launch: row.launch,
-    }));
+    let desc: &'static CudaKernelDesc =
+        Box::leak(Box::new(CudaKernelDesc { tokens: row.tokens.clone(), source, defines: &[], ..*row }));
     let special = [(KernelId::new(0), Specialised::new(desc, |_| Some(64)))];
     let sm: Sm = "sm_90a".parse().expect("a known architecture");
     let refused = assemble(&[], &special, sm, &nvrtc, false);
@@ -95,6 +82,9 @@ fn compile_all(arch: &str) {
     for desc in rows {
         // Sizes of a model, and ones that no tile divides.
         for sizes in [model, ragged] {
+            if !(desc.takes)(&sizes) {
+                continue;
+            }
             let special = Specialised::new(desc, |dim| Some(sizes(dim)));
             let cubin = match nvrtc.compile(&special.label(), &special.source(), arch) {
                 Ok(cubin) => cubin,
@@ -135,6 +125,7 @@ fn model(dim: &str) -> i64 {
         "heads" => 20,
         "kv_heads" => 5,
         "hd" | "group" | "x_stride" => 128,
+        "scale_bits" => i64::from(128_f32.sqrt().recip().to_bits()),
         "ctx" => 4096,
         "v" => 128_256,
         "seqs" => 1,

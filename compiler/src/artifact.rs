@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use ir::plan::VERSION;
-use ir::plan::manifest::{self, Manifest, Part};
+use ir::plan::manifest::{self, Compilation, Manifest, Part};
 
 use crate::pipeline::Compiled;
 use crate::weights::WeightSource;
@@ -25,6 +25,26 @@ pub enum ArtifactError {
     /// The weights could not be made.
     #[error("the weights cannot be packed:\n{0}")]
     Weights(WriteWeightsError),
+    /// Nothing was compiled.
+    #[error("an artifact is for at least one target")]
+    NoTarget,
+    /// The targets want other weights.
+    #[error(
+        "the program for `{other}` is not the one for `{first}`, or packs its weights otherwise, so they cannot share them; compile an artifact \
+         for each, or with one --packing"
+    )]
+    Different {
+        /// The first target.
+        first: String,
+        /// Another one.
+        other: String,
+    },
+    /// One target came twice.
+    #[error("`{target}` is there twice; an artifact has one plan for each target")]
+    Twice {
+        /// The target.
+        target: String,
+    },
     /// Something that is no artifact stands where the artifact is to be.
     #[error(
         "{path} exists and is no artifact, or holds other files too; remove it, or choose another directory with -o"
@@ -55,16 +75,32 @@ impl<W: Write> Write for Hashing<W> {
     }
 }
 
-/// Writes an artifact to `directory`, in place of an artifact that may be there. Without weights it holds all the rest, to be looked at.
+/// Writes an artifact for one target: see [`write_all`].
+///
+/// # Errors
+///
+/// As [`write_all`].
+pub fn write(
+    directory: &Path,
+    compiled: &Compiled,
+    weights: Option<&dyn WeightSource>,
+    tokenizer: Option<&[u8]>,
+    progress: &dyn Fn(u64) -> io::Result<()>,
+) -> Result<u64, ArtifactError> {
+    write_all(directory, std::slice::from_ref(compiled), weights, tokenizer, progress)
+}
+
+/// Writes an artifact to `directory`, in place of an artifact that may be there, with what one program was compiled to for at least one target: all
+/// read the same weights. Without weights it holds all the rest, to be looked at.
 ///
 /// `progress` is told of every byte of weights; an error of its own ends the writing. Returns the size of all files.
 ///
 /// # Errors
 ///
-/// If the disk, the weights or the directory do not allow it.
-pub fn write(
+/// If targets pack weights differently or come twice, or the disk, the weights or the directory do not allow it.
+pub fn write_all(
     directory: &Path,
-    compiled: &Compiled,
+    compiled: &[Compiled],
     weights: Option<&dyn WeightSource>,
     tokenizer: Option<&[u8]>,
     progress: &dyn Fn(u64) -> io::Result<()>,
@@ -73,6 +109,23 @@ pub fn write(
         let path = path.to_owned();
         move |source| ArtifactError::Io { path, source }
     };
+    let Some((first, others)) = compiled.split_first() else { return Err(ArtifactError::NoTarget) };
+    let different = |other: &&Compiled| !other.weights.is_as(&first.weights) || other.program != first.program;
+    let named = |compiled: &Compiled| compiled.plan.target.clone();
+    if let Some(other) = others.iter().find(different) {
+        return Err(ArtifactError::Different { first: named(first), other: named(other) });
+    }
+    let targets: Vec<Compilation> = compiled
+        .iter()
+        .enumerate()
+        .map(|(position, compiled)| Compilation {
+            target: named(compiled),
+            folder: if position == 0 { String::new() } else { manifest::folder(&compiled.plan.target) },
+        })
+        .collect();
+    if let Some(twice) = (1..targets.len()).find(|&at| targets[..at].iter().any(|it| it.target == targets[at].target)) {
+        return Err(ArtifactError::Twice { target: targets[twice].target.clone() });
+    }
     if directory.exists() && !is_replaceable(directory) {
         return Err(ArtifactError::Occupied { path: directory.to_owned() });
     }
@@ -83,62 +136,60 @@ pub fn write(
     fs::create_dir_all(parent).map_err(at(parent))?;
     let temporary = tempfile::Builder::new().prefix(".tritter-").tempdir_in(parent).map_err(at(parent))?;
     let mut writer = Writer { directory: temporary.path(), parts: Vec::new() };
-
-    if compiled.cuda.is_empty() {
-        writer.part(manifest::CODE, &mut |out| out.write_all(&compiled.code.bytes).map_err(WriteWeightsError::Io))?;
-    } else {
-        let path = temporary.path().join(manifest::CUBINS);
-        fs::create_dir(&path).map_err(at(&path))?;
+    for (compiled, Compilation { folder, .. }) in compiled.iter().zip(&targets) {
+        writer.compiled(compiled, folder)?;
     }
-    for kernel in &compiled.cuda {
-        let contents = [
-            (manifest::cuda_source(&kernel.name), kernel.source.as_bytes()),
-            (manifest::cubin(&kernel.name), kernel.cubin.as_slice()),
-        ];
-        for (file, bytes) in contents {
-            writer.part(&file, &mut |out| out.write_all(bytes).map_err(WriteWeightsError::Io))?;
-        }
-    }
-    writer.part(manifest::PLAN, &mut |out| {
-        out.write_all(compiled.plan.to_ron().as_bytes()).map_err(WriteWeightsError::Io)
-    })?;
-    let report = compiled.report.to_string();
-    writer.part(manifest::REPORT, &mut |out| out.write_all(report.as_bytes()).map_err(WriteWeightsError::Io))?;
     if let Some(tokenizer) = tokenizer {
-        writer.part(manifest::TOKENIZER, &mut |out| out.write_all(tokenizer).map_err(WriteWeightsError::Io))?;
+        writer.bytes(manifest::TOKENIZER, tokenizer)?;
     }
     if let Some(source) = weights {
         writer.part(manifest::WEIGHTS, &mut |out| {
-            weights_file::write(&compiled.program, &compiled.weights, source, out, progress)
+            weights_file::write(&first.program, &first.weights, source, out, progress)
         })?;
     }
     let Writer { mut parts, .. } = writer;
     parts.sort_by(|left, right| left.file.cmp(&right.file));
-    let text = Manifest { version: VERSION, parts: parts.clone() }.to_ron();
+    let text = Manifest { version: VERSION, targets, parts: parts.clone() }.to_ron();
     let path = temporary.path().join(manifest::MANIFEST);
     fs::write(&path, &text).map_err(at(&path))?;
     move_into_place(temporary, directory).map_err(at(directory))?;
     Ok(parts.iter().map(|part| part.bytes).sum::<u64>() + text.len() as u64)
 }
 
+/// Files that the compiler writes for a target.
+const OF_TARGET: [&str; 3] = [manifest::PLAN, manifest::CODE, manifest::REPORT];
+/// Files that it writes once.
+const OF_ALL: [&str; 3] = [manifest::MANIFEST, manifest::WEIGHTS, manifest::TOKENIZER];
+
 /// An artifact may be replaced, and so may an empty directory; one that holds a file of somebody else's may not, for it would be lost.
 fn is_replaceable(directory: &Path) -> bool {
-    const OWN: [&str; 6] =
-        [manifest::MANIFEST, manifest::PLAN, manifest::CODE, manifest::WEIGHTS, manifest::TOKENIZER, manifest::REPORT];
-    let is_kernel = |entry: io::Result<fs::DirEntry>| {
-        let name = entry.ok().and_then(|entry| entry.file_name().into_string().ok());
-        name.is_some_and(|name| manifest::is_kernel_file(&format!("{}{name}", manifest::CUBINS)))
-    };
-    let is_kernels = |entry: &fs::DirEntry| {
-        entry.file_name() == manifest::CUBINS.trim_end_matches('/')
-            && fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.all(is_kernel))
-    };
-    let is_own = |entry: io::Result<fs::DirEntry>| {
-        entry.is_ok_and(|entry| OWN.iter().any(|own| entry.file_name() == *own) || is_kernels(&entry))
+    let is_own = |entry: &fs::DirEntry| {
+        OF_ALL.iter().any(|own| entry.file_name() == *own) || is_of_target(entry) || is_folder_of_target(entry)
     };
     let is_empty = || fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none());
     let is_artifact = directory.join(manifest::MANIFEST).is_file();
-    is_empty() || (is_artifact && fs::read_dir(directory).is_ok_and(|mut entries| entries.all(is_own)))
+    is_empty() || (is_artifact && has_only(directory, &is_own))
+}
+
+/// Whether a folder has nothing but what `is_own` says.
+fn has_only(folder: &Path, is_own: &dyn Fn(&fs::DirEntry) -> bool) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| is_own(&entry))))
+}
+
+/// One of the files of a target, or the folder of its kernels.
+fn is_of_target(entry: &fs::DirEntry) -> bool {
+    let is_kernel = |entry: &fs::DirEntry| {
+        let name = entry.file_name().into_string();
+        name.is_ok_and(|name| manifest::is_kernel_file(&format!("{}{name}", manifest::CUBINS)))
+    };
+    OF_TARGET.iter().any(|own| entry.file_name() == *own)
+        || (entry.file_name() == manifest::CUBINS.trim_end_matches('/') && has_only(&entry.path(), &is_kernel))
+}
+
+/// The folder of a target beyond the first.
+fn is_folder_of_target(entry: &fs::DirEntry) -> bool {
+    let is_name = entry.file_name().into_string().is_ok_and(|name| manifest::is_folder(&format!("{name}/")));
+    is_name && entry.path().join(manifest::PLAN).is_file() && has_only(&entry.path(), &is_of_target)
 }
 
 fn move_into_place(temporary: tempfile::TempDir, directory: &Path) -> io::Result<()> {
@@ -179,6 +230,32 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    /// All files of a target.
+    fn compiled(&mut self, compiled: &Compiled, folder: &str) -> Result<(), ArtifactError> {
+        let make = |name: &str| {
+            let path = self.directory.join(name);
+            fs::create_dir(&path).map_err(|source| ArtifactError::Io { path, source })
+        };
+        if !folder.is_empty() {
+            make(folder)?;
+        }
+        if compiled.cuda.is_empty() {
+            self.bytes(&format!("{folder}{}", manifest::CODE), &compiled.code.bytes)?;
+        } else {
+            make(&format!("{folder}{}", manifest::CUBINS))?;
+        }
+        for kernel in &compiled.cuda {
+            self.bytes(&format!("{folder}{}", manifest::cuda_source(&kernel.name)), kernel.source.as_bytes())?;
+            self.bytes(&format!("{folder}{}", manifest::cubin(&kernel.name)), &kernel.cubin)?;
+        }
+        self.bytes(&format!("{folder}{}", manifest::PLAN), compiled.plan.to_ron().as_bytes())?;
+        self.bytes(&format!("{folder}{}", manifest::REPORT), compiled.report.to_string().as_bytes())
+    }
+
+    fn bytes(&mut self, file: &str, bytes: &[u8]) -> Result<(), ArtifactError> {
+        self.part(file, &mut |out| out.write_all(bytes).map_err(WriteWeightsError::Io))
+    }
+
     fn part(
         &mut self,
         file: &str,
@@ -190,7 +267,7 @@ impl Writer<'_> {
         let mut out = Hashing { inner: out, hasher: blake3::Hasher::new(), bytes: 0 };
         content(&mut out).map_err(|error| match error {
             WriteWeightsError::Io(source) => io(source),
-            tensors @ WriteWeightsError::Tensors(_) => ArtifactError::Weights(tensors),
+            other => ArtifactError::Weights(other),
         })?;
         out.flush().map_err(io)?;
         out.inner.get_ref().sync_all().map_err(io)?;

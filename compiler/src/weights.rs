@@ -132,6 +132,11 @@ impl WeightPlan {
         &self.tensors
     }
 
+    /// Whether it has the same tensors in the same places.
+    pub fn is_as(&self, other: &WeightPlan) -> bool {
+        self.tensors == other.tensors
+    }
+
     /// Bytes of all data.
     pub fn bytes(&self) -> u64 {
         self.bytes

@@ -165,7 +165,7 @@ fn points(desc: &'static KernelDesc) -> Vec<Point> {
                 Point { label: format!("n={n} k={K} m={m}"), make: Box::new(move || matmul(desc, n, m)) }
             })
             .collect(),
-        Family::Attention => [("decode", 8, 8, 4096), ("prefill", 512, 1, 512)]
+        Family::Attention => [("decode", 8, 8, 4096), ("decode", 8, 8, 600), ("prefill", 512, 1, 512)]
             .into_iter()
             .map(|(what, n, seqs, ctx)| Point {
                 label: format!("{what} n={n} ctx={ctx} 20/5 of 128"),

@@ -13,15 +13,11 @@
 // Tiles are lines of 128 bytes (64 dims) with the swizzle that the tensor core knows, one block of lines after the other; values are the same, since
 // wgmma takes a second operand either way round.
 //
-// Shared memory, dynamic: 1024 + HD * 2 * 128 * (1 + 2 * STAGES), and for records STAGES * 128 of a key and a value. Bound: the rate of wgmma.
-#include "lib/rows.cuh"
-#include "lib/copy.cuh"
-#include "lib/mask.cuh"
+// Shared memory, dynamic: 1024 + HD * 2 * 128 * (1 + 2 * STAGES), and for records 128 of a key and a value. Bound: the rate of wgmma.
+#include "lib/attention.cuh"
+#include "lib/barrier.cuh"
 
 constexpr int TOKENS = 128, KEYS = 128, STAGES = 2, LINES_BYTES = KEYS * 128, BLOCKS = HD / 64, TILE_BYTES = BLOCKS * LINES_BYTES;
-constexpr int BF16_ROW = 0, Q8_ROW = 1, Q4_ROW = 2;
-constexpr int bytes_of(int row) { return row == BF16_ROW ? 2 * HD : row == Q8_ROW ? HD + 8 : HD / 2 + 8; }
-constexpr int K_BYTES = bytes_of(K_ROW), V_BYTES = bytes_of(V_ROW);
 constexpr int K_AT = TILE_BYTES, V_AT = K_AT + STAGES * TILE_BYTES, RAW_AT = V_AT + STAGES * TILE_BYTES;
 static_assert(THREADS == 384 && (HD == 64 || HD == 128), "three warpgroups, and sums of HD / 2 numbers");
 
@@ -95,165 +91,10 @@ template <int count> __device__ __forceinline__ void settle(float (&d)[count]) {
     for (int i = 0; i < count; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-__device__ __forceinline__ void make_barrier(unsigned barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ __forceinline__ void arrive(unsigned barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory"); }
-// The thread arrives when its copies have.
-__device__ __forceinline__ void arrive_with_copies(unsigned barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ void wait_for(unsigned barrier, int parity) {
-    asm volatile("{ .reg .pred done; again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1; @!done bra again; }" ::"r"(barrier), "r"(parity) : "memory");
-}
-// What ordinary instructions wrote is seen by the tensor cores, which read in another way.
-__device__ __forceinline__ void show_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-__device__ __forceinline__ float exp2_near(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-// Two numbers as bf16, the first in the low half.
-__device__ __forceinline__ unsigned pack_bf16(float low, float high) {
-    unsigned both;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    return both;
-}
-
-// The tiles of a block in order, the same for every warp.
-struct Tiles {
-    const int4 *ranges;
-    const int *seqs;
-    int rows, first_row, last_row, seq, tile, head_stop, tail_first, tail_stop, start, stop;
-
-    __device__ __forceinline__ Tiles(const int4 *ranges, const int *seqs, int rows)
-        : ranges(ranges), seqs(seqs), rows(rows), first_row(0), last_row(0), seq(0), tile(0), head_stop(0), tail_first(0), tail_stop(0), start(0), stop(0) {}
-
-    // Goes to the next tile; whether there is one.
-    __device__ __forceinline__ bool next(bool &is_other) {
-        is_other = false;
-        tile++;
-        if (head_stop <= tile && tile < tail_first) tile = tail_first;
-        while (tail_stop <= tile) {
-            if (rows <= last_row) return false;
-            open_sequence();
-            is_other = true;
-        }
-        return true;
-    }
-
-    // Whether some token of the sequence sees this key of the tile, or a later and an earlier one.
-    __device__ __forceinline__ bool has_key(int key) const { return start <= tile * KEYS + key && tile * KEYS + key < stop; }
-
-    // The next tokens of one sequence, and what keys they see.
-    __device__ __forceinline__ void open_sequence() {
-        int lane = threadIdx.x % 32;
-        first_row = last_row, seq = seqs[first_row], last_row = rows;
-        int head_low = 0x7fffffff, head_high = 0, tail_low = 0x7fffffff, tail_high = 0;
-        for (int row = first_row + lane; row < rows; row += 32)
-            if (seqs[row] != seq) {
-                last_row = row;
-                break;
-            }
-        last_row = __reduce_min_sync(0xffffffffu, last_row);
-        for (int row = first_row + lane; row < last_row; row += 32) {
-            int4 range = ranges[row];
-            if (range.x < range.y) head_low = min(head_low, range.x), head_high = max(head_high, range.y);
-            if (range.z < range.w) tail_low = min(tail_low, range.z), tail_high = max(tail_high, range.w);
-        }
-        head_low = __reduce_min_sync(0xffffffffu, head_low), head_high = __reduce_max_sync(0xffffffffu, head_high);
-        tail_low = __reduce_min_sync(0xffffffffu, tail_low), tail_high = __reduce_max_sync(0xffffffffu, tail_high);
-        bool has_head = head_low < head_high, has_tail = tail_low < tail_high;
-        start = min(head_low, tail_low), stop = max(head_high, tail_high);
-        head_stop = has_head ? ceil_div(head_high, KEYS) : 0;
-        tail_first = has_tail ? max(tail_low / KEYS, head_stop) : head_stop;
-        tail_stop = has_tail ? max(ceil_div(tail_high, KEYS), head_stop) : head_stop;
-        tile = has_head ? head_low / KEYS : tail_first;
-    }
-};
-
-// Starts 128 threads' copies of a tile of bf16 rows. What no one sees need not be numbers, and becomes zeros.
-__device__ __forceinline__ void copy_tile(unsigned place, const u8 *rows, const Tiles &tiles) {
-    constexpr int PARTS = HD / 8, AT_ONCE = 128 / PARTS;
-    int part = threadIdx.x % PARTS, key = threadIdx.x / PARTS;
-    const u8 *from = rows + (size_t)(tiles.tile * KEYS + key) * (2 * HD) + part * 16;
-    unsigned line = place + part / 8 * LINES_BYTES + key * 128;
-#pragma unroll
-    for (int i = 0; i < KEYS; i += AT_ONCE) {
-        bool is_there = tiles.has_key(key + i);
-        copy_16(line + i * 128 + ((part % 8) ^ ((key + i) % 8)) * 16, is_there ? from + i * (2 * HD) : rows, is_there);
-    }
-}
-
-// Starts 128 threads' copies of the records of a tile.
-template <int BYTES> __device__ __forceinline__ void copy_records(unsigned place, const u8 *rows, const Tiles &tiles) {
-    constexpr int UNITS = KEYS * BYTES / 16;
-    int first = tiles.tile * KEYS;
-    const u8 *from = rows + (size_t)first * BYTES;
-#pragma unroll
-    for (int i = 0; i < ceil_div(UNITS, 128); i++) {
-        int unit = threadIdx.x + 128 * i;
-        if (UNITS % 128 != 0 && UNITS <= unit) continue;
-        bool is_there = 16 * unit < (CTX - first) * BYTES;
-        copy_16(place + 16 * unit, is_there ? from + 16 * unit : rows, is_there);
-    }
-    end_copies();
-}
-
 // Until the records copied last are there, and all threads are done with those before them.
 __device__ __forceinline__ void wait_for_records() {
     wait_for_copies<0>();
     asm volatile("barrier.sync 3, 128;" ::: "memory");
-}
-
-__device__ __forceinline__ uint2 load_two(unsigned from) {
-    uint2 v;
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from));
-    return v;
-}
-
-// Codes j and j + 4 of eight, decoded.
-template <int j> __device__ __forceinline__ void decode_codes(float (&x)[8], unsigned word, float scale, float low) {
-    unsigned two;
-    // In the mantissa of a bf16 a code is added to 128.
-    asm("lop3.b32 %0, %1, 0x000f000f, 0x43004300, 0xea;" : "=r"(two) : "r"(word >> (4 * j)));
-    x[j] = fmaf(__uint_as_float(two << 16), scale, low), x[j + 4] = fmaf(__uint_as_float(two & 0xffff0000u), scale, low);
-}
-
-// Decodes the record of this thread's key into a tile.
-template <int row> __device__ __forceinline__ void decode_record(unsigned place, unsigned raw, bool is_seen) {
-    int key = threadIdx.x;
-    unsigned from = raw + key * bytes_of(row), line = place + key * 128;
-    uint2 numbers = load_two(from + bytes_of(row) - 8);
-    float scale = is_seen ? __uint_as_float(numbers.x) : 0.0f, low = is_seen ? fmaf(-128.0f, scale, __uint_as_float(numbers.y)) : 0.0f;
-    auto write = [&](int part, const float (&x)[8]) {
-        unsigned to = line + part / 8 * LINES_BYTES + ((part % 8) ^ (key % 8)) * 16;
-        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(pack_bf16(x[0], x[1])), "r"(pack_bf16(x[2], x[3])),
-                     "r"(pack_bf16(x[4], x[5])), "r"(pack_bf16(x[6], x[7]))
-                     : "memory");
-    };
-#pragma unroll 4
-    for (int i = 0; i < (row == Q4_ROW ? HD / 16 : HD / 8); i++) {
-        uint2 words = load_two(from + 8 * i);
-        float x[8];
-        if (row == Q4_ROW) {
-            decode_codes<0>(x, words.x, scale, low), decode_codes<1>(x, words.x, scale, low);
-            decode_codes<2>(x, words.x, scale, low), decode_codes<3>(x, words.x, scale, low);
-            write(2 * i, x);
-            decode_codes<0>(x, words.y, scale, low), decode_codes<1>(x, words.y, scale, low);
-            decode_codes<2>(x, words.y, scale, low), decode_codes<3>(x, words.y, scale, low);
-            write(2 * i + 1, x);
-        } else {
-            // In the mantissa of 2^23 a code, its sign bit turned, is added to 2^23 + 128.
-#pragma unroll
-            for (int j = 0; j < 8; j++) {
-                unsigned word = (j < 4 ? words.x : words.y) ^ 0x80808080u;
-                x[j] = (__uint_as_float(__byte_perm(word, 0x4b000000u, 0x7540u | j % 4)) - 8388736.0f) * scale;
-            }
-            write(i, x);
-        }
-    }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -274,7 +115,7 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
             make_barrier(has_k + 8 * stage, 128), make_barrier(has_v + 8 * stage, 128);
             make_barrier(used_k + 8 * stage, 8), make_barrier(used_v + 8 * stage, 8);
         }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        show_barriers();
     }
     wait_for_inputs();
     let_next_start();
@@ -286,7 +127,7 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
     }
     __syncthreads();
 
-    Tiles tiles(ranges, seqs, rows);
+    Tiles<KEYS> tiles(ranges, seqs, rows);
     bool is_other;
     if (group == 0) {
         // Brings the keys and the values of each tile.
@@ -296,7 +137,7 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
             stage = stage + 1 == STAGES ? 0 : stage + 1;
             if (stage == 0) parity ^= 1;
         };
-        if (K_ROW == BF16_ROW) {
+        if (!IS_RECORDS) {
             while (tiles.next(is_other)) {
                 size_t first_row = row_of_first_key(tiles.seq, kv_head);
                 wait_for(used_k + 8 * stage, parity);
@@ -318,14 +159,14 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
                 copy_records<V_BYTES>(raw_v, v + row_of_first_key(tiles.seq, kv_head) * V_BYTES, tiles);
                 wait_for(used_k + 8 * stage, parity);
                 bool is_seen = tiles.has_key(threadIdx.x);
-                decode_record<K_ROW>(base + K_AT + stage * TILE_BYTES, raw_k, is_seen);
+                decode_record<K_ROW, KEYS>(base + K_AT + stage * TILE_BYTES, raw_k, threadIdx.x, is_seen);
                 show_to_products();
                 arrive(has_k + 8 * stage);
                 wait_for_records();
                 has_tile = tiles.next(is_other);
                 if (has_tile) copy_records<K_BYTES>(raw_k, k + row_of_first_key(tiles.seq, kv_head) * K_BYTES, tiles);
                 wait_for(used_v + 8 * stage, parity);
-                decode_record<V_ROW>(base + V_AT + stage * TILE_BYTES, raw_v, is_seen);
+                decode_record<V_ROW, KEYS>(base + V_AT + stage * TILE_BYTES, raw_v, threadIdx.x, is_seen);
                 show_to_products();
                 arrive(has_v + 8 * stage);
                 go_on();
@@ -363,7 +204,8 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
         float s[KEYS / 2] = {}, result[HD / 2] = {}, most[2] = {minus_infinity, minus_infinity}, sum[2] = {};
         unsigned weights[KEYS / 4] = {};
         // Lines of 128 bytes, groups of eight 1024 bytes apart, swizzled; of values, further blocks of lines LINES_BYTES apart.
-        constexpr unsigned long long LINES = 1ull << 16 | 64ull << 32 | 1ull << 62, TURNED = (unsigned long long)(LINES_BYTES >> 4) << 16 | 64ull << 32 | 1ull << 62;
+        constexpr unsigned long long LINES = 1ull << 16 | 64ull << 32 | 1ull << 62;
+        constexpr unsigned long long TURNED = (unsigned long long)(LINES_BYTES >> 4) << 16 | 64ull << 32 | 1ull << 62;
         unsigned long long query_lines = ((base + row_0 * 128) >> 4) | LINES;
         unsigned long long key_lines = ((base + K_AT) >> 4) | LINES, value_lines = ((base + V_AT) >> 4) | TURNED;
 

@@ -2,37 +2,35 @@
 //
 // q, out: f32 [n, HEADS, HD]; k, v: caches [seqs, KV_HEADS, CTX] of rows of HD numbers; seq, pos: i32 [n]; span: i32 [n, 2].
 //
-// A cluster of CLUSTER blocks is one token and GROUP query heads of one KV head, so that keys are read once. Its warps take chunks of STEP keys in
+// A cluster of CLUSTER blocks is one token and the GROUP query heads of one KV head, so that keys are read once. Its warps take chunks of STEP keys in
 // turn, each warp with copies of its own under way and a softmax of its own; in the end maxima, sums and results are combined, in the order of the
 // warps and then of the blocks. No warp waits for another before that.
 //
-//   scores   [keys, heads] = K . q: keys are the rows of an mma, heads its eight columns. Each q is two bf16 numbers, the nearest and what that leaves
-//            over, in two columns: four heads fill an mma, and q loses 2^-17 of itself.
+//   scores   [keys, heads] = K . q: keys are the rows of an mma, heads its eight columns. Each q is two numbers in two columns, so four heads fill an mma:
+//            for keys of bf16 the nearest bf16 and what that leaves over; for codes the two bytes of a whole number, since codes are bytes, or
+//            become bytes with a mask, and their sums with bytes are exact.
 //   weights  exp2 of the scores less a maximum that is raised only when a score is 8 above it, times the scale of the value's record; again as two
 //            numbers, transposed in registers.
 //   result   [dims, heads] += V . weights: the dims are the rows.
 //
-// Codes are not decoded but put into the mantissa of 128 (bf16) or 1024 (f16), two with one or two operations, and scale and minimum of a record are
-// applied to the score or the weight: q . k = scale * (q . raw) + (minimum - offset * scale) * sum(q), and alike for values. The order of
-// dims in an mma is free, so words are taken as they lie.
+// Codes are not decoded: scale and minimum of a record are applied to the score or the weight, q . k = scale * (q . codes) + minimum * sum(q). Those of
+// values are put into the mantissa of 128, two with one or two operations, and what is too much is subtracted in the end. The order of dims in an mma
+// is free, so words are taken as they lie.
 //
 // Shared memory, dynamic: STAGES * WARPS * STEP * (bytes of a key and a value). Bound: reading the cache.
-#include "lib/rows.cuh"
-#include "lib/copy.cuh"
-#include "lib/mask.cuh"
+#include "lib/attention.cuh"
+#include "lib/barrier.cuh"
 
-constexpr int WARPS = THREADS / 32, G = HEADS / KV_HEADS;
-// The largest part of the heads that share a KV head, up to eight.
-constexpr int group_of(int g) { return G % g == 0 ? g : group_of(g - 1); }
-constexpr int GROUP = group_of(8), COLUMN_TILES = ceil_div(GROUP, 4);
-// Formats of rows.
-constexpr int BF16_ROW = 0, Q8_ROW = 1, Q4_ROW = 2;
-constexpr int bytes_of(int row) { return row == BF16_ROW ? 2 * HD : row == Q8_ROW ? HD + 8 : HD / 2 + 8; }
-constexpr int K_BYTES = bytes_of(K_ROW), V_BYTES = bytes_of(V_ROW), STAGE_BYTES = STEP * (K_BYTES + V_BYTES);
-// A row of q4 has four products of 32 dims... of others of 16.
-constexpr int K_PRODUCTS = HD / 16, V_PRODUCTS = HD / 16, TILES = STEP / 16;
+constexpr int WARPS = THREADS / 32, GROUP = HEADS / KV_HEADS, COLUMN_TILES = ceil_div(GROUP, 4);
+constexpr int STAGE_BYTES = STEP * (K_BYTES + V_BYTES);
+constexpr int K_PRODUCTS = IS_RECORDS ? HD / 32 : HD / 16, V_PRODUCTS = HD / 16, TILES = STEP / 16;
+// The largest whole number that a q becomes: its upper byte is rounded.
+constexpr float LARGEST = 127 * 256;
+// What codes of values are more than themselves.
+constexpr float RAISED = 128.0f;
+// By how much a score may be above the maximum, as an exponent of two.
 constexpr float MARGIN = 8.0f;
-static_assert(HD % 64 == 0 && STEP % 16 == 0 && CTX % 2 == 0, "records of two keys end at 16 bytes");
+static_assert(STEP % 16 == 0 && GROUP <= 8, "a tile of an mma has 16 keys; registers have sums of eight heads");
 static_assert(WARPS * GROUP * HD * 4 <= STAGES * WARPS * STAGE_BYTES, "results of warps replace what was copied");
 
 __device__ __forceinline__ void show_start() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }
@@ -48,55 +46,11 @@ __device__ __forceinline__ float read_of(const float *place, int rank) {
     return value;
 }
 
-__device__ __forceinline__ float exp2_near(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-// Two numbers as bf16 or f16, the first in the low half.
-__device__ __forceinline__ unsigned pack_bf16(float low, float high) {
-    unsigned both;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    return both;
-}
-__device__ __forceinline__ unsigned pack_f16(float low, float high) {
-    unsigned both;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    return both;
-}
-__device__ __forceinline__ float low_bf16(unsigned both) { return __uint_as_float(both << 16); }
-__device__ __forceinline__ float high_bf16(unsigned both) { return __uint_as_float(both & 0xffff0000u); }
-__device__ __forceinline__ float nearest_f16(float x) {
-    float y;
-    asm("{ .reg .f16 h; cvt.rn.f16.f32 h, %1; cvt.f32.f16 %0, h; }" : "=f"(y) : "f"(x));
-    return y;
-}
-__device__ __forceinline__ float nearest_bf16(float x) { return low_bf16(pack_bf16(x, 0.0f)); }
-
-// d[16, 8] += a[16, 16] * b[16, 8]. Lane (g = lane / 4, q = lane % 4) has a[g][2q..], a[g + 8][2q..], a[g][8 + 2q..], a[g + 8][8 + 2q..]; b[2q..][g],
-// b[8 + 2q..][g]; d[g][2q..], d[g + 8][2q..].
-__device__ __forceinline__ void mma_bf16(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ void mma_f16(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
 // Lane l has the row l / 4 of 8x8 numbers of 16 bits, two of them; then it has the column.
 __device__ __forceinline__ unsigned transpose_8x8(unsigned two) {
     unsigned turned;
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(two));
     return turned;
-}
-__device__ __forceinline__ void load_matrices(unsigned (&a)[4], unsigned from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(from));
-}
-__device__ __forceinline__ void load_transposed(unsigned (&a)[4], unsigned from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(from));
 }
 __device__ __forceinline__ unsigned load_word(unsigned from) {
     unsigned word;
@@ -111,30 +65,16 @@ template <int j> __device__ __forceinline__ unsigned codes_of(unsigned word) {
     asm("lop3.b32 %0, %1, 0x000f000f, 0x43004300, 0xea;" : "=r"(two) : "r"(word >> (4 * j)));
     return two;
 }
-// Bytes of a selection, of a word of signed codes whose sign bits are turned, each added to 1152.
-template <unsigned which> __device__ __forceinline__ unsigned bytes_of_word(unsigned word) { return __byte_perm(word, 0x64646464u, which); }
-
-// What raw codes are more than the codes themselves.
-constexpr float K_OFFSET = K_ROW == Q8_ROW ? 1152.0f : 128.0f, V_OFFSET = 128.0f;
-
-// Starts a warp's copies of the rows of STEP keys, of which those from `from` to `to` are seen.
-template <int BYTES> __device__ __forceinline__ void copy_rows(unsigned place, const u8 *rows, int first, int from, int to) {
-    constexpr int UNITS = STEP * BYTES / 16;
-    const u8 *start = rows + (size_t)first * BYTES;
+// Starts a warp's copies of STEP rows of bf16, of which those from `from` to `to` are seen: what no one sees need not be numbers, and becomes zeros.
+// Parts of 16 bytes are moved so that columns are in different banks.
+__device__ __forceinline__ void copy_rows(unsigned place, const u8 *rows, int first, int from, int to) {
+    constexpr int PARTS = HD / 8;
+    const u8 *start = rows + (size_t)first * (2 * HD);
 #pragma unroll
-    for (int i = 0; i < ceil_div(UNITS, 32); i++) {
-        int unit = threadIdx.x % 32 + 32 * i;
-        if (UNITS % 32 != 0 && UNITS <= unit) continue;
-        if (BYTES == 2 * HD) {
-            // What no one sees need not be numbers. Parts of 16 bytes are moved so that columns are in different banks.
-            constexpr int PARTS = HD / 8;
-            int key = unit / PARTS, part = unit % PARTS;
-            bool is_there = from <= first + key && first + key < to;
-            copy_16(place + key * BYTES + (part ^ (key % 8)) * 16, is_there ? start + 16 * unit : rows, is_there);
-        } else {
-            bool is_there = 16 * unit < (CTX - first) * BYTES;
-            copy_16(place + 16 * unit, is_there ? start + 16 * unit : rows, is_there);
-        }
+    for (int i = 0; i < STEP * PARTS / 32; i++) {
+        int unit = threadIdx.x % 32 + 32 * i, key = unit / PARTS, part = unit % PARTS;
+        bool is_there = from <= first + key && first + key < to;
+        copy_16(place + key * (2 * HD) + (part ^ (key % 8)) * 16, is_there ? start + 16 * unit : rows, is_there);
     }
 }
 
@@ -142,13 +82,13 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
 KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restrict__ v, const int *__restrict__ seq, const int *__restrict__ pos,
        const int *__restrict__ span, float *__restrict__ out, int n) {
     extern __shared__ __align__(128) u8 shared[];
+    __shared__ unsigned long long barriers[WARPS * STAGES];
     __shared__ float warp_largest[WARPS][GROUP], warp_sum[WARPS][GROUP], largest[GROUP], total[GROUP];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4, rank = blockIdx.x, head = blockIdx.y, token = blockIdx.z;
-    if (head % GROUP != 0) return;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4, rank = blockIdx.x, head = blockIdx.y * GROUP, token = blockIdx.z;
     show_start();
     wait_for_inputs();
     let_next_start();
-    size_t first_row = row_of_first_key(seq[token], head / G);
+    size_t first_row = row_of_first_key(seq[token], blockIdx.y);
     const u8 *keys = k + first_row * K_BYTES, *values = v + first_row * V_BYTES;
     Ranges ranges(pos[token], span[2 * token], span[2 * token + 1]);
     int head_first = ranges.head_start / STEP, head_chunks = ranges.head_end <= ranges.head_start ? 0 : ceil_div(ranges.head_end, STEP) - head_first;
@@ -161,16 +101,32 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
         from = is_head ? ranges.head_start : ranges.tail_start, to = is_head ? ranges.head_end : ranges.tail_end;
     };
 
-    // A warp's chunks, STAGES - 1 of them ahead.
+    // A warp's chunks, STAGES - 1 of them ahead. Records are copied as they lie, by the copy engine.
     unsigned own = (unsigned)__cvta_generic_to_shared(shared) + warp * STAGES * STAGE_BYTES;
+    unsigned barrier = (unsigned)__cvta_generic_to_shared(barriers + warp * STAGES);
+    if (IS_RECORDS) {
+        if (lane < STAGES) make_barrier(barrier + 8 * lane, 1), show_barriers();
+        __syncwarp();
+    }
     auto fetch = [&](int at, int stage) {
-        if (at < chunks) {
+        unsigned place = own + stage * STAGE_BYTES;
+        if (at < chunks && IS_RECORDS) {
             int first, from, to;
             chunk_at(at, first, from, to);
-            copy_rows<K_BYTES>(own + stage * STAGE_BYTES, keys, first, from, to);
-            copy_rows<V_BYTES>(own + stage * STAGE_BYTES + STEP * K_BYTES, values, first, from, to);
+            if (lane == 0) {
+                int count = min(STEP, CTX - first);
+                arrive_and_expect(barrier + 8 * stage, count * (K_BYTES + V_BYTES));
+                copy_bytes(place, keys + (size_t)first * K_BYTES, count * K_BYTES, barrier + 8 * stage);
+                copy_bytes(place + STEP * K_BYTES, values + (size_t)first * V_BYTES, count * V_BYTES, barrier + 8 * stage);
+            }
         }
-        end_copies();
+        if (at < chunks && !IS_RECORDS) {
+            int first, from, to;
+            chunk_at(at, first, from, to);
+            copy_rows(place, keys, first, from, to);
+            copy_rows(place + STEP * K_BYTES, values, first, from, to);
+        }
+        if (!IS_RECORDS) end_copies();
     };
     constexpr int STRIDE = CLUSTER * WARPS;
     // Neighbouring chunks are in different blocks, so that few keys are on many multiprocessors.
@@ -178,76 +134,88 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; stage++) fetch(mine + stage * STRIDE, stage);
 
-    // The queries as second operands: column g is head g % 4 of a tile, the nearest numbers for g < 4, else what they leave over. q of the q8 rows are
-    // f16, moved to the middle of its range by a power of two.
+    // The queries as second operands: column g is head g % 4 of a tile, the upper part for g < 4, else the lower one.
     const float *queries = q + ((size_t)token * HEADS + head) * HD;
-    constexpr bool IS_F16 = K_ROW == Q8_ROW;
     unsigned query[COLUMN_TILES][K_PRODUCTS][2];
-    float query_sum[COLUMN_TILES][2], unit_of[COLUMN_TILES][2];
+    // Of the two columns that this lane's scores are of: what a product counts in units of the exponent, and the sum of the queries in them.
+    float scale = __int_as_float(SCALE_BITS) * 1.4426950408889634f, unit[COLUMN_TILES][2], query_sum[COLUMN_TILES][2];
 #pragma unroll
     for (int tile = 0; tile < COLUMN_TILES; tile++) {
         int h = 4 * tile + g % 4;
-        bool is_rest = 4 <= g;
+        bool is_upper = g < 4;
         const float *numbers = queries + min(h, GROUP - 1) * HD;
-        float factor = 1.0f, unit = 1.0f;
-        if (IS_F16) {
-            float absmax = 0.0f;
-            for (int i = c; i < HD; i += 4) absmax = fmaxf(absmax, fabsf(numbers[i]));
-            absmax = fmaxf(absmax, __shfl_xor_sync(0xffffffffu, absmax, 1));
-            absmax = fmaxf(absmax, __shfl_xor_sync(0xffffffffu, absmax, 2));
-            int exponent = min(max((int)(__float_as_uint(absmax) >> 23), 27), 227);
-            unit = __uint_as_float((unsigned)exponent << 23), factor = __uint_as_float((unsigned)(254 - exponent) << 23);
-        }
-        float sum = 0.0f;
+        if (!IS_RECORDS) {
 #pragma unroll
-        for (int i = 0; i < K_PRODUCTS; i++)
+            for (int i = 0; i < K_PRODUCTS; i++)
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                // The dims that the keys have in these places.
-                int first, second;
-                if (K_ROW == Q4_ROW) first = 8 * (c + 4 * (i / 2)) + 2 * (i % 2) + half, second = first + 4;
-                else if (K_ROW == Q8_ROW) first = 4 * (c + 4 * i) + 2 * half, second = first + 1;
-                else first = 16 * i + 2 * c + 8 * half, second = first + 1;
-                float low = h < GROUP ? numbers[first] * factor : 0.0f, high = h < GROUP ? numbers[second] * factor : 0.0f;
-                float near_low = IS_F16 ? nearest_f16(low) : nearest_bf16(low), near_high = IS_F16 ? nearest_f16(high) : nearest_bf16(high);
-                if (is_rest) {
-                    low = low - near_low, high = high - near_high;
-                    near_low = IS_F16 ? nearest_f16(low) : nearest_bf16(low), near_high = IS_F16 ? nearest_f16(high) : nearest_bf16(high);
+                for (int half = 0; half < 2; half++) {
+                    float low = numbers[16 * i + 2 * c + 8 * half], high = numbers[16 * i + 2 * c + 8 * half + 1];
+                    unsigned both = pack_bf16(low, high);
+                    query[tile][i][half] = is_upper ? both : pack_bf16(low - low_bf16(both), high - high_bf16(both));
                 }
-                query[tile][i][half] = IS_F16 ? pack_f16(near_low, near_high) : pack_bf16(near_low, near_high);
-                sum = sum + near_low, sum = sum + near_high;
-            }
-        // Sums of columns, of both parts together, for the two columns that this lane's scores are of.
-        sum = sum + __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum = sum + __shfl_xor_sync(0xffffffffu, sum, 2);
-        sum = sum + __shfl_xor_sync(0xffffffffu, sum, 16);
+            unit[tile][0] = unit[tile][1] = scale, query_sum[tile][0] = query_sum[tile][1] = 0.0f;
+        } else {
+            // The numbers of the dims that the keys have in this lane's places.
+            float x[K_PRODUCTS][2][4], absmax = 1e-30f, zero = 0.0f;
 #pragma unroll
-        for (int next = 0; next < 2; next++) {
-            int from_lane = 4 * ((2 * c + next) % 4);
-            query_sum[tile][next] = __shfl_sync(0xffffffffu, sum, from_lane), unit_of[tile][next] = __shfl_sync(0xffffffffu, unit, from_lane);
+            for (int i = 0; i < K_PRODUCTS * 8; i++) {
+                int product = i / 8, half = i / 4 % 2, j = i % 4;
+                float number = numbers[K_ROW == Q4_ROW ? 8 * (c + 4 * product) + 2 * j + half : 4 * (c + 8 * product + 4 * half) + j];
+                x[product][half][j] = number, absmax = fmaxf(absmax, fabsf(number)), zero = fmaf(number, 0.0f, zero);
+            }
+#pragma unroll
+            for (int d = 1; d < 4; d *= 2) {
+                absmax = fmaxf(absmax, __shfl_xor_sync(0xffffffffu, absmax, d));
+                zero = zero + __shfl_xor_sync(0xffffffffu, zero, d);
+            }
+            float factor = LARGEST / absmax;
+            int sum = 0;
+#pragma unroll
+            for (int i = 0; i < K_PRODUCTS; i++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    query[tile][i][half] = 0;
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        int number = __float2int_rn(x[i][half][j] * factor), upper = (number + 128) >> 8;
+                        query[tile][i][half] |= (unsigned)((is_upper ? upper : number) & 255) << (8 * j);
+                        sum += number;
+                    }
+                }
+            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+#pragma unroll
+            for (int next = 0; next < 2; next++) {
+                // What is no number, or infinite, makes none of everything.
+                float own_unit = (absmax / LARGEST + zero) * scale;
+                int from_lane = 4 * ((2 * c + next) % 4);
+                unit[tile][next] = __shfl_sync(0xffffffffu, own_unit, from_lane);
+                query_sum[tile][next] = __shfl_sync(0xffffffffu, (float)sum, from_lane) * unit[tile][next];
+            }
         }
     }
 
     const float minus_infinity = __int_as_float(0xff800000);
-    // Scores are in units whose power of two is the exponential.
-    float scale = __int_as_float(SCALE_BITS) * 1.4426950408889634f;
+    // How a lane's product and that of the other column of its head are put together.
+    int own_factor = c < 2 ? 256 : 1, other_factor = c < 2 ? 1 : 256;
     float acc[COLUMN_TILES][V_PRODUCTS][4] = {};
     float most[COLUMN_TILES][2], sum[COLUMN_TILES][2] = {}, low_sum[COLUMN_TILES][2] = {}, weight_sum[COLUMN_TILES][2] = {};
 #pragma unroll
     for (int tile = 0; tile < COLUMN_TILES; tile++) most[tile][0] = most[tile][1] = minus_infinity;
 
 #pragma unroll 1
-    for (int at = mine, turn = 0; at < chunks; at += STRIDE, turn = turn + 1 == STAGES ? 0 : turn + 1) {
-        wait_for_copies<STAGES - 2>();
-        __syncwarp();
+    for (int at = mine, turn = 0, parity = 0; at < chunks; at += STRIDE) {
+        if (IS_RECORDS) wait_for(barrier + 8 * turn, parity);
+        else wait_for_copies<STAGES - 2>(), __syncwarp();
         fetch(at + (STAGES - 1) * STRIDE, turn == 0 ? STAGES - 1 : turn - 1);
         unsigned k_at = own + turn * STAGE_BYTES, v_at = k_at + STEP * K_BYTES;
         int first, from, to;
         chunk_at(at, first, from, to);
         float s[TILES][COLUMN_TILES][4] = {};
+        int products[TILES][COLUMN_TILES][4] = {};
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
-            unsigned row = k_at + (16 * t + g) * K_BYTES;
+            unsigned row = k_at + (16 * t + g) * K_BYTES + 4 * c;
             if (K_ROW == BF16_ROW) {
 #pragma unroll
                 for (int i = 0; i < K_PRODUCTS; i++) {
@@ -259,27 +227,23 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
             } else if (K_ROW == Q8_ROW) {
 #pragma unroll
                 for (int i = 0; i < K_PRODUCTS; i++) {
-                    unsigned upper = load_word(row + 4 * (c + 4 * i)) ^ 0x80808080u, lower = load_word(row + 8 * K_BYTES + 4 * (c + 4 * i)) ^ 0x80808080u;
+                    unsigned a0 = load_word(row + 32 * i), a1 = load_word(row + 32 * i + 8 * K_BYTES);
+                    unsigned a2 = load_word(row + 32 * i + 16), a3 = load_word(row + 32 * i + 16 + 8 * K_BYTES);
 #pragma unroll
-                    for (int tile = 0; tile < COLUMN_TILES; tile++)
-                        mma_f16(s[t][tile], bytes_of_word<0x4140>(upper), bytes_of_word<0x4140>(lower), bytes_of_word<0x4342>(upper),
-                                bytes_of_word<0x4342>(lower), query[tile][i][0], query[tile][i][1]);
+                    for (int tile = 0; tile < COLUMN_TILES; tile++) mma_s8s8(products[t][tile], a0, a1, a2, a3, query[tile][i][0], query[tile][i][1]);
                 }
             } else {
+                constexpr unsigned LOW = 0x0f0f0f0fu;
 #pragma unroll
-                for (int i = 0; i < K_PRODUCTS / 2; i++) {
-                    unsigned upper = load_word(row + 4 * (c + 4 * i)), lower = load_word(row + 8 * K_BYTES + 4 * (c + 4 * i));
+                for (int i = 0; i < K_PRODUCTS; i++) {
+                    unsigned upper = load_word(row + 16 * i), lower = load_word(row + 16 * i + 8 * K_BYTES);
 #pragma unroll
-                    for (int tile = 0; tile < COLUMN_TILES; tile++) {
-                        mma_bf16(s[t][tile], codes_of<0>(upper), codes_of<0>(lower), codes_of<1>(upper), codes_of<1>(lower), query[tile][2 * i][0],
-                                 query[tile][2 * i][1]);
-                        mma_bf16(s[t][tile], codes_of<2>(upper), codes_of<2>(lower), codes_of<3>(upper), codes_of<3>(lower), query[tile][2 * i + 1][0],
-                                 query[tile][2 * i + 1][1]);
-                    }
+                    for (int tile = 0; tile < COLUMN_TILES; tile++)
+                        mma_u8s8(products[t][tile], upper & LOW, lower & LOW, upper >> 4 & LOW, lower >> 4 & LOW, query[tile][i][0], query[tile][i][1]);
                 }
             }
         }
-        // Of what the products are to scores: both parts of q, the numbers of the record, the mask.
+        // Of what the products are to scores, in units whose power of two is the exponential: both parts of q, the numbers of the record, the mask.
         bool is_above = false;
 #pragma unroll
         for (int t = 0; t < TILES; t++)
@@ -287,21 +251,19 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
             for (int half = 0; half < 2; half++) {
                 int slot = 16 * t + 8 * half + g, key = first + slot;
                 bool is_visible = from <= key && key < to;
-                float k_scale = 1.0f, k_low = 0.0f;
-                if (K_ROW != BF16_ROW) {
-                    unsigned numbers = k_at + slot * K_BYTES + K_BYTES - 8;
-                    k_scale = load_float(numbers);
-                    k_low = fmaf(-K_OFFSET, k_scale, K_ROW == Q4_ROW ? load_float(numbers + 4) : 0.0f);
-                }
+                unsigned numbers = k_at + slot * K_BYTES + K_BYTES - 8;
+                float k_scale = IS_RECORDS ? load_float(numbers) : 1.0f, k_low = K_ROW == Q4_ROW ? load_float(numbers + 4) : 0.0f;
 #pragma unroll
                 for (int tile = 0; tile < COLUMN_TILES; tile++)
 #pragma unroll
                     for (int next = 0; next < 2; next++) {
                         float &score = s[t][tile][2 * half + next];
-                        score = score + __shfl_xor_sync(0xffffffffu, score, 2);
-                        if (K_ROW != BF16_ROW) score = fmaf(k_scale, score, k_low * query_sum[tile][next]);
-                        if (IS_F16) score = score * unit_of[tile][next];
-                        score = is_visible ? score * scale : minus_infinity;
+                        if (IS_RECORDS) {
+                            int product = products[t][tile][2 * half + next];
+                            product = product * own_factor + __shfl_xor_sync(0xffffffffu, product, 2) * other_factor;
+                            score = fmaf((float)product * unit[tile][next], k_scale, k_low * query_sum[tile][next]);
+                        } else score = (score + __shfl_xor_sync(0xffffffffu, score, 2)) * unit[tile][next];
+                        score = is_visible ? score : minus_infinity;
                         is_above = is_above || most[tile][next] + MARGIN < score;
                     }
             }
@@ -381,8 +343,10 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
         }
         // All lanes have read this stage before it is filled again.
         __syncwarp();
+        turn++;
+        if (turn == STAGES) turn = 0, parity ^= 1;
     }
-    wait_for_copies<0>();
+    if (!IS_RECORDS) wait_for_copies<0>();
     // Maxima and sums of the warp.
 #pragma unroll
     for (int tile = 0; tile < COLUMN_TILES; tile++)
@@ -411,7 +375,7 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
             if (h < GROUP)
                 for (int i = 0; i < WARPS; i++) largest_here = fmaxf(largest_here, warp_largest[i][h]);
             float shrink = most[tile][next] == minus_infinity ? 0.0f : exp2_near(most[tile][next] - largest_here);
-            float shift = V_ROW == BF16_ROW ? 0.0f : fmaf(-V_OFFSET, weight_sum[tile][next], low_sum[tile][next]);
+            float shift = V_ROW == BF16_ROW ? 0.0f : fmaf(-RAISED, weight_sum[tile][next], low_sum[tile][next]);
 #pragma unroll
             for (int i = 0; i < V_PRODUCTS; i++)
 #pragma unroll

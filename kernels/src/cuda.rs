@@ -127,9 +127,12 @@ pub struct CudaKernelDesc {
     pub tile: Option<Tile>,
     /// How its results compare with those of the scalar row.
     pub accuracy: Accuracy,
-    /// Whether it takes these dims, given by their names. Dims that are known only at a call are 0.
-    pub takes: fn(&dyn Fn(&str) -> i64) -> bool,
+    /// Whether it takes these dims. Those that are known only at a call are 0.
+    pub takes: fn(Dims<'_>) -> bool,
 }
+
+/// The dims of an op, by the names of the signature.
+pub type Dims<'a> = &'a dyn Fn(&str) -> i64;
 
 /// The part of a result that a cluster of blocks computes in one turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -317,6 +320,8 @@ static HEADERS: &[(&str, &str)] = &[
     ("stage.cuh", include_str!("../cuda/lib/stage.cuh")),
     ("cluster.cuh", include_str!("../cuda/lib/cluster.cuh")),
     ("rows.cuh", include_str!("../cuda/lib/rows.cuh")),
+    ("barrier.cuh", include_str!("../cuda/lib/barrier.cuh")),
+    ("attention.cuh", include_str!("../cuda/lib/attention.cuh")),
     ("mask.cuh", include_str!("../cuda/lib/mask.cuh")),
 ];
 
@@ -378,6 +383,19 @@ macro_rules! row {
     };
 }
 
+/// A row of attention that cuts the keys over the blocks of a cluster and their warps.
+macro_rules! split {
+    ($rounding:ident, $takes:ident, $name:ident, [$($define:ident = $value:literal),*], $requires:expr, $tokens:expr, $inputs:expr, $threads:literal,
+     $shared:expr, $cluster:literal) => {
+        CudaKernelDesc {
+            accuracy: Accuracy::Bounded(Rounding::$rounding),
+            takes: $takes,
+            ..row!($name, "attention_split.cu", [$($define = $value),*], $requires, $tokens, Attention, $inputs => F32, None, $threads, $shared,
+                [Blocks::Count($cluster), Blocks::Dim("kv_heads"), Blocks::Dim("n")])
+        }
+    };
+}
+
 /// A row of Hopper's for ternary products of many tokens.
 macro_rules! tiled {
     ($name:ident, [$($define:ident = $value:literal),*], $shared:expr, $tile:expr) => {
@@ -400,14 +418,30 @@ macro_rules! rounded {
     };
 }
 
-fn any_dims(_dim: &dyn Fn(&str) -> i64) -> bool {
+fn any_dims(_dim: Dims<'_>) -> bool {
     true
 }
 
 /// Head dimensions that tiles of tensor cores divide; records of which pairs are whole units of a copy; and scores that grow with the products.
-fn tensor_attention_dims(dim: &dyn Fn(&str) -> i64) -> bool {
+fn tensor_attention_dims(dim: Dims<'_>) -> bool {
     let scale = u32::try_from(dim("scale_bits")).map_or(0.0, f32::from_bits);
     [64, 128].contains(&dim("hd")) && dim("ctx") % 2 == 0 && scale.is_normal() && 0.0 < scale
+}
+
+/// As many heads for each KV head as registers have sums of.
+fn split_dims(dim: Dims<'_>) -> bool {
+    tensor_attention_dims(dim) && dim("heads") <= 8 * dim("kv_heads")
+}
+
+/// KV heads of which an H100 has as many clusters of 16 blocks at once, while clusters of 8 would leave half of it idle.
+const FEW_KV_HEADS: i64 = 5;
+
+fn few_split_dims(dim: Dims<'_>) -> bool {
+    split_dims(dim) && dim("kv_heads") <= FEW_KV_HEADS
+}
+
+fn many_split_dims(dim: Dims<'_>) -> bool {
+    split_dims(dim) && FEW_KV_HEADS < dim("kv_heads")
 }
 
 /// So many tokens that a block has a whole tile of them.
@@ -500,17 +534,50 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     row!(attention_f32xq4_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,
         Attention, [F32, Q4, Q4] => F32, None, 256, Shared { fixed: 4 * 516 * 4 + 512 * 32, each: &[("hd", 256)] },
         [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
-    rounded!(TWO_BF16, attention_f32xbf16_f32__sm90__t16, "attention_split.cu",
-        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "8", STEP = "16", STAGES = "3"], SM_90, 1..=16, Attention, [F32, BF16, BF16] => F32, None,
-        256, Shared { fixed: 0, each: &[("hd", 3 * 8 * 16 * 4)] }, [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
-    rounded!(RAISED_CODES, attention_f32xq8q4_f32__sm90__t32, "attention_split.cu",
-        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "3"], SM_90, 1..=16, Attention, [F32, Q8, Q4] => F32, None,
-        256, Shared { fixed: 3 * 8 * 32 * 16, each: &[("hd", 3 * 8 * 48)] }, [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
-    rounded!(RAISED_CODES, attention_f32xq4_f32__sm90__t32, "attention_split.cu",
-        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "3"], SM_90, 1..=16, Attention, [F32, Q4, Q4] => F32, None,
-        256, Shared { fixed: 3 * 8 * 32 * 16, each: &[("hd", 3 * 8 * 32)] }, [Blocks::Count(8), Blocks::Dim("heads"), Blocks::Dim("n")]),
+    split!(TWO_BF16, few_split_dims, attention_f32xbf16_f32__sm90a__t16w4c16,
+        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "16", STEP = "16", STAGES = "3"], SM_90A, 1..=1, [F32, BF16, BF16], 128,
+        Shared { fixed: 0, each: &[("hd", 192 * 4)] }, 16),
+    split!(TWO_BF16, many_split_dims, attention_f32xbf16_f32__sm90a__t16w8c8,
+        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "8", STEP = "16", STAGES = "3"], SM_90A, 1..=1, [F32, BF16, BF16], 256,
+        Shared { fixed: 0, each: &[("hd", 384 * 4)] }, 8),
+    split!(TWO_BF16, split_dims, attention_f32xbf16_f32__sm90__t16w4c8,
+        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "8", STEP = "16", STAGES = "3"], SM_90, FEW, [F32, BF16, BF16], 128,
+        Shared { fixed: 0, each: &[("hd", 192 * 4)] }, 8),
+    split!(CODES, few_split_dims, attention_f32xq8q4_f32__sm90a__t64w8c16,
+        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "16", STEP = "64", STAGES = "2"], SM_90A, 1..=1, [F32, Q8, Q4], 256,
+        Shared { fixed: 1024 * 16, each: &[("hd", 1024 / 2 * 3)] }, 16),
+    split!(CODES, many_split_dims, attention_f32xq8q4_f32__sm90a__t64w8c8,
+        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "64", STAGES = "2"], SM_90A, 1..=1, [F32, Q8, Q4], 256,
+        Shared { fixed: 1024 * 16, each: &[("hd", 1024 / 2 * 3)] }, 8),
+    split!(CODES, split_dims, attention_f32xq8q4_f32__sm90__t32w4c8,
+        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "2"], SM_90, FEW, [F32, Q8, Q4], 128,
+        Shared { fixed: 256 * 16, each: &[("hd", 256 / 2 * 3)] }, 8),
+    split!(CODES, few_split_dims, attention_f32xq4_f32__sm90a__t64w8c16,
+        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "16", STEP = "64", STAGES = "3"], SM_90A, 1..=1, [F32, Q4, Q4], 256,
+        Shared { fixed: 1536 * 16, each: &[("hd", 1536)] }, 16),
+    split!(CODES, many_split_dims, attention_f32xq4_f32__sm90a__t64w8c8,
+        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "64", STAGES = "3"], SM_90A, 1..=1, [F32, Q4, Q4], 256,
+        Shared { fixed: 1536 * 16, each: &[("hd", 1536)] }, 8),
+    split!(CODES, split_dims, attention_f32xq4_f32__sm90__t32w8c8,
+        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "2"], SM_90, FEW, [F32, Q4, Q4], 256,
+        Shared { fixed: 512 * 16, each: &[("hd", 512)] }, 8),
+    rounded!(BF16_OPERANDS, attention_f32xbf16_f32__sm80__t64, "attention_prefill.cu", [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW"], SM_80, MANY,
+        Attention, [F32, BF16, BF16] => F32, None, 128, Shared { fixed: 0, each: &[("hd", 2 * 64 * 4)] },
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 64), ONE]),
+    rounded!(BF16_DECODED, attention_f32xq8q4_f32__sm80__t64, "attention_prefill.cu", [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW"], SM_80, MANY,
+        Attention, [F32, Q8, Q4] => F32, None, 128, Shared { fixed: 64 * 16, each: &[("hd", 2 * 64 * 2 + 96)] },
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 64), ONE]),
+    rounded!(BF16_DECODED, attention_f32xq4_f32__sm80__t64, "attention_prefill.cu", [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW"], SM_80, MANY,
+        Attention, [F32, Q4, Q4] => F32, None, 128, Shared { fixed: 64 * 16, each: &[("hd", 2 * 64 * 2 + 64)] },
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 64), ONE]),
     rounded!(BF16_OPERANDS, attention_f32xbf16_f32__sm90a__t128, "attention_flash.cu", [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW"], SM_90A, MANY,
         Attention, [F32, BF16, BF16] => F32, None, 384, Shared { fixed: 1024, each: &[("hd", 2 * 128 * 5)] },
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 128), ONE]),
+    rounded!(BF16_DECODED, attention_f32xq8q4_f32__sm90a__t128, "attention_flash.cu", [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW"], SM_90A, MANY,
+        Attention, [F32, Q8, Q4] => F32, None, 384, Shared { fixed: 1024 + 128 * 16, each: &[("hd", 2 * 128 * 5 + 192)] },
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 128), ONE]),
+    rounded!(BF16_DECODED, attention_f32xq4_f32__sm90a__t128, "attention_flash.cu", [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW"], SM_90A, MANY,
+        Attention, [F32, Q4, Q4] => F32, None, 384, Shared { fixed: 1024 + 128 * 16, each: &[("hd", 2 * 128 * 5 + 128)] },
         [Blocks::Dim("heads"), Blocks::CeilDiv("n", 128), ONE]),
 ];
 

@@ -18,7 +18,8 @@
 //!           `t2` are ternary weights of 2 bits (tile16), `t2b3` of 1.6 bits (five in a byte, in base 3: tile16_base3)
 //! out       dtype of what is written
 //! isa       scalar, avx2, avx512vnni, neon; in the table of [`cuda`] cuda, sm80, sm90a, ...
-//! tile      letters and numbers of what one inner step covers: r = rows of the weights, t = tokens or keys
+//! tile      letters and numbers of what one inner step covers: r = rows of the weights, t = tokens or keys; then, where rows differ in no more,
+//!           how many work on it: w = warps, c = blocks of a cluster
 //! ```
 //!
 //! [`KernelName`] parses it, and a test holds every row to it.

@@ -4,6 +4,7 @@
 //! the small files are read whole, so what was checked is what is used. The weights are mapped, not copied.
 
 mod check;
+mod target;
 
 pub(crate) use check::CUDA as CUDA_TARGETS;
 
@@ -11,10 +12,11 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use ir::plan::manifest::{self, Manifest, Part};
+use ir::plan::manifest::{self, Compilation, Manifest, Part};
 use ir::plan::{Plan, ReadError};
 use memmap2::{Mmap, MmapMut};
 
+use crate::device::any::DeviceKind;
 use crate::error::{ArtifactProblem, RuntimeError};
 
 /// Bytes that are hashed between two reports of progress: some milliseconds.
@@ -40,19 +42,48 @@ pub struct Artifact {
 }
 
 impl Artifact {
-    /// Opens the artifact in `dir`. It holds machine code, so it must come from someone you would run a program of.
+    /// Opens the artifact in `dir`: of its targets, if it has several, the best one that this machine has, on the kind of device that `wanted` names.
+    /// It holds machine code, so it must come from someone you would run a program of.
     ///
     /// `progress` is told how many bytes of how many are read.
     ///
     /// # Errors
     ///
-    /// If the manifest or the plan cannot be read, and [`RuntimeError::Artifact`] with all problems of all files otherwise.
-    pub fn open(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Self, RuntimeError> {
+    /// If the manifest or the plan cannot be read, [`RuntimeError::NoTarget`] if none of several targets is here, and [`RuntimeError::Artifact`] with
+    /// all problems of all files otherwise.
+    pub fn open(
+        dir: &Path,
+        wanted: Option<DeviceKind>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, RuntimeError> {
         let path = dir.join(manifest::MANIFEST);
         let text = std::fs::read_to_string(&path).map_err(RuntimeError::io("read", &path))?;
-        let manifest = Manifest::from_ron(&text).map_err(|source| RuntimeError::Read { path, source })?;
+        let mut manifest = Manifest::from_ron(&text).map_err(|source| RuntimeError::Read { path, source })?;
 
         let mut problems = Vec::new();
+        let names: Vec<&str> = manifest.targets.iter().map(|compilation| compilation.target.as_str()).collect();
+        let chosen = target::choose(&names, wanted)?;
+        let folder = match manifest.targets.get(chosen) {
+            Some(Compilation { folder, .. }) if manifest::is_folder(folder) => folder.clone(),
+            Some(Compilation { folder, .. }) => {
+                problems.push(ArtifactProblem::FileName { file: folder.clone() });
+                String::new()
+            }
+            None => String::new(),
+        };
+        // What the other targets have is not read. Names are those within the folder from here on.
+        let others: Vec<String> =
+            manifest.targets.iter().map(|it| it.folder.clone()).filter(|it| *it != folder).collect();
+        let is_of_all = |part: &Part| [manifest::WEIGHTS, manifest::TOKENIZER].contains(&part.file.as_str());
+        manifest.parts.retain(|part| {
+            let is_others = |other: &String| !other.is_empty() && part.file.starts_with(other.as_str());
+            is_of_all(part) || (part.file.starts_with(&folder) && !others.iter().any(is_others))
+        });
+        let place = |part: &Part| if is_of_all(part) { dir.to_owned() } else { dir.join(&folder) };
+        let places: Vec<PathBuf> = manifest.parts.iter().map(place).collect();
+        for part in manifest.parts.iter_mut().filter(|part| !is_of_all(part)) {
+            part.file = part.file[folder.len()..].to_owned();
+        }
         // A GPU's code is in cubins, whatever the plan will say of them.
         let has_cubins = manifest.parts.iter().any(|part| manifest::is_cubin(&part.file));
         for file in [manifest::PLAN, manifest::CODE, manifest::WEIGHTS] {
@@ -64,8 +95,8 @@ impl Artifact {
         let mut done = 0;
         let (mut plan, mut code, mut tokenizer, mut weights) = (None, Vec::new(), None, None);
         let mut cubins = BTreeMap::new();
-        for part in &manifest.parts {
-            let contents = match read_part(dir, part, &mut |bytes| progress(done + bytes, total)) {
+        for (part, place) in manifest.parts.iter().zip(&places) {
+            let contents = match read_part(place, part, &mut |bytes| progress(done + bytes, total)) {
                 Ok(contents) => contents,
                 Err(problem) => {
                     problems.push(problem);
@@ -98,7 +129,7 @@ impl Artifact {
             Some(Ok(text)) => match Plan::from_ron(&text) {
                 Ok(plan) => Some(plan),
                 Err(source) if problems.is_empty() || matches!(source, ReadError::Version { .. }) => {
-                    return Err(RuntimeError::Read { path: dir.join(manifest::PLAN), source });
+                    return Err(RuntimeError::Read { path: dir.join(&folder).join(manifest::PLAN), source });
                 }
                 Err(_) => None,
             },

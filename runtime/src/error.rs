@@ -225,6 +225,15 @@ pub enum RuntimeError {
         /// What it may be.
         range: &'static str,
     },
+    /// None of an artifact's targets is here.
+    #[error(
+        "this machine has none of the targets that the model was compiled for:{}\nCompile it for one that it has, such as --target native",
+        .targets.iter().map(|(target, reason)| format!("\n  {target}: {reason}")).collect::<String>()
+    )]
+    NoTarget {
+        /// The targets, and why each is not.
+        targets: Vec<(String, String)>,
+    },
     /// The logits are all NaN or minus infinity: damaged weights.
     #[error("no logit of this row is a number; the weights are damaged")]
     NoLogits,

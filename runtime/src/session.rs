@@ -137,7 +137,7 @@ impl Session {
     ///
     /// As [`Artifact::open`], and if memory or threads cannot be had.
     pub fn open(dir: &Path, options: &Options) -> Result<Self, RuntimeError> {
-        Self::new(Artifact::open(dir, &mut |_, _| ())?, options)
+        Self::new(Artifact::open(dir, options.device, &mut |_, _| ())?, options)
     }
 
     /// A session of an artifact.

@@ -15,7 +15,7 @@ fn draft() -> Draft {
 }
 
 fn open(dir: &Path) -> Result<Artifact, RuntimeError> {
-    Artifact::open(dir, &mut |_, _| ())
+    Artifact::open(dir, None, &mut |_, _| ())
 }
 
 /// All problems of an artifact.
@@ -35,7 +35,7 @@ fn problems_of(draft: &Draft) -> Vec<ArtifactProblem> {
 fn a_sound_artifact_opens_and_reports_progress() {
     let dir = draft().written();
     let mut seen = Vec::new();
-    let artifact = Artifact::open(dir.path(), &mut |done, total| seen.push((done, total))).unwrap();
+    let artifact = Artifact::open(dir.path(), None, &mut |done, total| seen.push((done, total))).unwrap();
     assert_eq!(seen.last(), Some(&(artifact.bytes, artifact.bytes)));
     assert!(seen.is_sorted());
 }

@@ -4,13 +4,14 @@ use std::ops::RangeInclusive;
 
 use ir::plan::{Expr, Grid};
 use ir::{Graph, ValueId};
-use kernels::cuda::{Blocks, PER_CALL};
+use kernels::cuda::{Accuracy, Blocks, PER_CALL};
 use kernels::{CUDA_TABLE, CudaKernelDesc, Sm, Specialised, extent};
 
 use crate::lower::cpu::{self, NoKernel, Wanted};
 
-/// The kernel of an op for calls of a range of tokens: among those that the target can run, one that is not plain, made for the fewest tokens, of
-/// the highest capability; then the one whose tiles take the least time for the most tokens.
+/// The kernel of an op for calls of a range of tokens: among those that the target can run and that take its sizes, one that is not plain, made for
+/// the fewest tokens, of the highest capability, the one whose tiles take the least time for the most tokens, and rather one whose results are
+/// bounded than one whose results are exact.
 ///
 /// # Errors
 ///
@@ -38,7 +39,9 @@ pub fn choose(
         let range = desc.tokens.end() - desc.tokens.start();
         let dim = |name: &str| size(name).unsigned_abs();
         let time = desc.tile.map_or(0, |tile| tile.nanoseconds(*tokens.end(), dim("k"), dim("m")));
-        (desc.is_plain(), range, std::cmp::Reverse(desc.requires), time, desc.name)
+        // Rows that need not keep to the one order of the sums are faster.
+        let is_exact = desc.accuracy == Accuracy::Exact;
+        (desc.is_plain(), range, std::cmp::Reverse(desc.requires), time, is_exact, desc.name)
     });
     let refuse = |reason: String| {
         let closest: Vec<&str> = CUDA_TABLE.iter().filter(|desc| desc.family == family).map(|desc| desc.name).collect();

@@ -25,8 +25,20 @@ pub const REPORT: &str = "report.txt";
 pub struct Manifest {
     /// [`VERSION`] of the build that wrote it.
     pub version: u32,
+    /// The targets that it was compiled for, the first of which has its files beside the manifest. Weights and tokenizer are of all.
+    pub targets: Vec<Compilation>,
     /// All other files, in order of their names.
     pub parts: Vec<Part>,
+}
+
+/// What an artifact has for one target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Compilation {
+    /// The target, as its plan names it.
+    pub target: String,
+    /// What stands before the names of its files: nothing, or the name of a folder with a slash. See [`folder`].
+    pub folder: String,
 }
 
 /// One file.
@@ -49,6 +61,17 @@ pub fn cubin(kernel: &str) -> String {
 /// The source that a kernel's cubin was compiled from, by the kernel's name.
 pub fn cuda_source(kernel: &str) -> String {
     format!("{CUBINS}{kernel}.cu")
+}
+
+/// The folder of the files of a target beyond the first: its name with a `-` for all but letters, digits and `_`, and a slash.
+pub fn folder(target: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' };
+    target.chars().map(plain).chain(['/']).collect()
+}
+
+/// Whether a name is that of a folder that [`folder`] gives, or empty: that of the first target.
+pub fn is_folder(name: &str) -> bool {
+    name.is_empty() || name.strip_suffix('/').is_some_and(|stem| !stem.is_empty() && folder(stem) == name)
 }
 
 /// Whether a name is that of a cubin: a plain name in [`CUBINS`].

@@ -125,9 +125,9 @@ pub(crate) trait ByteDot {
     const OFFSET: i32;
 
     /// `sums[r][t] = sum_i (w(r, i) + OFFSET) * x(t, i)`, wrapping around: `ROWS` rows of `bytes` int8, `w_stride` apart from `w` on, with
-    /// `TOKENS` rows `x_stride` apart from `x` on. `bytes` is a multiple of 16. With `FETCH`, as many bytes from `ahead` on are prefetched
-    /// as weights are read, at the same pace.
-    unsafe fn dot_q8<const ROWS: usize, const TOKENS: usize, const FETCH: bool>(
+    /// `TOKENS` rows `x_stride` apart from `x` on. `bytes` is a multiple of 16. For each 64 bytes of the rows,
+    /// `FETCH` cache lines from `ahead` on are prefetched, one after the other.
+    unsafe fn dot_q8<const ROWS: usize, const TOKENS: usize, const FETCH: usize>(
         w: *const u8,
         w_stride: usize,
         x: *const u8,
@@ -193,6 +193,7 @@ pub fn prefetch(from: *const u8) {
 
 /// Keeps the loads that come later in the program from being done earlier: the accumulators of a large step fill the registers, and values
 /// that are loaded long before their use go to the stack and back.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn hold_loads() {
     std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);

@@ -200,7 +200,7 @@ impl TernaryDot for ScalarBase3 {
 impl ByteDot for Scalar {
     const OFFSET: i32 = 0;
 
-    unsafe fn dot_q8<const ROWS: usize, const TOKENS: usize, const FETCH: bool>(
+    unsafe fn dot_q8<const ROWS: usize, const TOKENS: usize, const FETCH: usize>(
         w: *const u8,
         w_stride: usize,
         x: *const u8,

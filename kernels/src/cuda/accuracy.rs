@@ -8,13 +8,14 @@
 //! `p_j = exp(s_j) / sum_i exp(s_i)`, so that `o_d = sum_j p_j v_jd`. Let `|k|` of a record with a minimum be `|minimum| + |k - minimum|`, else the
 //! absolute value, and likewise `|v|`. With `u = 2^-23`, the most that an addition in f32 loses where tensor cores truncate:
 //!
-//! * A score is off by at most `e_j = |scale| * (sum_i |k_ji| (queries (|q_i| + 2^-7 max |q|) + keys |q_i|) + u (hd + 8) (sum_i |q_i| |k_ji| +
-//!   offset * record_j * sum_i |q_i|)) + 4 u |s_j|`: its operands are rounded, relatively by `queries` and `keys`; it is a sum of `hd` numbers and
-//!   some corrections; codes may be raised by an `offset`, which is `record_j`, the record's scale, times as much in the key; and it is scaled.
+//! * A score is off by at most `e_j = |scale| * (sum_i |k_ji| (queries |q_i| + largest_query max |q| + keys |q_i|) + u (hd + 8) sum_i |q_i| |k_ji|) +
+//!   4 u |s_j|`: its operands are rounded, queries relatively or as parts of the largest one; it is a sum of `hd` numbers and some corrections; and it is
+//!   scaled.
 //! * With `e = max_j e_j`, every weight is off by a factor between `exp(-e)` and `exp(e)`, and so is their sum. Weights and values are rounded,
 //!   relatively by `weights` and `values`, and the exponential by less than `2^-20`. What is off by a factor in every term of a sum of `|v|` is off by it in
 //!   the sum: `(exp(2 e + weights + values + 2^-20) - 1) * a_d` with `a_d = sum_j p_j |v_jd|`.
-//! * The sums over `n` keys lose `u (n + 64)` of `a_d` twice, above and below the line, and once of what an offset adds, `offset * sum_j p_j record_j`.
+//! * The sums over `n` keys lose `u (n + 64)` of `a_d` twice, above and below the line, and once of `raised * sum_j p_j record_j`, if codes of values are
+//!   multiplied with so much added to them; `record_j` is the scale of the value's record.
 
 /// How the results of a row compare with those of the scalar row.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,31 +31,34 @@ pub enum Accuracy {
 pub struct Rounding {
     /// Queries.
     pub queries: f64,
+    /// Queries, relative to the largest one of the head.
+    pub largest_query: f64,
     /// Decoded keys.
     pub keys: f64,
     /// Exponentials, as operands of the product with the values.
     pub weights: f64,
     /// Decoded values.
     pub values: f64,
-    /// What is added to codes that are not decoded, the larger one of keys and values.
-    pub offset: f64,
+    /// What is added to codes of values that are not decoded.
+    pub raised: f64,
 }
 
 /// What is relatively lost where a number becomes the nearest bf16: half of its last of 8 bits.
 const BF16: f64 = 1.0 / 512.0;
 
+/// Nothing is rounded.
+const NONE: Rounding = Rounding { queries: 0.0, largest_query: 0.0, keys: 0.0, weights: 0.0, values: 0.0, raised: 0.0 };
+
 impl Rounding {
     /// Queries and weights are bf16; keys and values are, too, as they lie in the cache.
-    pub const BF16_OPERANDS: Rounding = Rounding { queries: BF16, keys: 0.0, weights: BF16, values: 0.0, offset: 0.0 };
+    pub const BF16_OPERANDS: Rounding = Rounding { queries: BF16, weights: BF16, ..NONE };
 
     /// Queries and weights are bf16, and so are keys and values once they are decoded.
-    pub const BF16_DECODED: Rounding = Rounding { queries: BF16, keys: BF16, weights: BF16, values: BF16, offset: 0.0 };
+    pub const BF16_DECODED: Rounding = Rounding { keys: BF16, values: BF16, ..Rounding::BF16_OPERANDS };
 
     /// Queries and weights are sums of two bf16; keys and values are as they lie in the cache.
-    pub const TWO_BF16: Rounding =
-        Rounding { queries: BF16 * BF16, keys: 0.0, weights: BF16 * BF16, values: 0.0, offset: 0.0 };
+    pub const TWO_BF16: Rounding = Rounding { queries: BF16 * BF16, weights: BF16 * BF16, ..NONE };
 
-    /// Queries and weights are sums of two bf16 (or f16); codes are raised, by 128 in bf16 and by 1152 in f16.
-    pub const RAISED_CODES: Rounding =
-        Rounding { queries: BF16 * BF16, keys: 0.0, weights: BF16 * BF16, values: 0.0, offset: 1152.0 };
+    /// Queries are whole multiples of the largest one's 32512th part, weights sums of two bf16, and codes of values are raised by 128.
+    pub const CODES: Rounding = Rounding { largest_query: 0.51 / 32512.0, weights: BF16 * BF16, raised: 128.0, ..NONE };
 }

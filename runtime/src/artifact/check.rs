@@ -36,15 +36,20 @@ pub(crate) const CUDA: &str = "cuda:";
 
 /// The target is this CPU, or a GPU of a known kind.
 pub(super) fn target(plan: &Plan, problems: &mut Vec<ArtifactProblem>) {
-    let mut problem = |reason: String| problems.push(ArtifactProblem::Target { target: plan.target.clone(), reason });
-    if let Some(sm) = plan.target.strip_prefix(CUDA) {
+    target_of(&plan.target, problems);
+}
+
+/// The same of its name.
+pub(super) fn target_of(target: &str, problems: &mut Vec<ArtifactProblem>) {
+    let mut problem = |reason: String| problems.push(ArtifactProblem::Target { target: target.to_owned(), reason });
+    if let Some(sm) = target.strip_prefix(CUDA) {
         // Which GPU there is, if there is one, is asked when a session starts on it.
         if sm.parse::<Sm>().is_err() {
             problem(format!("this version does not know `{sm}`"));
         }
         return;
     }
-    let (arch, isas) = plan.target.split_once(':').unwrap_or((&plan.target, ""));
+    let (arch, isas) = target.split_once(':').unwrap_or((target, ""));
     let host = std::env::consts::ARCH;
     if arch != host {
         problem(format!("this machine is {host}"));

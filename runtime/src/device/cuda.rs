@@ -102,6 +102,15 @@ enum Step {
     Copy { from: u64, to: u64, bytes: u64 },
 }
 
+/// Major and minor version of the compute capability of the GPU that the driver shows first.
+///
+/// # Errors
+///
+/// If there is none.
+pub fn capability() -> Result<(u32, u32), RuntimeError> {
+    Context::new()?.capability()
+}
+
 impl CudaDevice {
     /// A device with an artifact's weights, cubins and memory.
     ///

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ir::DType;
 use ir::entity::Id;
-use ir::plan::manifest::{self, Manifest, Part};
+use ir::plan::manifest::{self, Compilation, Manifest, Part};
 use ir::plan::{
     Access, Arg, Buffer, BufferId, Call, Code, Expr, Io, Kernel, KernelId, Machine, Phase, Plan, Rate, Role, Step,
     SymbolBound, VERSION,
@@ -300,7 +300,8 @@ impl Draft {
                 blake3: blake3::hash(&bytes).to_hex().to_string(),
             });
         }
-        let manifest = Manifest { version: VERSION, parts };
+        let targets = vec![Compilation { target: self.plan.target.clone(), folder: String::new() }];
+        let manifest = Manifest { version: VERSION, targets, parts };
         std::fs::write(dir.join(manifest::MANIFEST), manifest.to_ron()).unwrap();
     }
 

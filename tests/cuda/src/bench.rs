@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use ir::DType;
 use kernels::Family;
-use kernels::cuda::CudaKernelDesc;
+use kernels::cuda::{Accuracy, CudaKernelDesc};
 use kernels::extent::arg_bytes;
 
 use crate::Compiler;
@@ -62,11 +62,29 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
                     matmul(gpu, compiler, desc, (n, 2560, VOCABULARY), rate)?;
                 }
             }
+            Family::Attention if 1 < *desc.tokens.start() => {
+                for tokens in [4096, 32768] {
+                    prefill(gpu, compiler, desc, tokens)?;
+                }
+            }
             Family::Attention => {
-                for (n, ctx) in [(1, 512), (8, 512), (1, 4096), (1, 32768)] {
-                    // The plain rows are too slow for the long ones.
-                    if ctx <= 4096 || !desc.name.contains("__cuda__") {
-                        attention(gpu, compiler, desc, n, ctx, rate)?;
+                for (n, heads, kv_heads, ctx) in [
+                    (1, 20, 5, 512),
+                    (8, 20, 5, 512),
+                    (1, 20, 5, 4096),
+                    (1, 20, 5, 32768),
+                    (1, 20, 5, 131_072),
+                    (1, 32, 8, 131_072),
+                ] {
+                    let takes = |name: &str| match name {
+                        "heads" => heads,
+                        "kv_heads" => kv_heads,
+                        other => typical(other),
+                    };
+                    // The exact rows are too slow for long caches.
+                    let is_slow = desc.accuracy == Accuracy::Exact && 4096 < ctx;
+                    if !is_slow && desc.tokens.contains(&(n as u64)) && (desc.takes)(&takes) {
+                        attention(gpu, compiler, desc, (n, heads, kv_heads, ctx), rate)?;
                     }
                 }
             }
@@ -254,31 +272,44 @@ fn layers(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, n: i64,
     Ok(())
 }
 
+/// Queries, or a cache `[seqs, kv_heads, ctx]`, of rows that repeat.
+fn cache(dtype: DType, rows_of_all: i64, hd: i64) -> Vec<u8> {
+    let some = rows(dtype, &Random::new(1).floats(64 * hd as u64), hd as usize);
+    let bytes = some.len() / 64 * rows_of_all as usize;
+    some.iter().copied().cycle().take(bytes).collect()
+}
+
+/// Numbers of tokens.
+fn numbers(gpu: &Gpu, values: impl IntoIterator<Item = i32>) -> Result<Buffer> {
+    gpu.upload(&values.into_iter().flat_map(i32::to_le_bytes).collect::<Vec<_>>())
+}
+
 /// The last token of each of `n` full caches.
-fn attention(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, n: i64, ctx: i64, rate: f64) -> Result<()> {
+fn attention(
+    gpu: &Gpu,
+    compiler: &Compiler,
+    desc: &'static CudaKernelDesc,
+    (n, heads, kv_heads, ctx): (i64, i64, i64, i64),
+    rate: f64,
+) -> Result<()> {
     let dim = |name: &str| match name {
         "n" => n,
         "ctx" => ctx,
+        "heads" => heads,
+        "kv_heads" => kv_heads,
         other => typical(other),
     };
-    let (heads, kv_heads, hd) = (dim("heads"), dim("kv_heads"), dim("hd"));
-    let mut random = Random::new(1);
-    let mut cache = |dtype: DType| {
-        let row = rows(dtype, &random.floats(64 * hd as u64), hd as usize);
-        let bytes = row.len() / 64 * (n * ctx * kv_heads) as usize;
-        row.iter().copied().cycle().take(bytes).collect::<Vec<u8>>()
-    };
-    let (k, v) = (cache(desc.inputs[1]), cache(desc.inputs[2]));
+    let hd = dim("hd");
+    let [k, v] = [1, 2].map(|input| cache(desc.inputs[input], n * ctx * kv_heads, hd));
     let bytes = (k.len() + v.len()) as f64;
     let copies = (COLD_BYTES / 2).div_ceil(bytes as usize).min(64);
     let mut caches = vec![(gpu.upload(&k)?, gpu.upload(&v)?)];
     for _ in 1..copies {
         caches.push((caches[0].0.duplicate(gpu)?, caches[0].1.duplicate(gpu)?));
     }
-    let numbers = |values: Vec<i32>| gpu.upload(&values.into_iter().flat_map(i32::to_le_bytes).collect::<Vec<_>>());
-    let q = gpu.upload(&rows(DType::F32, &random.floats((n * heads * hd) as u64), hd as usize))?;
-    let (seq, pos) = (numbers((0..n as i32).collect())?, numbers(vec![ctx as i32 - 1; n as usize])?);
-    let span = numbers(vec![0; 2 * n as usize])?;
+    let q = gpu.upload(&cache(DType::F32, n * heads, hd))?;
+    let (seq, pos) = (numbers(gpu, 0..n as i32)?, numbers(gpu, vec![ctx as i32 - 1; n as usize])?);
+    let span = numbers(gpu, vec![0; 2 * n as usize])?;
     let out = gpu.allocate(4 * (n * heads * hd) as usize)?;
     let kernel = load(gpu, compiler, desc, &dim)?;
     let mut seconds = [0.0; 2];
@@ -295,6 +326,37 @@ fn attention(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, n: i
     let texts = seconds
         .map(|seconds| format!("{:.2} us, {:.0} % of the read rate", seconds * 1e6, 100.0 * bytes / seconds / rate));
     println!("{} heads={heads}/{kv_heads} hd={hd} keys={ctx} n={n}: {}; early {}", desc.name, texts[0], texts[1]);
+    Ok(())
+}
+
+/// A whole prompt of one sequence.
+fn prefill(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, n: i64) -> Result<()> {
+    let dim = |name: &str| match name {
+        "n" | "ctx" => n,
+        "heads" => 32,
+        "kv_heads" => 8,
+        other => typical(other),
+    };
+    let (heads, hd) = (dim("heads"), dim("hd"));
+    let [k, v] = [1, 2].map(|input| cache(desc.inputs[input], n * dim("kv_heads"), hd));
+    let (k, v) = (gpu.upload(&k)?, gpu.upload(&v)?);
+    let q = gpu.upload(&cache(DType::F32, n * heads, hd))?;
+    let (seq, pos) = (numbers(gpu, vec![0; n as usize])?, numbers(gpu, 0..n as i32)?);
+    let span = numbers(gpu, vec![0; 2 * n as usize])?;
+    let out = gpu.allocate(4 * (n * heads * hd) as usize)?;
+    let kernel = load(gpu, compiler, desc, &dim)?;
+    let addresses = [&q, &k, &v, &seq, &pos, &span, &out].map(Buffer::address).to_vec();
+    let one = launch(desc, kernel, addresses, &dim);
+    let seconds = median(gpu.time(&gpu.record(&[one.clone(), one])?, 7)?) / 2.0;
+    // Two products of `hd` with half of all pairs of tokens.
+    let products = (heads * hd * n * (n + 1)) as f64;
+    println!(
+        "{} heads={heads}/{} hd={hd} prompt of {n}: {:.1} us, {:.0} TFLOP/s",
+        desc.name,
+        dim("kv_heads"),
+        seconds * 1e6,
+        2e-12 * products / seconds
+    );
     Ok(())
 }
 

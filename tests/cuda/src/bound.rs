@@ -51,15 +51,14 @@ pub(crate) fn attention(desc: &CudaKernelDesc, case: &Case, rounding: Rounding) 
 fn one(query: &[f64], scale: f64, keys: &Rows, values: &Rows, rows: &[usize], rounding: Rounding) -> Vec<Expected> {
     let hd = query.len();
     let largest = query.iter().fold(0.0_f64, |most, q| most.max(q.abs()));
-    let query_sum: f64 = query.iter().map(|q| q.abs()).sum();
     let (mut scores, mut error) = (Vec::with_capacity(rows.len()), 0.0_f64);
     for &row in rows {
         let (key, sizes) = (keys.row(row), keys.sizes(row));
         let score = scale * query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
         let size: f64 = query.iter().zip(&sizes).map(|(q, k)| q.abs() * k).sum();
-        let rest: f64 = sizes.iter().map(|k| k * largest / 128.0).sum();
-        let operands = rounding.queries * (size + rest) + rounding.keys * size;
-        let sums = ULP * (hd + 8) as f64 * (size + rounding.offset * keys.scale(row) * query_sum);
+        let all: f64 = sizes.iter().sum();
+        let operands = (rounding.queries + rounding.keys) * size + rounding.largest_query * largest * all;
+        let sums = ULP * (hd + 8) as f64 * size;
         error = error.max(scale.abs() * (operands + sums) + 4.0 * ULP * score.abs());
         scores.push(score);
     }
@@ -74,7 +73,7 @@ fn one(query: &[f64], scale: f64, keys: &Rows, values: &Rows, rows: &[usize], ro
             value[at] += p * v;
             size[at] += p * v_size;
         }
-        raised += p * rounding.offset * values.scale(row);
+        raised += p * rounding.raised * values.scale(row);
     }
     let relative = (2.0 * error + rounding.weights + rounding.values + 1.0 / (1 << 20) as f64).exp_m1();
     let lost = ULP * (rows.len() + 64) as f64;

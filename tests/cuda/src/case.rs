@@ -4,7 +4,7 @@ use half::bf16;
 use ir::DType;
 use ir::packing::{RowFormat, TernaryLayout};
 use kernels::Family;
-use kernels::cuda::CudaKernelDesc;
+use kernels::cuda::{Accuracy, CudaKernelDesc};
 
 /// One call of a kernel.
 pub(crate) struct Case {
@@ -156,6 +156,7 @@ fn matmul(
 fn attentions(desc: &CudaKernelDesc) -> Vec<Case> {
     let mut cases = Vec::new();
     let tokens: Vec<u64> = [1, 2, 5, 16, 17, 70].into_iter().filter(|n| desc.tokens.contains(n)).collect();
+    let is_bounded = desc.accuracy != Accuracy::Exact;
     for (heads, kv_heads, hd, ctx, window, sinks) in [
         (1, 1, 64, 70, 0, 0),
         (4, 2, 128, 200, 0, 0),
@@ -168,20 +169,43 @@ fn attentions(desc: &CudaKernelDesc) -> Vec<Case> {
         (5, 1, 256, 300, 0, 0),
     ] {
         for &n in &tokens {
-            cases.push(attention(desc, n, [heads, kv_heads, hd, ctx, window, sinks]));
+            cases.push(attention(desc, "random", n, [heads, kv_heads, hd, ctx, window, sinks]));
+        }
+    }
+    // What is in no row's way must be nearly exact: queries that are bf16 already.
+    for (sizes, tokens) in [
+        ([8, 2, 64, 1000, 0, 0], [1, 16, 257]),
+        ([4, 1, 128, 600, 130, 9], [2, 16, 130]),
+        ([8, 1, 128, 4098, 0, 0], [1, 3, 17]),
+    ] {
+        for n in tokens.into_iter().filter(|n| is_bounded && desc.tokens.contains(n)) {
+            cases.push(attention(desc, "bf16 queries", n, sizes));
         }
     }
     cases
 }
 
-fn attention(desc: &CudaKernelDesc, n: u64, [heads, kv_heads, hd, ctx, window, sinks]: [u64; 6]) -> Case {
+fn attention(
+    desc: &CudaKernelDesc,
+    label: &'static str,
+    n: u64,
+    [heads, kv_heads, hd, ctx, window, sinks]: [u64; 6],
+) -> Case {
     let mut random = Random::new(n * 7919 + heads * 31 + hd + ctx + window);
     let seqs = 2;
-    let q = random.floats(n * heads * hd);
+    let mut q = random.floats(n * heads * hd);
+    if label == "bf16 queries" {
+        q.iter_mut().for_each(|q| *q = bf16::from_f32(*q).to_f32());
+    }
     let k = random.floats(seqs * ctx * kv_heads * hd);
     let v = random.floats(seqs * ctx * kv_heads * hd);
-    let seq: Vec<i32> = (0..n).map(|_| random.below(seqs) as i32).collect();
-    let pos: Vec<i32> = (0..n).map(|_| random.below(ctx) as i32).collect();
+    // Tokens of many sequences in any order, or two prompts one after the other.
+    let mut seq: Vec<i32> = (0..n).map(|_| random.below(seqs) as i32).collect();
+    let mut pos: Vec<i32> = (0..n).map(|_| random.below(ctx) as i32).collect();
+    if label != "random" && n <= ctx {
+        seq = (0..n).map(|token| i32::from(n * 2 / 3 <= token)).collect();
+        pos = (0..n).map(|token| (ctx - n + token) as i32).collect();
+    }
     let mut span = Vec::new();
     for position in &pos {
         let first = if random.below(3) == 0 { random.below(*position as u64 + 1) as i32 } else { 0 };
@@ -189,7 +213,7 @@ fn attention(desc: &CudaKernelDesc, n: u64, [heads, kv_heads, hd, ctx, window, s
     }
     let scale = (hd as f32).sqrt().recip();
     Case {
-        label: "random",
+        label,
         dims: [n, heads, kv_heads, hd, ctx, window, sinks]
             .map(|dim| dim as i64)
             .into_iter()

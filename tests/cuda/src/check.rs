@@ -153,7 +153,7 @@ fn largest_part(got: &[u8], wanted: &[Expected]) -> Result<f64> {
     let got = floats(got);
     let part = |(got, wanted): (&f32, &Expected)| (f64::from(*got) - wanted.value).abs() / wanted.bound.max(1e-30);
     // What is no number is beyond any bound.
-    let is_outside = |pair: &(&f32, &Expected)| !(part(*pair) <= 1.0);
+    let is_outside = |pair: &(&f32, &Expected)| part(*pair).is_nan() || 1.0 < part(*pair);
     let count = got.iter().zip(wanted).filter(is_outside).count();
     if let Some((index, (got, wanted))) = got.iter().zip(wanted).enumerate().find(|(_, pair)| is_outside(pair)) {
         let Expected { value, bound } = wanted;

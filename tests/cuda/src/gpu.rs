@@ -125,6 +125,9 @@ impl Gpu {
         // SAFETY: the module is loaded and the name ends in zero.
         let status = unsafe { sys::cuModuleGetFunction(&raw mut function, module, name.as_ptr()) };
         check("cuModuleGetFunction", status)?;
+        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
+        // SAFETY: the function is loaded. Devices without clusters know nothing of it, and need not.
+        let _ = unsafe { sys::cuFuncSetAttribute(function, attribute, 1) };
         if 48 << 10 < shared_bytes {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is loaded.

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use compiler::artifact::{self, ArtifactError};
 use compiler::report::human_bytes;
 use compiler::weights::{RandomWeights, WeightSource};
 use compiler::{Compiled, Options, Target};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ir::plan::manifest;
 
 use crate::model::{self, BuildArgs, Named};
 use crate::nvrtc;
@@ -26,6 +27,7 @@ tritterc compile models/bitnet-code-nano -o nano            a checkpoint, for th
 tritterc compile ./bitnet-2b -o out --kv int4 --context 8192\n  \
 tritterc compile bitnet-2b-4t -o big --random-weights 1     a shipped spec, to measure speed\n  \
 tritterc compile models/bitnet-code-nano -o nano --target cuda:sm_90a      for an H100\n  \
+tritterc compile models/bitnet-code-nano -o nano --packing 2bit --target cuda:sm_80 --target cuda:sm_90a --target native\n  \
 tritterc compile 70b -o plan                                 no weights: plan, code and report only\n  \
 tritterc compile models/bitnet-code-nano -o nano --tuning tuning.ron   with rates that tritter tune measured\n  \
 tritterc compile my.ron -o out --random-weights 7 --target x86_64:avx2 --dump stages")]
@@ -36,9 +38,9 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// CPU or GPU to compile for: x86_64:avx512vnni, x86_64:avx2, x86_64, aarch64:neon, scalar, native, or cuda:sm_90a and the like (sm_80, sm_86,
-    /// sm_89, sm_90a, sm_100, sm_120).
-    #[arg(long, default_value = "native")]
-    target: Target,
+    /// sm_89, sm_90a, sm_100, sm_120). Given several times, the artifact is for all of them, and they share its weights.
+    #[arg(long = "target", value_name = "TARGET", default_value = "native")]
+    targets: Vec<Target>,
     /// NVRTC, or the folder that has it, for CUDA targets; by default it is looked for in CUDA_HOME, CUDA_PATH, the Python wheel
     /// nvidia-cuda-nvrtc, and where the loader looks.
     #[arg(long, value_name = "PATH")]
@@ -85,10 +87,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         nvrtc: nvrtc::search(args.nvrtc.as_deref()),
         allow_spills: args.allow_spills,
     };
-    let target = model::tuned(&args.target, args.tuning.as_deref())?;
-    let compiled = compiler::compile(built.program.clone(), &target, &options)?;
+    if args.tuning.is_some() && 1 < args.targets.len() {
+        bail!("--tuning has the rates of one machine; compile for its target alone");
+    }
+    let mut compiled = Vec::new();
+    for target in &args.targets {
+        let target = model::tuned(target, args.tuning.as_deref())?;
+        compiled.push(compiler::compile(built.program.clone(), &target, &options)?);
+    }
     if let Some(directory) = &args.dump {
-        write_dumps(directory, &compiled)?;
+        for one in &compiled {
+            let folder = if compiled.len() == 1 { String::new() } else { manifest::folder(&one.plan.target) };
+            write_dumps(&directory.join(folder), one)?;
+        }
     }
     let tokenizer = model::tokenizer(&named)?;
     if let Named::Checkpoint { surplus, .. } = &named
@@ -101,12 +112,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         (None, Named::Checkpoint { checkpoint, .. }) => Some(Box::new(checkpoint.bind(built.params))),
         (None, _) => None,
     };
-    let bar = progress_bar(compiled.weights.bytes());
+    let bar = progress_bar(compiled[0].weights.bytes());
     let progress = |bytes: u64| {
         bar.inc(bytes);
         if interrupted.load(Ordering::SeqCst) { Err(io::Error::from(io::ErrorKind::Interrupted)) } else { Ok(()) }
     };
-    let written = artifact::write(&args.output, &compiled, weights.as_deref(), tokenizer.as_deref(), &progress);
+    let written = artifact::write_all(&args.output, &compiled, weights.as_deref(), tokenizer.as_deref(), &progress);
     bar.finish_and_clear();
     let artifact_bytes = match written {
         Ok(bytes) => bytes,
@@ -146,7 +157,8 @@ fn write_dumps(directory: &Path, compiled: &Compiled) -> Result<()> {
 }
 
 struct Summary<'a> {
-    compiled: &'a Compiled,
+    /// For one target at least.
+    compiled: &'a [Compiled],
     output: &'a Path,
     artifact_bytes: u64,
     has_weights: bool,
@@ -155,13 +167,14 @@ struct Summary<'a> {
 
 impl Summary<'_> {
     fn json(&self) -> String {
-        let report = &self.compiled.report;
+        let report = &self.compiled[0].report;
         let calls =
             |name: &str| report.phases.iter().find(|phase| phase.0 == name).map_or(0, |phase| phase.2.values().sum());
         let stages = report.times.iter().map(|(pass, time)| ((*pass).to_owned(), time.as_secs_f64().into()));
         let value = serde_json::json!({
             "model": report.model,
             "target": report.target,
+            "targets": self.compiled.iter().map(|one| one.report.target.as_str()).collect::<Vec<_>>(),
             "machine": report.machine.to_string(),
             "output": self.output.display().to_string(),
             "seconds": self.elapsed.as_secs_f64(),
@@ -178,23 +191,26 @@ impl Summary<'_> {
     }
 
     fn text(&self) -> String {
-        let report = &self.compiled.report;
-        let memory = report.memory;
+        let targets: Vec<&str> = self.compiled.iter().map(|one| one.report.target.as_str()).collect();
         let mut text = format!(
             "{} for {} in {:.2} s -> {} ({})\n",
-            report.model,
-            report.target,
+            self.compiled[0].report.model,
+            targets.join(", "),
             self.elapsed.as_secs_f64(),
             self.output.display(),
             human_bytes(self.artifact_bytes)
         );
-        text += &format!(
-            "needs {}: weights {}, caches {}, scratch {}\n",
-            human_bytes(memory.peak()),
-            human_bytes(memory.weights),
-            human_bytes(memory.states),
-            human_bytes(memory.scratch)
-        );
+        for one in self.compiled {
+            let memory = one.report.memory;
+            let on = if targets.len() == 1 { String::new() } else { format!("{} ", one.report.target) };
+            text += &format!(
+                "{on}needs {}: weights {}, caches {}, scratch {}\n",
+                human_bytes(memory.peak()),
+                human_bytes(memory.weights),
+                human_bytes(memory.states),
+                human_bytes(memory.scratch)
+            );
+        }
         if self.has_weights {
             text += &format!("run it: tritter run {} --prompt \"...\"\n", self.output.display());
         } else {

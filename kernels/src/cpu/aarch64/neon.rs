@@ -354,7 +354,7 @@ impl ByteDot for Neon {
 
     #[inline]
     #[target_feature(enable = "neon,dotprod")]
-    unsafe fn dot_q8<const ROWS: usize, const TOKENS: usize, const FETCH: bool>(
+    unsafe fn dot_q8<const ROWS: usize, const TOKENS: usize, const FETCH: usize>(
         w: *const u8,
         w_stride: usize,
         x: *const u8,
@@ -366,9 +366,9 @@ impl ByteDot for Neon {
         let mut acc = [[vdupq_n_s32(0); TOKENS]; ROWS];
         let mut at = 0;
         while at < bytes {
-            if FETCH && at.is_multiple_of(64) {
-                for row in 0..ROWS {
-                    prefetch(ahead.wrapping_add(at * ROWS + row * 64));
+            if at.is_multiple_of(64) {
+                for line in 0..FETCH {
+                    prefetch(ahead.wrapping_add(at * FETCH + line * 64));
                 }
             }
             let mut codes = [vdupq_n_s32(0); TOKENS];

@@ -212,7 +212,7 @@ impl CacheRow for Q4Row {
     }
 }
 
-/// Any number of tokens. `DOTS` scores are computed at once, and `ROWS` rows at once meet a value, or 4 or one where fewer are left. With
+/// Any number of tokens. `DOTS` scores are computed at once, and `ROWS` rows at once meet a value, or 4, 2 or one where fewer are left. With
 /// `DIRECT` the rows of the cache are not decoded ahead for one token: its heads meet them at once, so that each is decoded once anyway.
 ///
 /// # Safety
@@ -313,8 +313,17 @@ struct State {
 struct Caches {
     k: *const u8,
     v: *const u8,
-    /// The keys that are probably read after those of this tile, to be fetched: those of the next tile, or the first of the next head.
-    next_k: Option<*const u8>,
+    /// Where the rows lie that are probably read after those of this tile, to be fetched: those of the next tile, or the first of the next head.
+    next: Option<Next>,
+    /// Whether it is the first tile, whose rows may not have been fetched.
+    is_cold: bool,
+}
+
+/// The first rows of a tile to come.
+#[derive(Clone, Copy)]
+struct Next {
+    k: *const u8,
+    v: *const u8,
 }
 
 /// Rows of a cache, `stride` bytes apart.
@@ -374,7 +383,8 @@ impl Operands {
             let heads = MAX_HEADS.min(last.min((kv_head + 1) * group) - head);
             let rows = Rows { token, tokens, kv_head, head, heads };
             head += heads;
-            let next_kv_head = (head < last).then_some(head / group);
+            // The units after these are probably computed next, if not by this call.
+            let next_kv_head = (head.is_multiple_of(group) && head < self.heads).then_some(head / group);
             // SAFETY: as the caller promises.
             unsafe { self.attend::<L, K, V, DOTS, ROWS, DIRECT>(rows, next_kv_head) };
         }
@@ -423,7 +433,7 @@ impl Operands {
         ((rows.token + token) * self.heads + rows.head + head) * self.hd
     }
 
-    /// Computes a block of rows. `next_kv_head` is that of the block which comes next and whose keys are fetched towards the end of this one.
+    /// Computes a block of rows. `next_kv_head` is that of the block which comes next and whose first rows are fetched towards the end of this one.
     ///
     /// # Safety
     ///
@@ -450,7 +460,8 @@ impl Operands {
             let mut caches = Caches {
                 k: k.add(first_row(rows.kv_head) * self.k_bytes),
                 v: v.add(first_row(rows.kv_head) * self.v_bytes),
-                next_k: None,
+                next: None,
+                is_cold: true,
             };
             // What each token has still to see; a range that has come to its end makes place for the next.
             let mut left = [[(0, 0); 2]; MAX_ROWS];
@@ -460,8 +471,8 @@ impl Operands {
                 sees_nothing[token] = is_empty(left[token][0]);
             }
             let next_block = next_kv_head.map(|kv_head| {
-                let first_key = left[0][0].0 / CHUNK * CHUNK;
-                k.wrapping_add((first_row(kv_head) + first_key) * self.k_bytes).cast_const()
+                let first = first_row(kv_head) + left[0][0].0 / CHUNK * CHUNK;
+                Next { k: k.wrapping_add(first * self.k_bytes), v: v.wrapping_add(first * self.v_bytes) }
             });
             loop {
                 let next = left[..rows.tokens].iter().filter(|left| !is_empty(left[0])).map(|left| left[0].0 / TILE);
@@ -476,9 +487,14 @@ impl Operands {
                     }
                 }
                 let is_last = left[..rows.tokens].iter().all(|left| is_empty(left[0]));
-                let next_tile = caches.k.wrapping_add((tile + 1) * TILE * self.k_bytes);
-                caches.next_k = if is_last { next_block } else { Some(next_tile) };
+                let first = (tile + 1) * TILE;
+                let next_tile = Next {
+                    k: caches.k.wrapping_add(first * self.k_bytes),
+                    v: caches.v.wrapping_add(first * self.v_bytes),
+                };
+                caches.next = if is_last { next_block } else { Some(next_tile) };
                 self.add_tile::<L, K, V, DOTS, ROWS, DIRECT>(state, rows, caches, &pieces[..rows.tokens]);
+                caches.is_cold = false;
             }
             for row in 0..rows.tokens * rows.heads {
                 let (token, head) = (row / rows.heads, row % rows.heads);
@@ -509,6 +525,7 @@ impl Operands {
         let (low, high) = seen.fold((usize::MAX, 0), |(low, high), piece| (low.min(piece.0), high.max(piece.1)));
         // One token reads the cache from memory, at its own pace; with more, arithmetic is what takes the time.
         let fetch = rows.tokens == 1;
+        let next = caches.next.filter(|_| fetch);
         let is_direct = DIRECT && rows.tokens == 1;
         let chunk = if is_direct { TILE } else { CHUNK };
         // SAFETY: the rows exist, as the caller promises; keys are those of the pieces; and blocks end at or before `hd`.
@@ -519,9 +536,10 @@ impl Operands {
                 }
             }
             for (start, end) in chunks(low, high, chunk) {
-                let rows_ahead = if fetch { start..end } else { 0..0 };
                 let steps = rows.heads * (end - start).div_ceil(DOTS) * self.hd.div_ceil(LANES);
-                let mut ahead = Ahead::new(caches.v, self.v_bytes, rows_ahead, steps);
+                let own = (fetch && caches.is_cold).then(|| lines(caches.v, self.v_bytes, start..end));
+                let next = next.map(|next| lines(next.k, self.k_bytes, start % TILE..start % TILE + end - start));
+                let mut ahead = Ahead::new([own, next], steps);
                 let keys = CacheRows::<K>::new(caches.k, self.k_bytes, self.hd).from(start);
                 let clips = pieces.iter().map(|piece| (piece.0.max(start), piece.1.min(end)));
                 let clips = clips.enumerate().filter(|(_, clip)| !is_empty(*clip));
@@ -559,10 +577,9 @@ impl Operands {
                 }
             }
             for (start, end) in chunks(low, high, chunk) {
-                let (next_k, in_tile) = (caches.next_k.unwrap_or(caches.k), start % TILE);
-                let rows_ahead = if fetch && caches.next_k.is_some() { in_tile..in_tile + end - start } else { 0..0 };
                 let steps = rows.heads.div_ceil(4) * (end - start) * self.hd.div_ceil(LANES);
-                let mut ahead = Ahead::new(next_k, self.k_bytes, rows_ahead, steps);
+                let next = next.map(|next| lines(next.v, self.v_bytes, start % TILE..start % TILE + end - start));
+                let mut ahead = Ahead::new([next, None], steps);
                 let values = CacheRows::<V>::new(caches.v, self.v_bytes, self.hd).from(start);
                 let decoded = if is_direct { None } else { Some(self.decode::<L, V>(state, values, end - start)) };
                 // Tokens that see the same keys of the chunk share each value; a weight of zero instead would make NaN of an infinity.
@@ -724,7 +741,7 @@ impl Operands {
         HEADS
     }
 
-    /// Adds the values of a part of a piece, of which `values` is the first, to some rows, `ROWS`, 4 or one at a time.
+    /// Adds the values of a part of a piece, of which `values` is the first, to some rows, `ROWS`, 4, 2 or one at a time.
     ///
     /// # Safety
     ///
@@ -747,6 +764,11 @@ impl Operands {
             while 4 < ROWS && 4 <= rows.len() {
                 self.add_values::<L, R, 4>(state, rows.start, values, part, ahead);
                 rows.start += 4;
+            }
+            // Half a group of heads, where threads share one.
+            while 2 < ROWS && 2 <= rows.len() {
+                self.add_values::<L, R, 2>(state, rows.start, values, part, ahead);
+                rows.start += 2;
             }
             while !rows.is_empty() {
                 self.add_values::<L, R, 1>(state, rows.start, values, part, ahead);
@@ -858,29 +880,45 @@ fn chunks(low: usize, high: usize, size: usize) -> impl Iterator<Item = (usize, 
     (low / size..high.div_ceil(size)).map(move |chunk| (low.max(chunk * size), high.min((chunk + 1) * size)))
 }
 
-/// Rows of a cache that are prefetched while others are computed with, a few lines at each step: all of them at once would be more than a core can
-/// have under way, and it would wait for them.
-struct Ahead {
+/// Lines of memory, one after the other.
+#[derive(Clone, Copy)]
+struct Lines {
     at: *const u8,
-    /// Lines that are left, and those of a step.
-    lines: usize,
+    count: usize,
+}
+
+/// Those of some rows of a cache, which need not be there.
+#[inline(always)]
+fn lines(cache: *const u8, row_bytes: usize, rows: Range<usize>) -> Lines {
+    Lines { at: cache.wrapping_add(rows.start * row_bytes), count: (rows.len() * row_bytes).div_ceil(64) }
+}
+
+/// Rows of a cache that are prefetched while others are computed with, a few lines at each step: all of them at once would be more than a core can
+/// have under way, and it would wait for them. They are those of the tile to come, so that there is the time of a tile for them to arrive.
+struct Ahead {
+    now: Lines,
+    then: Lines,
+    /// Lines of a step.
     step: usize,
 }
 
 impl Ahead {
-    /// Rows of a cache, which need not be there, in about so many steps.
+    /// Two stretches of lines, one after the other, in about so many steps.
     #[inline(always)]
-    fn new(cache: *const u8, row_bytes: usize, rows: Range<usize>, steps: usize) -> Self {
-        let (at, end) = (cache.wrapping_add(rows.start * row_bytes), rows.len() * row_bytes);
-        Self { at, lines: end.div_ceil(64), step: end.div_ceil(64).div_ceil(steps.max(1)) }
+    fn new(stretches: [Option<Lines>; 2], steps: usize) -> Self {
+        let [now, then] = stretches.map(|lines| lines.unwrap_or(Lines { at: std::ptr::null(), count: 0 }));
+        Self { now, then, step: (now.count + then.count).div_ceil(steps.max(1)) }
     }
 
     #[inline(always)]
     fn step(&mut self) {
-        for _ in 0..self.step.min(self.lines) {
-            prefetch(self.at);
-            self.at = self.at.wrapping_add(64);
-            self.lines -= 1;
+        if self.now.count == 0 {
+            self.now = std::mem::replace(&mut self.then, Lines { at: std::ptr::null(), count: 0 });
+        }
+        for _ in 0..self.step.min(self.now.count) {
+            prefetch(self.now.at);
+            self.now.at = self.now.at.wrapping_add(64);
+            self.now.count -= 1;
         }
     }
 }

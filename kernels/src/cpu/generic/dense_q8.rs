@@ -3,8 +3,8 @@
 //! `x` are n records of q8 and `w` m records of q8, `k` codes each; `out` is f32 `[n, m]`; a unit of the grid is 4 rows of `w`.
 //!
 //! With one token every weight is read once from memory, row after row. With more, 4 rows at a time meet up to 4 tokens: the first tokens
-//! bring the rows into the cache, the others find them there, and while the first are at work the next 4 rows are prefetched in the order
-//! in which they lie. So weights come from memory once, in one stream, for any number of tokens.
+//! bring the rows into the cache, the others find them there, and meanwhile the next 4 rows are prefetched in the order in which they lie, a
+//! part of them by each block of tokens. So weights come from memory once, in one stream that never rests, for any number of tokens.
 
 use crate::cpu::generic::args::Args;
 use crate::cpu::lanes::{AHEAD, ByteDot};
@@ -51,7 +51,8 @@ pub(crate) unsafe fn matmul<D: ByteDot, const TOKENS: usize>(
     unsafe {
         if operands.n == 1 {
             while row < row_end {
-                operands.multiply::<D, 1, 1, true>(row, 0, AHEAD);
+                let ahead = operands.w.wrapping_add(row * operands.stride() + AHEAD);
+                operands.multiply::<D, 1, 1, 1>(row, 0, ahead);
                 row += 1;
             }
         }
@@ -79,51 +80,72 @@ impl Operands {
     /// The contract of the crate; those rows exist.
     #[inline(always)]
     unsafe fn all_tokens<D: ByteDot, const ROWS: usize, const TOKENS: usize>(self, row: usize) {
-        let next = ROWS * self.stride();
-        let mut token = 0;
-        // SAFETY: the conditions keep the tokens below `n`.
+        let mut ahead = self.w.wrapping_add((row + ROWS) * self.stride());
+        let (mut token, mut lines) = (0, ROWS);
+        while token < self.n {
+            let left = self.n - token;
+            let blocks = left / TOKENS + left % TOKENS / 2 + left % 2;
+            // SAFETY: the conditions keep the tokens below `n`.
+            let (tokens, fetched) = unsafe {
+                match left {
+                    2.. if TOKENS <= left => {
+                        (TOKENS, self.block::<D, ROWS, TOKENS>(row, token, ahead, lines.div_ceil(blocks)))
+                    }
+                    2.. => (2, self.block::<D, ROWS, 2>(row, token, ahead, lines.div_ceil(blocks))),
+                    _ => (1, self.block::<D, ROWS, 1>(row, token, ahead, lines.div_ceil(blocks))),
+                }
+            };
+            token += tokens;
+            lines -= fetched;
+            ahead = ahead.wrapping_add(fetched * self.code_bytes.next_multiple_of(64));
+        }
+    }
+
+    /// Computes a block of `TOKENS` tokens with `ROWS` rows, while so many `lines` from `ahead` on are prefetched for each line of a row; returns how
+    /// many those are.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Operands::multiply`].
+    #[inline(always)]
+    unsafe fn block<D: ByteDot, const ROWS: usize, const TOKENS: usize>(
+        self,
+        row: usize,
+        token: usize,
+        ahead: *const u8,
+        lines: usize,
+    ) -> usize {
+        // SAFETY: as the caller promises.
         unsafe {
-            if TOKENS <= self.n {
-                self.multiply::<D, ROWS, TOKENS, true>(row, 0, next);
-                token += TOKENS;
-            } else if 2 <= self.n {
-                self.multiply::<D, ROWS, 2, true>(row, 0, next);
-                token += 2;
-            }
-            while TOKENS <= self.n - token {
-                self.multiply::<D, ROWS, TOKENS, false>(row, token, 0);
-                token += TOKENS;
-            }
-            while 2 <= self.n - token {
-                self.multiply::<D, ROWS, 2, false>(row, token, 0);
-                token += 2;
-            }
-            if token < self.n {
-                self.multiply::<D, ROWS, 1, false>(row, token, 0);
+            match lines {
+                4.. => self.multiply::<D, ROWS, TOKENS, 4>(row, token, ahead),
+                2.. => self.multiply::<D, ROWS, TOKENS, 2>(row, token, ahead),
+                1 => self.multiply::<D, ROWS, TOKENS, 1>(row, token, ahead),
+                _ => self.multiply::<D, ROWS, TOKENS, 0>(row, token, ahead),
             }
         }
     }
 
-    /// Computes `TOKENS` tokens from `token` on with `ROWS` rows of `w` from `row` on, and with `FETCH` prefetches `ahead` bytes before what
-    /// it reads.
+    /// Computes `TOKENS` tokens from `token` on with `ROWS` rows of `w` from `row` on, prefetches `FETCH` lines from `ahead` on for each line of
+    /// a row, and returns `FETCH`.
     ///
     /// # Safety
     ///
     /// The contract of the crate; those tokens and rows exist.
     #[inline(always)]
-    unsafe fn multiply<D: ByteDot, const ROWS: usize, const TOKENS: usize, const FETCH: bool>(
+    unsafe fn multiply<D: ByteDot, const ROWS: usize, const TOKENS: usize, const FETCH: usize>(
         self,
         row: usize,
         token: usize,
-        ahead: usize,
-    ) {
+        ahead: *const u8,
+    ) -> usize {
         let mut sums = [[0; TOKENS]; ROWS];
         // SAFETY: those records exist, each of `code_bytes` codes, a scale and a sum; `out` has `n * m` numbers.
         unsafe {
             let w = self.w.add(row * self.stride());
             let x = self.x.add(token * self.stride());
             let stride = self.stride();
-            D::dot_q8::<ROWS, TOKENS, FETCH>(w, stride, x, stride, self.code_bytes, w.wrapping_add(ahead), &mut sums);
+            D::dot_q8::<ROWS, TOKENS, FETCH>(w, stride, x, stride, self.code_bytes, ahead, &mut sums);
             for at_token in 0..TOKENS {
                 let numbers = x.add(at_token * stride + self.code_bytes);
                 let x_scale = numbers.cast::<f32>().read_unaligned();
@@ -136,5 +158,6 @@ impl Operands {
                 }
             }
         }
+        FETCH
     }
 }

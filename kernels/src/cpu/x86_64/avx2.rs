@@ -399,7 +399,7 @@ impl ByteDot for Avx2 {
     /// Both operands are widened to 16 bits: with int8 on both sides, `vpmaddubsw` would saturate.
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn dot_q8<const ROWS: usize, const TOKENS: usize, const FETCH: bool>(
+    unsafe fn dot_q8<const ROWS: usize, const TOKENS: usize, const FETCH: usize>(
         w: *const u8,
         w_stride: usize,
         x: *const u8,
@@ -412,9 +412,9 @@ impl ByteDot for Avx2 {
         let mut acc = [[zero; TOKENS]; ROWS];
         let mut at = 0;
         while at < bytes {
-            if FETCH && at.is_multiple_of(64) {
-                for row in 0..ROWS {
-                    prefetch(ahead.wrapping_add(at * ROWS + row * 64));
+            if at.is_multiple_of(64) {
+                for line in 0..FETCH {
+                    prefetch(ahead.wrapping_add(at * FETCH + line * 64));
                 }
             }
             let mut wide = [zero; TOKENS];

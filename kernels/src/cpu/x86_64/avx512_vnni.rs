@@ -233,6 +233,25 @@ fn mul_pow2(p: __m512, n: __m512) -> __m512 {
     _mm512_mul_ps(_mm512_mul_ps(p, power_a), power_b)
 }
 
+/// The sum of the lanes of each register: after each step a register holds what is left of twice as many.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn sums_of_16(registers: &[__m512i; 16]) -> [i32; 16] {
+    let pairs = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let fours = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    // In each quarter of a register, one sum of four lanes of each of four registers.
+    let four = |at: usize| {
+        let [a, b, c, d] = [registers[at], registers[at + 1], registers[at + 2], registers[at + 3]];
+        fours(pairs(a, b), pairs(c, d))
+    };
+    let halves = |a, b| _mm512_add_epi32(_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xDD>(a, b));
+    let all = halves(halves(four(0), four(4)), halves(four(8), four(12)));
+    let mut sums = [0; 16];
+    // SAFETY: there is room for 16 numbers.
+    unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), all) };
+    sums
+}
+
 impl TernaryDot for Avx512Vnni {
     const WIDTH: usize = 16;
 
@@ -433,7 +452,7 @@ impl ByteDot for Avx512Vnni {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn dot_q8<const ROWS: usize, const TOKENS: usize, const FETCH: bool>(
+    unsafe fn dot_q8<const ROWS: usize, const TOKENS: usize, const FETCH: usize>(
         w: *const u8,
         w_stride: usize,
         x: *const u8,
@@ -448,11 +467,11 @@ impl ByteDot for Avx512Vnni {
         let whole = bytes / 64 * 64;
         let mut at = 0;
         while at < whole {
+            for line in 0..FETCH {
+                prefetch(ahead.wrapping_add(at * FETCH + line * 64));
+            }
             let mut weights = [offset; ROWS];
             for row in 0..ROWS {
-                if FETCH {
-                    prefetch(ahead.wrapping_add(at * ROWS + row * 64));
-                }
                 // SAFETY: the caller has `bytes` bytes in each row.
                 weights[row] =
                     unsafe { _mm512_xor_si512(_mm512_loadu_si512(w.add(row * w_stride + at).cast()), offset) };
@@ -478,6 +497,13 @@ impl ByteDot for Avx512Vnni {
                     }
                 }
             }
+        }
+        if let ([quarters], []) = acc.as_flattened().as_chunks::<16>() {
+            let all = sums_of_16(quarters);
+            for (sum, total) in sums.as_flattened_mut().iter_mut().zip(all) {
+                *sum = total;
+            }
+            return;
         }
         for row in 0..ROWS {
             for token in 0..TOKENS {

@@ -39,7 +39,8 @@ pub(crate) struct ModelArgs {
     /// mapped, which starts sooner and shares its memory with other processes.
     #[arg(long, value_enum, default_value = "copy")]
     weights: Weights,
-    /// What to run on: the artifact has to be compiled for it. By default it is what the artifact was compiled for.
+    /// What to run on: the artifact has to be compiled for it. By default it is what the artifact was compiled for; of several targets, the best that
+    /// this machine has, a GPU before a CPU.
     #[arg(long, value_enum)]
     device: Option<Device>,
 }
@@ -62,7 +63,11 @@ impl ModelArgs {
     /// Opens the model. From then on Ctrl-C is asked for with [`is_interrupted`]; the second one ends the program at once.
     pub(crate) fn open(&self) -> Result<Session> {
         let mut progress = Progress::new("checking", Unit::Bytes);
-        let artifact = Artifact::open(&self.dir, &mut |done, total| progress.set(done, total))?;
+        let device = self.device.map(|device| match device {
+            Device::Cpu => DeviceKind::Cpu,
+            Device::Cuda => DeviceKind::Cuda,
+        });
+        let artifact = Artifact::open(&self.dir, device, &mut |done, total| progress.set(done, total))?;
         drop(progress);
         let options = Options {
             threads: self.threads.map(NonZeroUsize::get),
@@ -71,10 +76,7 @@ impl ModelArgs {
                 Weights::Map => WeightPages::Mapped,
                 Weights::Copy => WeightPages::Copied,
             },
-            device: self.device.map(|device| match device {
-                Device::Cpu => DeviceKind::Cpu,
-                Device::Cuda => DeviceKind::Cuda,
-            }),
+            device,
         };
         let session = Session::new(artifact, &options)?;
         listen_for_interrupt()?;

@@ -260,7 +260,10 @@ impl Module {
 
     /// The kernel of this name, which may have so many bytes of dynamic shared memory.
     pub(super) fn function(self: &Arc<Self>, name: &str, shared_bytes: u32) -> Result<Function, RuntimeError> {
-        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SHARED_BYTES;
+        use sys::CUfunction_attribute::{
+            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SHARED_BYTES,
+            CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED as LARGE_CLUSTERS,
+        };
         let entry = CString::new(name).map_err(|error| RuntimeError::Cuda {
             call: "cuModuleGetFunction",
             reason: error.to_string(),
@@ -269,6 +272,9 @@ impl Module {
         let mut function = ptr::null_mut();
         // SAFETY: the module is loaded, and the text ends in zero.
         driver!(cuModuleGetFunction(&raw mut function, self.module, entry.as_ptr()))?;
+        // Kernels for Hopper may have clusters of 16 blocks. What a device without clusters says to this does not matter: its kernels have none.
+        // SAFETY: the function exists.
+        let _ = driver!(cuFuncSetAttribute(function, LARGE_CLUSTERS, 1));
         if 0 < shared_bytes {
             // SAFETY: the function exists.
             driver!(cuFuncSetAttribute(function, SHARED_BYTES, shared_bytes as i32))?;
