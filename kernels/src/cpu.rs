@@ -20,6 +20,7 @@ mod generic {
 
     pub(crate) mod args;
     pub(crate) mod attention;
+    pub(crate) mod cache_row;
     pub(crate) mod dense;
     pub(crate) mod dense_q4;
     pub(crate) mod dense_q8;

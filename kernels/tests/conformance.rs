@@ -725,8 +725,9 @@ fn append_case(desc: &KernelDesc, seed: usize, [n, kv_heads, hd, gap]: [usize; 4
     if seed.is_multiple_of(3) {
         // Constant rows, infinities and NaN must be encoded as `ir::packing` does it.
         x.iter_mut().take(hd).for_each(|value| *value = 0.25);
-        // 1 + 2^-8 and 1 + 3 * 2^-8 lie between two bf16, and the largest f32 rounds to infinity.
-        let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-40, 1.003_906_25, 1.011_718_75, f32::MAX];
+        // The two sums lie between two bf16, and the largest f32 rounds to infinity.
+        let values =
+            [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-40, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, f32::MAX];
         x.iter_mut().skip(hd).step_by(3).zip(values).for_each(|(x, value)| *x = value);
     }
     // Places differ from each other; some are outside of the cache.

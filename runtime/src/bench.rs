@@ -5,7 +5,7 @@
 //!
 //! * A first pass over the prompt and everything generated is not counted: it brings weights and caches into memory.
 //! * Rates are medians of several repeats, with the slowest and the fastest beside them.
-//! * A share of a ceiling is taken in pairs: each stretch of decoding, some hundred milliseconds, is held against the mean of what memory
+//! * A share of a ceiling is taken in pairs: each stretch of decoding, at least 200 milliseconds, is held against the mean of what memory
 //!   delivered right before and right after it, and each prefill against the dot rate of those moments. Neighbours on a shared machine can take
 //!   half of its memory's rate from one second to the next, and two figures that were measured seconds apart have no ratio. The share
 //!   reported is the median of all pairs.
@@ -30,8 +30,10 @@ const REPEATS: usize = 5;
 const TRACED_TOKENS: usize = 32;
 /// The most steps of a batch that are timed.
 const BATCH_STEPS: usize = 24;
-/// Tokens of a stretch of decoding between two measurements of memory.
+/// The least tokens of a stretch of decoding between two measurements of memory.
 const STRETCH: usize = 16;
+/// The least time of a stretch: what a device loses to the measurement before it is small beside that.
+const STRETCH_SECONDS: f64 = 0.2;
 /// How many times the last-level cache a token has to read before decoding is one of memory.
 const CACHES: u64 = 2;
 
@@ -201,6 +203,7 @@ pub fn measure(
         prefill_macs += cost.macs;
         prefill_ns += cost.nanoseconds;
     }
+    let mut stretch_tokens = STRETCH;
     for _ in 0..REPEATS {
         let time = prefill(session, 0, &ids[..prompt], workload)?.as_secs_f64();
         let before = dots.last().copied().unwrap_or_default();
@@ -211,18 +214,23 @@ pub fn measure(
         advance(prompt)?;
 
         if 0 < skipped {
+            let start = Instant::now();
             decode(session, ids[prompt], skipped)?;
+            let tokens_per_second = skipped as f64 / start.elapsed().as_secs_f64();
+            stretch_tokens = STRETCH.max((STRETCH_SECONDS * tokens_per_second) as usize);
             advance(skipped)?;
         }
         let mut timed = 0.0;
         let mut before = session.device().read_rate()? / 1e9;
-        for (index, stretch) in ids[prompt + skipped..].chunks(STRETCH).enumerate() {
+        let mut start_of_stretch = prompt + skipped;
+        for stretch in ids[prompt + skipped..].chunks(stretch_tokens) {
             let start = Instant::now();
             decode(session, stretch[0], stretch.len())?;
             let time = start.elapsed().as_secs_f64();
             timed += time;
             let after = session.device().read_rate()? / 1e9;
-            let middle = depth + prompt + skipped + index * STRETCH + stretch.len() / 2;
+            let middle = depth + start_of_stretch + stretch.len() / 2;
+            start_of_stretch += stretch.len();
             let token = session.cost(middle, 1, 1)?;
             let share =
                 |bytes: u64| share_of((bytes * stretch.len() as u64) as f64 / 1e9 / time, (before + after) / 2.0);

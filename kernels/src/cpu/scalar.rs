@@ -5,7 +5,8 @@ use std::array::from_fn;
 use half::bf16;
 
 use crate::cpu::entries;
-use crate::cpu::generic::attention::{Bf16Row, F32Row, Q4Row, Q8Row, attention};
+use crate::cpu::generic::attention::attention;
+use crate::cpu::generic::cache_row::{Bf16Row, F32Row, Q4Row, Q8Row};
 use crate::cpu::generic::{dense, dense_q4, dense_q8, kv_append, sample, ternary_f32, ternary_q8};
 use crate::cpu::lanes::{ByteDot, GroupedRow, LANES, Lanes, TernaryDot};
 use crate::math;

@@ -19,16 +19,14 @@
 //! once for all rows of a block, 16 at a time, which fits the first cache beside all else; or, where registers hold all heads of one token, as it
 //! is met.
 
-use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use ir::DType;
 use ir::mask::{Mask, Span};
-use ir::packing::RowFormat;
 
 use crate::MAX_HEAD_DIM;
 use crate::cpu::generic::args::Args;
+use crate::cpu::generic::cache_row::{CacheRow, CacheRows, F32Row};
 use crate::cpu::generic::dense::finish_dot;
 use crate::cpu::generic::exp::exp;
 use crate::cpu::lanes::{LANES, Lanes, prefetch};
@@ -42,175 +40,6 @@ const CHUNK: usize = 16;
 const MAX_HEADS: usize = 4;
 /// Rows of a block: query heads times tokens.
 const MAX_ROWS: usize = 16;
-
-/// One row of a cache, `hd` numbers, as it is stored.
-pub(crate) trait CacheRow: Copy {
-    /// Whether the row is f32 as it lies.
-    const IS_F32: bool;
-
-    /// Bytes of one row.
-    fn bytes(hd: usize) -> usize;
-
-    /// The row at `row`.
-    ///
-    /// # Safety
-    ///
-    /// A row of `hd` numbers of this format lies there.
-    unsafe fn open(row: *const u8, hd: usize) -> Self;
-
-    /// The numbers `at..at + 32`; `at` is a multiple of 32.
-    ///
-    /// # Safety
-    ///
-    /// `at + 32 <= hd`, and the CPU has the features of `L`.
-    unsafe fn block<L: Lanes>(self, at: usize) -> L::Block;
-
-    /// The number at `at`.
-    ///
-    /// # Safety
-    ///
-    /// `at < hd`.
-    unsafe fn number(self, at: usize) -> f32;
-}
-
-/// A row of f32.
-#[derive(Clone, Copy)]
-pub(crate) struct F32Row(*const f32);
-
-impl CacheRow for F32Row {
-    const IS_F32: bool = true;
-
-    #[inline(always)]
-    fn bytes(hd: usize) -> usize {
-        4 * hd
-    }
-
-    #[inline(always)]
-    unsafe fn open(row: *const u8, _hd: usize) -> Self {
-        Self(row.cast())
-    }
-
-    #[inline(always)]
-    unsafe fn block<L: Lanes>(self, at: usize) -> L::Block {
-        // SAFETY: as the caller promises.
-        unsafe { L::load(self.0.add(at)) }
-    }
-
-    #[inline(always)]
-    unsafe fn number(self, at: usize) -> f32 {
-        // SAFETY: as the caller promises.
-        unsafe { *self.0.add(at) }
-    }
-}
-
-/// A row of bf16.
-#[derive(Clone, Copy)]
-pub(crate) struct Bf16Row(*const u16);
-
-impl CacheRow for Bf16Row {
-    const IS_F32: bool = false;
-
-    #[inline(always)]
-    fn bytes(hd: usize) -> usize {
-        2 * hd
-    }
-
-    #[inline(always)]
-    unsafe fn open(row: *const u8, _hd: usize) -> Self {
-        Self(row.cast())
-    }
-
-    #[inline(always)]
-    unsafe fn block<L: Lanes>(self, at: usize) -> L::Block {
-        // SAFETY: as the caller promises.
-        unsafe { L::load_bf16(self.0.add(at)) }
-    }
-
-    #[inline(always)]
-    unsafe fn number(self, at: usize) -> f32 {
-        // SAFETY: as the caller promises.
-        f32::from_bits(u32::from(unsafe { *self.0.add(at) }) << 16)
-    }
-}
-
-/// A q8 record: `code * scale`.
-#[derive(Clone, Copy)]
-pub(crate) struct Q8Row {
-    codes: *const u8,
-    scale: f32,
-}
-
-impl CacheRow for Q8Row {
-    const IS_F32: bool = false;
-
-    fn bytes(hd: usize) -> usize {
-        RowFormat::new(DType::Q8, hd).expect("q8 is a row format").stride()
-    }
-
-    #[inline(always)]
-    unsafe fn open(row: *const u8, hd: usize) -> Self {
-        // SAFETY: the codes, padded to 16, are followed by the scale.
-        let scale = unsafe { row.add(hd.next_multiple_of(16)).cast::<f32>().read_unaligned() };
-        Self { codes: row, scale }
-    }
-
-    #[inline(always)]
-    unsafe fn block<L: Lanes>(self, at: usize) -> L::Block {
-        // SAFETY: as the caller promises.
-        unsafe { L::mul(L::load_i8(self.codes.add(at)), L::splat(self.scale)) }
-    }
-
-    #[inline(always)]
-    unsafe fn number(self, at: usize) -> f32 {
-        // SAFETY: as the caller promises.
-        let code = unsafe { *self.codes.add(at) };
-        f32::from(code as i8) * self.scale
-    }
-}
-
-/// A q4 record: `minimum + code * scale`.
-#[derive(Clone, Copy)]
-pub(crate) struct Q4Row {
-    codes: *const u8,
-    scale: f32,
-    minimum: f32,
-}
-
-impl CacheRow for Q4Row {
-    const IS_F32: bool = false;
-
-    fn bytes(hd: usize) -> usize {
-        RowFormat::new(DType::Q4, hd).expect("q4 is a row format").stride()
-    }
-
-    #[inline(always)]
-    unsafe fn open(row: *const u8, hd: usize) -> Self {
-        // SAFETY: the codes, padded to 4 bytes, are followed by the scale and the minimum.
-        unsafe {
-            let numbers = row.add(hd.div_ceil(2).next_multiple_of(4));
-            let scale = numbers.cast::<f32>().read_unaligned();
-            let minimum = numbers.add(4).cast::<f32>().read_unaligned();
-            Self { codes: row, scale, minimum }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn block<L: Lanes>(self, at: usize) -> L::Block {
-        // SAFETY: as the caller promises; two codes share a byte.
-        unsafe {
-            // Two roundings, as the format is defined.
-            let scaled = L::mul(L::load_u4(self.codes.add(at / 2)), L::splat(self.scale));
-            L::add(L::splat(self.minimum), scaled)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn number(self, at: usize) -> f32 {
-        // SAFETY: as the caller promises.
-        let byte = unsafe { *self.codes.add(at / 2) };
-        self.minimum + f32::from((byte >> (4 * (at % 2))) & 15) * self.scale
-    }
-}
 
 /// Any number of tokens. `DOTS` scores are computed at once, and `ROWS` rows at once meet a value, or 4, 2 or one where fewer are left. With
 /// `DIRECT` the rows of the cache are not decoded ahead for one token: its heads meet them at once, so that each is decoded once anyway.
@@ -324,42 +153,6 @@ struct Caches {
 struct Next {
     k: *const u8,
     v: *const u8,
-}
-
-/// Rows of a cache, `stride` bytes apart.
-#[derive(Clone, Copy)]
-struct CacheRows<R> {
-    first: *const u8,
-    stride: usize,
-    hd: usize,
-    format: PhantomData<R>,
-}
-
-impl<R: CacheRow> CacheRows<R> {
-    #[inline(always)]
-    fn new(first: *const u8, stride: usize, hd: usize) -> Self {
-        Self { first, stride, hd, format: PhantomData }
-    }
-
-    /// # Safety
-    ///
-    /// There is such a row.
-    #[inline(always)]
-    unsafe fn row(self, index: usize) -> R {
-        // SAFETY: as the caller promises.
-        unsafe { R::open(self.first.add(index * self.stride), self.hd) }
-    }
-
-    /// The rows from one on.
-    ///
-    /// # Safety
-    ///
-    /// There is such a row.
-    #[inline(always)]
-    unsafe fn from(self, index: usize) -> Self {
-        // SAFETY: as the caller promises.
-        Self { first: unsafe { self.first.add(index * self.stride) }, ..self }
-    }
 }
 
 impl Operands {
@@ -537,8 +330,8 @@ impl Operands {
             }
             for (start, end) in chunks(low, high, chunk) {
                 let steps = rows.heads * (end - start).div_ceil(DOTS) * self.hd.div_ceil(LANES);
-                let own = (fetch && caches.is_cold).then(|| lines(caches.v, self.v_bytes, start..end));
-                let next = next.map(|next| lines(next.k, self.k_bytes, start % TILE..start % TILE + end - start));
+                let own = (fetch && caches.is_cold).then(|| stretch(caches.v, self.v_bytes, start..end));
+                let next = next.map(|next| stretch(next.k, self.k_bytes, start % TILE..start % TILE + end - start));
                 let mut ahead = Ahead::new([own, next], steps);
                 let keys = CacheRows::<K>::new(caches.k, self.k_bytes, self.hd).from(start);
                 let clips = pieces.iter().map(|piece| (piece.0.max(start), piece.1.min(end)));
@@ -578,7 +371,7 @@ impl Operands {
             }
             for (start, end) in chunks(low, high, chunk) {
                 let steps = rows.heads.div_ceil(4) * (end - start) * self.hd.div_ceil(LANES);
-                let next = next.map(|next| lines(next.v, self.v_bytes, start % TILE..start % TILE + end - start));
+                let next = next.map(|next| stretch(next.v, self.v_bytes, start % TILE..start % TILE + end - start));
                 let mut ahead = Ahead::new([next, None], steps);
                 let values = CacheRows::<V>::new(caches.v, self.v_bytes, self.hd).from(start);
                 let decoded = if is_direct { None } else { Some(self.decode::<L, V>(state, values, end - start)) };
@@ -880,46 +673,54 @@ fn chunks(low: usize, high: usize, size: usize) -> impl Iterator<Item = (usize, 
     (low / size..high.div_ceil(size)).map(move |chunk| (low.max(chunk * size), high.min((chunk + 1) * size)))
 }
 
-/// Lines of memory, one after the other.
+/// A stretch of memory.
 #[derive(Clone, Copy)]
-struct Lines {
+struct Stretch {
     at: *const u8,
-    count: usize,
+    end: *const u8,
 }
 
-/// Those of some rows of a cache, which need not be there.
+/// That of some rows of a cache, which need not be there.
 #[inline(always)]
-fn lines(cache: *const u8, row_bytes: usize, rows: Range<usize>) -> Lines {
-    Lines { at: cache.wrapping_add(rows.start * row_bytes), count: (rows.len() * row_bytes).div_ceil(64) }
+fn stretch(cache: *const u8, row_bytes: usize, rows: Range<usize>) -> Stretch {
+    Stretch { at: cache.wrapping_add(rows.start * row_bytes), end: cache.wrapping_add(rows.end * row_bytes) }
 }
 
 /// Rows of a cache that are prefetched while others are computed with, a few lines at each step: all of them at once would be more than a core can
 /// have under way, and it would wait for them. They are those of the tile to come, so that there is the time of a tile for them to arrive.
 struct Ahead {
-    now: Lines,
-    then: Lines,
-    /// Lines of a step.
+    now: Stretch,
+    then: Stretch,
+    /// Bytes of a step.
     step: usize,
 }
 
 impl Ahead {
-    /// Two stretches of lines, one after the other, in about so many steps.
+    /// Two stretches, one after the other, in about so many steps.
     #[inline(always)]
-    fn new(stretches: [Option<Lines>; 2], steps: usize) -> Self {
-        let [now, then] = stretches.map(|lines| lines.unwrap_or(Lines { at: std::ptr::null(), count: 0 }));
-        Self { now, then, step: (now.count + then.count).div_ceil(steps.max(1)) }
+    fn new(stretches: [Option<Stretch>; 2], steps: usize) -> Self {
+        let nothing = Stretch { at: std::ptr::null(), end: std::ptr::null() };
+        let [now, then] = stretches.map(|stretch| stretch.unwrap_or(nothing));
+        let bytes = (now.end as usize - now.at as usize) + (then.end as usize - then.at as usize);
+        Self { now, then, step: bytes.div_ceil(64).div_ceil(steps.max(1)) * 64 }
     }
 
+    /// This is part of the innermost loops, where a step is one or two lines as a rule.
     #[inline(always)]
     fn step(&mut self) {
-        if self.now.count == 0 {
-            self.now = std::mem::replace(&mut self.then, Lines { at: std::ptr::null(), count: 0 });
+        if self.now.end <= self.now.at {
+            self.now = self.then;
+            self.then.at = self.then.end;
+            return;
         }
-        for _ in 0..self.step.min(self.now.count) {
-            prefetch(self.now.at);
-            self.now.at = self.now.at.wrapping_add(64);
-            self.now.count -= 1;
+        prefetch(self.now.at);
+        if 64 < self.step {
+            prefetch(self.now.at.wrapping_add(64));
+            for more in (128..self.step).step_by(64) {
+                prefetch(self.now.at.wrapping_add(more));
+            }
         }
+        self.now.at = self.now.at.wrapping_add(self.step);
     }
 }
 

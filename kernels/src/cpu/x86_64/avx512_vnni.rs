@@ -5,7 +5,8 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use crate::cpu::entries;
-use crate::cpu::generic::attention::{Bf16Row, F32Row, Q4Row, Q8Row, attention};
+use crate::cpu::generic::attention::attention;
+use crate::cpu::generic::cache_row::{Bf16Row, F32Row, Q4Row, Q8Row};
 use crate::cpu::generic::{dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
 use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, GroupedRow, Lanes, TernaryDot, hold_loads, prefetch};
 

@@ -137,9 +137,10 @@ impl Memory {
         let memory = Self { start, bytes, context: Arc::clone(context) };
         // SAFETY: the allocation has as many bytes.
         driver!(cuMemsetD8_v2(start, 0, bytes.max(1) as usize))?;
-        // Streams of their own do not wait for what is done outside of streams.
-        // SAFETY: the context is current.
-        driver!(cuCtxSynchronize())?;
+        // Streams of their own do not wait for what is done outside of streams. Waiting for the whole context would be refused while another thread
+        // records a graph.
+        // SAFETY: the default stream is always there.
+        driver!(cuStreamSynchronize(ptr::null_mut()))?;
         Ok(memory)
     }
 
@@ -163,8 +164,8 @@ impl Memory {
         // SAFETY: both have as many bytes.
         driver!(cuMemcpyHtoD_v2(to, data.as_ptr().cast(), data.len()))?;
         // The last bytes may still be on their way when the call returns.
-        // SAFETY: the context is current.
-        driver!(cuCtxSynchronize())
+        // SAFETY: the default stream is always there.
+        driver!(cuStreamSynchronize(ptr::null_mut()))
     }
 }
 
