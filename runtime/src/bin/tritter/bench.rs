@@ -16,7 +16,7 @@ use crate::ui::{self, ModelArgs, Progress, Unit};
 /// Measure speed beside the machine's ceilings.
 ///
 /// Decoding is held against the rate at which all threads together read memory, prefill against the rate of the CPU's int8 dot instruction,
-/// in pairs: each stretch of 16 tokens against what memory delivered right before and after it. Rates and shares are medians, the lowest and
+/// in pairs: each stretch of at least 16 tokens and a fifth of a second against what memory delivered right before and after it. Rates and shares are medians, the lowest and
 /// the highest in brackets, of five repeats; decoding is timed between two lengths of one generation. The steps are those of the plan, in the
 /// mean of the calls that were traced; beside what they took stands what the compiler predicted for the machine that it assumed.
 #[derive(clap::Args)]
@@ -46,7 +46,7 @@ pub(crate) struct Args {
     /// Tokens that are in the caches before the prompt. They are not computed: the caches hold zeros, which take as long to read.
     #[arg(long, value_name = "N", default_value_t = 0)]
     depth: usize,
-    /// Append the figures, with the date and the CPU, to this file.
+    /// Append the figures, with the date and what ran, to this file.
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
     /// Print a JSON report.

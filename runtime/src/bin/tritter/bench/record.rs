@@ -11,7 +11,7 @@ use runtime::bench::Spread;
 
 use super::Run;
 
-const HEADER: &str = "date,cpu,threads,model,target,weights,depth,prompt,generate,\
+const HEADER: &str = "date,device,threads,model,target,weights,depth,prompt,generate,\
     prefill_tokens_per_s,dot_gmac_per_s,prefill_share,prefill_linear_share,\
     decode_tokens_per_s,decode_tokens_per_s_min,decode_tokens_per_s_max,decode_bytes_per_token,\
     read_gb_per_s,read_gb_per_s_min,read_gb_per_s_max,decode_share,decode_weight_share,attention_share,\
@@ -59,7 +59,9 @@ fn open(path: &Path) -> Result<(File, u64)> {
 }
 
 fn line(run: &Run) -> String {
-    let Run { measurement, workload, threads, model, target, weights, .. } = run;
+    let Run { measurement, workload, device, threads, model, target, weights, .. } = run;
+    // What it is called; a CPU says only that it is one.
+    let device = if target.starts_with("cuda:") { device.clone() } else { cpu() };
     let decode = || measurement.steps.iter().filter(|step| step.run == "decode");
     let mut kernels: Vec<&str> =
         decode().filter(|step| step.gmac_per_s != 0.0).map(|step| step.kernel.as_str()).collect();
@@ -71,7 +73,7 @@ fn line(run: &Run) -> String {
     let spread = |spread: Spread| format!("{:.2},{:.2},{:.2}", spread.median, spread.min, spread.max);
     let date = humantime::format_rfc3339_seconds(SystemTime::now());
     [
-        format!("{date},{},{threads},{},{target},{weights}", cpu().replace(',', " "), model.replace(',', " ")),
+        format!("{date},{},{threads},{},{target},{weights}", device.replace(',', " "), model.replace(',', " ")),
         format!("{},{},{}", workload.depth, workload.prompt, workload.generate),
         format!("{:.2},{:.1}", measurement.prefill_tokens_per_s.median, measurement.dot_gmac_per_s.median),
         format!("{:.3},{:.3}", measurement.prefill_share.median, measurement.prefill_linear_share),
