@@ -129,7 +129,7 @@ KERNEL(const float *logits, const float *settings, const unsigned *draws, int *o
     float largest = own[~(unsigned)best];
     auto weight = [&](float logit) {
         float below = logit == largest ? 0.0f : (logit - largest) / temperature;
-        return (u64)(exp_exact(below) * ONE);
+        return below == below ? (u64)(exp_exact(below) * ONE) : 0;
     };
     // What is kept: keys above `cut`, and of those with it the first `equals` by their ids.
     unsigned cut = 1;
@@ -200,7 +200,7 @@ KERNEL(const float *logits, const float *settings, const unsigned *draws, int *o
         u64 needed = (high << 32 | low >> 32) + ((low & 0xffffffffu) != 0);
         find(weight, max(needed, 1ull));
     }
-    u64 least = (u64)(min_p * ONE), sum = 0, total, start;
+    u64 least = (u64)(fminf(fmaxf(min_p, 0.0f), 1.0f) * ONE), sum = 0, total, start;
     each([&](int, unsigned key, bool kept, float logit) {
         u64 size = kept ? weight(logit) : 0;
         sum += least <= size ? size : 0;

@@ -67,6 +67,7 @@ pub fn choose(logits: &[f32], settings: &Settings, draw: u64) -> i32 {
     let weight = |logit: f32| {
         // Infinite logits share all weight among themselves.
         let below = if logit == largest { 0.0 } else { (logit - largest) / temperature };
+        // What is no number becomes 0.
         (exp_f32(below) * ONE) as u64
     };
     let mut cut = Cut::NOWHERE;
@@ -79,7 +80,8 @@ pub fn choose(logits: &[f32], settings: &Settings, draw: u64) -> i32 {
         let needed = (u128::from(total) * part).div_ceil(1 << 32) as u64;
         cut = Cut::find(logits, cut, weight, needed.max(1));
     }
-    let least = (min_p * ONE) as u64;
+    // The most probable is always kept.
+    let least = (min_p.clamp(0.0, 1.0) * ONE) as u64;
     let kept = || cut.kept(logits).map(|(id, logit)| (id, weight(logit))).filter(|(_, weight)| least <= *weight);
     let total: u64 = kept().map(|(_, weight)| weight).sum();
     let mut left = ((u128::from(total) * u128::from(draw)) >> 64) as u64;

@@ -786,9 +786,18 @@ fn sample_cases(_: &KernelDesc, check: &mut dyn FnMut(Case)) {
 fn sample_case(v: usize, kind: usize) -> Case {
     let mut random = Random::new(v * 4 + kind);
     let (mut logits, mut settings, mut draws, mut expected) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for temperature in [0.0, 0.5, 1.0, 100.0, -1.0, f32::NAN] {
+    for temperature in [0.0, 0.5, 1.0, 100.0, f32::INFINITY, -1.0, f32::NAN] {
         for top_k in [0.0, 1.0, 2.0, 7.0, 1e6] {
-            for (top_p, min_p) in [(1.0, 0.0), (0.0, 0.0), (0.3, 0.0), (0.95, 0.0), (1.0, 0.4), (0.8, 1.0)] {
+            for (top_p, min_p) in [
+                (1.0, 0.0),
+                (0.0, 0.0),
+                (0.3, 0.0),
+                (0.95, 0.0),
+                (1.0, 0.4),
+                (0.8, 1.0),
+                (0.9, 1.5),
+                (f32::NAN, f32::NAN),
+            ] {
                 let row: Vec<f32> = (0..v)
                     .map(|id| match kind {
                         0 => random.floats(1)[0] * 6.0,
@@ -842,7 +851,7 @@ fn sorted_choice(logits: &[f32], [temperature, top_k, top_p, min_p]: [f32; 4], [
         });
         order.truncate(last.unwrap() + 1);
     }
-    order.retain(|&id| (min_p * one) as u128 <= weight(id));
+    order.retain(|&id| (min_p.clamp(0.0, 1.0) * one) as u128 <= weight(id));
     order.sort_unstable();
     let total: u128 = order.iter().map(|&id| weight(id)).sum();
     let mut left = (total * (u128::from(high) << 32 | u128::from(low))) >> 64;

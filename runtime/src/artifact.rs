@@ -37,7 +37,7 @@ pub struct Artifact {
     pub cubins: BTreeMap<String, Vec<u8>>,
     /// The tokenizer's file, if there is one.
     pub tokenizer: Option<Vec<u8>>,
-    /// Bytes of all files but the manifest.
+    /// Bytes of the files that were read: those of the target, and of all.
     pub bytes: u64,
 }
 

@@ -5,7 +5,7 @@
 //!
 //! * A first pass over the prompt and everything generated is not counted: it brings weights and caches into memory.
 //! * Rates are medians of several repeats, with the slowest and the fastest beside them.
-//! * A share of a ceiling is taken in pairs: each stretch of decoding, at least 200 milliseconds, is held against the mean of what memory
+//! * A share of a ceiling is taken in pairs: each stretch of decoding, at least 200 milliseconds if so much is generated, is held against the mean of what memory
 //!   delivered right before and right after it, and each prefill against the dot rate of those moments. Neighbours on a shared machine can take
 //!   half of its memory's rate from one second to the next, and two figures that were measured seconds apart have no ratio. The share
 //!   reported is the median of all pairs.

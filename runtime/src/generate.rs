@@ -130,16 +130,20 @@ pub fn generate(
         Some(first) => {
             let mut following = Following::new(session, request, sampler, first)?;
             let finish = loop {
-                let Some(id) = following.next()? else {
-                    let is_full = output.token_ids.len() < request.max_new_tokens;
-                    break if is_full { Finish::Context } else { Finish::Length };
-                };
-                if let Some(finish) = output.push(id, request.end_ids, &mut decoder) {
-                    break finish;
+                match following.next() {
+                    Ok(Some(id)) => {
+                        if let Some(finish) = output.push(id, request.end_ids, &mut decoder) {
+                            break Ok(finish);
+                        }
+                    }
+                    Ok(None) if output.token_ids.len() < request.max_new_tokens => break Ok(Finish::Context),
+                    Ok(None) => break Ok(Finish::Length),
+                    Err(error) => break Err(error),
                 }
             };
+            // Also after an error no step beyond the tokens that were seen is left in the sequence.
             following.end(output.token_ids.len())?;
-            finish
+            finish?
         }
     };
     let decode = start.elapsed();
@@ -196,13 +200,17 @@ impl<'a> Following<'a> {
                 self.sampler.sample(logits.rows().next().expect("one row was asked for"))?
             }
             None => {
+                // A device that does its work at once is asked for a token when it is wanted, not while the last is yet to be shown.
+                if self.queued.is_empty() {
+                    self.queue()?;
+                }
                 let Some(ticket) = self.queued.pop_front() else { return Ok(None) };
                 self.session.chosen(ticket)?[0]
             }
         };
         self.sampler.see(&[id]);
         self.last = id;
-        if !self.is_chosen_here {
+        if !self.is_chosen_here && 0 < self.session.device().runs_ahead() {
             self.queue()?;
         }
         Ok(Some(id))

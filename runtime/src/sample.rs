@@ -33,7 +33,12 @@ impl Sampling {
 
     fn check(&self) -> Result<(), RuntimeError> {
         let options = [
-            ("temperature", self.temperature, "0 or more", (0.0..f64::INFINITY).contains(&self.temperature)),
+            (
+                "temperature",
+                self.temperature,
+                "0 or more",
+                0.0 <= self.temperature && (self.temperature as f32).is_finite(),
+            ),
             ("top-p", self.top_p, "more than 0 and at most 1", 0.0 < self.top_p && self.top_p <= 1.0),
             ("min-p", self.min_p, "between 0 and 1", (0.0..=1.0).contains(&self.min_p)),
             (

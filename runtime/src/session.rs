@@ -92,7 +92,7 @@ impl Choice {
 pub enum Ids<'a> {
     /// These.
     Given(&'a [u32]),
-    /// Those that the step before this one chose, which need not be known yet.
+    /// Those that the step before this one chose, in its order, which need not be known yet.
     Chosen,
 }
 

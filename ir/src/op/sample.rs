@@ -12,7 +12,7 @@ op! {
     /// Logits that are not numbers, or minus infinity, are never chosen. A temperature of 0 takes the largest, the first of equals. Else weights are
     /// whole numbers, so that sums of them are exact in any order: `w = floor(2^40 * exp((logit - largest) / temperature))`. Most probable first,
     /// equals by their ids, top-k (0 is all) keeps so many; top-p (1 is all) the fewest whose weights add up to that part of what is left, always
-    /// one; min-p those with at least that part of the largest weight. With `u` the random bits, the choice is the first id in ascending order at
+    /// one; min-p, taken as 1 if it is more, those with at least that part of the largest weight. With `u` the random bits, the choice is the first id in ascending order at
     /// which the sum of the kept weights exceeds `u * total / 2^64`, rounded down. If there is nothing to choose, or the temperature is negative,
     /// it is -1.
     Sample = "sample" (logits, settings, draws) {}
@@ -73,7 +73,7 @@ fn choose(logits: &[f64], settings: &[f64], draws: &[f64]) -> f64 {
         });
         order.truncate(enough.map_or(order.len(), |last| last + 1));
     }
-    order.retain(|&id| (min_p * one) as u128 <= weight(id));
+    order.retain(|&id| (min_p.clamp(0.0, 1.0) * one) as u128 <= weight(id));
     order.sort_unstable();
     let half = |draw: f64| u128::from(draw as i32 as u32);
     let mut left = (total(&order) * (half(draws[1]) << 32 | half(draws[0]))) >> 64;

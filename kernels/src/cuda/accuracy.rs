@@ -46,8 +46,8 @@ pub struct Rounding {
     pub raised: f64,
 }
 
-/// What is relatively lost where a number becomes the nearest bf16: half of its last of 8 bits.
-const BF16: f64 = 1.0 / 512.0;
+/// What is relatively lost where a number becomes the nearest bf16: half of the last of its 8 significant bits, 2^-7 of a number just above 1.
+const BF16: f64 = 1.0 / 256.0;
 
 /// Nothing is rounded.
 const NONE: Rounding = Rounding { queries: 0.0, largest_query: 0.0, keys: 0.0, weights: 0.0, values: 0.0, raised: 0.0 };

@@ -103,7 +103,7 @@ pub(super) fn interface(plan: &Plan, problems: &mut Vec<ArtifactProblem>) {
         ("next".to_owned(), vec!["m".to_owned()]),
     ];
     if outputs != expected[..1 + usize::from(chooses)] {
-        problem(format!("its outputs are {}, not {}", list(&outputs), list(&expected)));
+        problem(format!("its outputs are {}, not {}", list(&outputs), list(&expected[..1 + usize::from(chooses)])));
     }
     let inputs = plan.inputs.iter().zip(INPUTS).map(|(io, (_, _, dtype))| (io, dtype, Role::Input));
     let outputs = plan.outputs.iter().zip(OUTPUTS).map(|(io, dtype)| (io, dtype, Role::Output));

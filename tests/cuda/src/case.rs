@@ -269,10 +269,17 @@ fn samples() -> Vec<Case> {
     for v in [1_u64, 2, 31, 33, 1000, 20_011] {
         let mut random = Random::new(v);
         let (mut logits, mut settings, mut draws) = (Vec::new(), Vec::new(), Vec::new());
-        for temperature in [0.0, 0.7, 1.0, 40.0, -1.0] {
-            for (top_k, top_p, min_p) in
-                [(0.0, 1.0, 0.0), (5.0, 1.0, 0.0), (0.0, 0.9, 0.0), (40.0, 0.5, 0.0), (0.0, 1.0, 0.3), (3.0, 0.0, 0.01)]
-            {
+        for temperature in [0.0, 0.7, 1.0, 40.0, f32::INFINITY, -1.0] {
+            for (top_k, top_p, min_p) in [
+                (0.0, 1.0, 0.0),
+                (5.0, 1.0, 0.0),
+                (0.0, 0.9, 0.0),
+                (40.0, 0.5, 0.0),
+                (0.0, 1.0, 0.3),
+                (3.0, 0.0, 0.01),
+                (0.0, 0.9, 1.5),
+                (f32::NAN, f32::NAN, f32::NAN),
+            ] {
                 for kind in 0..4 {
                     logits.extend((0..v).map(|id| match kind {
                         0 => random.float() * 8.0,

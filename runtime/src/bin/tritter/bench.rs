@@ -16,9 +16,10 @@ use crate::ui::{self, ModelArgs, Progress, Unit};
 /// Measure speed beside the machine's ceilings.
 ///
 /// Decoding is held against the rate at which all threads together read memory, prefill against the rate of the CPU's int8 dot instruction,
-/// in pairs: each stretch of at least 16 tokens and a fifth of a second against what memory delivered right before and after it. Rates and shares are medians, the lowest and
-/// the highest in brackets, of five repeats; decoding is timed between two lengths of one generation. The steps are those of the plan, in the
-/// mean of the calls that were traced; beside what they took stands what the compiler predicted for the machine that it assumed.
+/// in pairs: each stretch of at least 16 tokens and a fifth of a second, or all that is generated, against what memory delivered right
+/// before and after it. Rates and shares are medians, the lowest and the highest in brackets, of five repeats; decoding is timed between two
+/// lengths of one generation. The steps are those of the plan, in the mean of the calls that were traced; beside what they took stands what
+/// the compiler predicted for the machine that it assumed.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
