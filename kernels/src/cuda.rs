@@ -335,28 +335,12 @@ const FEW: RangeInclusive<u64> = 1..=16;
 
 /// A row that any supported device runs.
 macro_rules! plain {
-    ($name:ident, $source:literal, [$($define:ident = $value:literal),*], $family:ident, $inputs:expr => $output:expr, $layout:expr,
-     $threads:literal, [$x:expr, $y:expr]) => {
-        plain!($name, $source, [$($define = $value),*], $family, $inputs => $output, $layout, $threads, [$x, $y], ANY)
+    ($name:ident, $source:literal, $defines:tt, $family:ident, $inputs:expr => $output:expr, $layout:expr, $threads:literal, [$x:expr, $y:expr]) => {
+        plain!($name, $source, $defines, $family, $inputs => $output, $layout, $threads, [$x, $y], ANY)
     };
-    ($name:ident, $source:literal, [$($define:ident = $value:literal),*], $family:ident, $inputs:expr => $output:expr, $layout:expr,
-     $threads:literal, [$x:expr, $y:expr], $tokens:expr) => {
-        CudaKernelDesc {
-            name: stringify!($name),
-            family: Family::$family,
-            inputs: &$inputs,
-            output: $output,
-            layout: $layout,
-            tokens: $tokens,
-            requires: Sm::LEAST,
-            signature: signature(Family::$family, &$inputs),
-            source: include_str!(concat!("../cuda/plain/", $source)),
-            defines: &[$((stringify!($define), $value)),*],
-            launch: Launch { threads: $threads, shared: Shared::NONE, grid: [$x, $y, Blocks::Count(1)] },
-            tile: None,
-            accuracy: Accuracy::Exact,
-            takes: any_dims,
-        }
+    ($name:ident, $source:literal, $defines:tt, $family:ident, $inputs:expr => $output:expr, $layout:expr, $threads:literal, [$x:expr, $y:expr],
+     $tokens:expr) => {
+        row!($name, $source, $defines, Sm::LEAST, $tokens, $family, $inputs => $output, $layout, $threads, Shared::NONE, [$x, $y, ONE])
     };
 }
 
@@ -455,43 +439,43 @@ const SM_90A: Sm = Sm { number: 90, is_specific: true };
 /// All CUDA kernels of this version. Of those that fit, the one for the fewest tokens is taken, then the one of the highest capability.
 #[rustfmt::skip]
 pub static CUDA_TABLE: &[CudaKernelDesc] = &[
-    plain!(ternary_gemm_q8xt2_f32__cuda__r16, "ternary_q8.cu", [], TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 128,
+    plain!(ternary_gemm_q8xt2_f32__cuda__r16, "plain/ternary_q8.cu", [], TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 128,
         [Blocks::CeilDiv("m", 16), Blocks::Dim("n")]),
-    plain!(ternary_matmul_f32xt2_f32__cuda__r16, "ternary_f32.cu", [], TernaryMatmul, [F32, T2] => F32, Some(Tile16), 64,
+    plain!(ternary_matmul_f32xt2_f32__cuda__r16, "plain/ternary_f32.cu", [], TernaryMatmul, [F32, T2] => F32, Some(Tile16), 64,
         [Blocks::CeilDiv("m", 16), Blocks::Dim("n")]),
-    plain!(dense_matmul_f32xf32_f32__cuda__r4, "dense_float.cu", [WEIGHT = "float"], DenseMatmul, [F32, F32] => F32, None, 128,
+    plain!(dense_matmul_f32xf32_f32__cuda__r4, "plain/dense_float.cu", [WEIGHT = "float"], DenseMatmul, [F32, F32] => F32, None, 128,
         [Blocks::CeilDiv("m", 4), Blocks::Dim("n")]),
-    plain!(dense_matmul_f32xbf16_f32__cuda__r4, "dense_float.cu", [WEIGHT = "bf16"], DenseMatmul, [F32, BF16] => F32, None, 128,
+    plain!(dense_matmul_f32xbf16_f32__cuda__r4, "plain/dense_float.cu", [WEIGHT = "bf16"], DenseMatmul, [F32, BF16] => F32, None, 128,
         [Blocks::CeilDiv("m", 4), Blocks::Dim("n")]),
-    plain!(dense_matmul_q8xq8_f32__cuda__r4, "dense_q8.cu", [], DenseMatmul, [Q8, Q8] => F32, None, 128,
+    plain!(dense_matmul_q8xq8_f32__cuda__r4, "plain/dense_q8.cu", [], DenseMatmul, [Q8, Q8] => F32, None, 128,
         [Blocks::CeilDiv("m", 4), Blocks::Dim("n")]),
-    plain!(dense_matmul_q8xq4_f32__cuda__r8, "dense_q4.cu", [], DenseMatmul, [Q8, Q4] => F32, None, 128,
+    plain!(dense_matmul_q8xq4_f32__cuda__r8, "plain/dense_q4.cu", [], DenseMatmul, [Q8, Q4] => F32, None, 128,
         [Blocks::CeilDiv("m", 8), Blocks::Dim("n")]),
-    plain!(attention_f32xf32_f32__cuda__t64, "attention.cu", [K_ROW = "RowF32", V_ROW = "RowF32"], Attention, [F32, F32, F32] => F32, None,
+    plain!(attention_f32xf32_f32__cuda__t64, "plain/attention.cu", [K_ROW = "RowF32", V_ROW = "RowF32"], Attention, [F32, F32, F32] => F32, None,
         128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
-    plain!(attention_f32xf32_f32__cuda__t1024, "attention_few.cu", [K_ROW = "RowF32", V_ROW = "RowF32"], Attention, [F32, F32, F32] => F32, None,
+    plain!(attention_f32xf32_f32__cuda__t1024, "plain/attention_few.cu", [K_ROW = "RowF32", V_ROW = "RowF32"], Attention, [F32, F32, F32] => F32, None,
         512, [Blocks::Dim("heads"), Blocks::Dim("n")], FEW),
-    plain!(attention_f32xbf16_f32__cuda__t64, "attention.cu", [K_ROW = "RowBf16", V_ROW = "RowBf16"], Attention, [F32, BF16, BF16] => F32, None,
+    plain!(attention_f32xbf16_f32__cuda__t64, "plain/attention.cu", [K_ROW = "RowBf16", V_ROW = "RowBf16"], Attention, [F32, BF16, BF16] => F32, None,
         128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
-    plain!(attention_f32xbf16_f32__cuda__t1024, "attention_few.cu", [K_ROW = "RowBf16", V_ROW = "RowBf16"], Attention, [F32, BF16, BF16] => F32, None,
+    plain!(attention_f32xbf16_f32__cuda__t1024, "plain/attention_few.cu", [K_ROW = "RowBf16", V_ROW = "RowBf16"], Attention, [F32, BF16, BF16] => F32, None,
         512, [Blocks::Dim("heads"), Blocks::Dim("n")], FEW),
-    plain!(attention_f32xq8q4_f32__cuda__t64, "attention.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4"], Attention, [F32, Q8, Q4] => F32, None,
+    plain!(attention_f32xq8q4_f32__cuda__t64, "plain/attention.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4"], Attention, [F32, Q8, Q4] => F32, None,
         128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
-    plain!(attention_f32xq8q4_f32__cuda__t1024, "attention_few.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4"], Attention, [F32, Q8, Q4] => F32, None,
+    plain!(attention_f32xq8q4_f32__cuda__t1024, "plain/attention_few.cu", [K_ROW = "RowQ8", V_ROW = "RowQ4"], Attention, [F32, Q8, Q4] => F32, None,
         512, [Blocks::Dim("heads"), Blocks::Dim("n")], FEW),
-    plain!(attention_f32xq4_f32__cuda__t64, "attention.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4"], Attention, [F32, Q4, Q4] => F32, None,
+    plain!(attention_f32xq4_f32__cuda__t64, "plain/attention.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4"], Attention, [F32, Q4, Q4] => F32, None,
         128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
-    plain!(attention_f32xq4_f32__cuda__t1024, "attention_few.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4"], Attention, [F32, Q4, Q4] => F32, None,
+    plain!(attention_f32xq4_f32__cuda__t1024, "plain/attention_few.cu", [K_ROW = "RowQ4", V_ROW = "RowQ4"], Attention, [F32, Q4, Q4] => F32, None,
         512, [Blocks::Dim("heads"), Blocks::Dim("n")], FEW),
-    plain!(kv_append_f32_f32__cuda__t1, "kv_append.cu", [ROW = "RowF32"], KvAppend, [F32] => F32, None, 128,
+    plain!(kv_append_f32_f32__cuda__t1, "plain/kv_append.cu", [ROW = "RowF32"], KvAppend, [F32] => F32, None, 128,
         [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 4)]),
-    plain!(kv_append_f32_bf16__cuda__t1, "kv_append.cu", [ROW = "RowBf16"], KvAppend, [F32] => BF16, None, 128,
+    plain!(kv_append_f32_bf16__cuda__t1, "plain/kv_append.cu", [ROW = "RowBf16"], KvAppend, [F32] => BF16, None, 128,
         [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 4)]),
-    plain!(kv_append_f32_q8__cuda__t1, "kv_append.cu", [ROW = "RowQ8"], KvAppend, [F32] => Q8, None, 128,
+    plain!(kv_append_f32_q8__cuda__t1, "plain/kv_append.cu", [ROW = "RowQ8"], KvAppend, [F32] => Q8, None, 128,
         [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 4)]),
-    plain!(kv_append_f32_q4__cuda__t1, "kv_append.cu", [ROW = "RowQ4"], KvAppend, [F32] => Q4, None, 128,
+    plain!(kv_append_f32_q4__cuda__t1, "plain/kv_append.cu", [ROW = "RowQ4"], KvAppend, [F32] => Q4, None, 128,
         [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 4)]),
-    plain!(sample_f32_i32__cuda__t1, "../sample.cu", [CLUSTER = "1"], Sample, [F32] => I32, None, 512, [ONE, Blocks::Dim("n")]),
+    plain!(sample_f32_i32__cuda__t1, "sample.cu", [CLUSTER = "1"], Sample, [F32] => I32, None, 512, [ONE, Blocks::Dim("n")]),
     row!(sample_f32_i32__sm90__t8, "sample.cu", [CLUSTER = "8"], SM_90, ANY, Sample, [F32] => I32, None, 512, Shared::NONE,
         [Blocks::Count(8), Blocks::Dim("n"), ONE]),
     row!(ternary_gemv_q8xt2_f32__sm80__r16t1, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "1", MIN_BLOCKS = "4"],

@@ -151,6 +151,7 @@ fn resources(compiler: &Compiler, desc: &'static CudaKernelDesc, save: Option<&P
     let special = Specialised::new(desc, |name| Some(bench::typical(name)));
     let cubin = compiler.compile(&special)?;
     if let Some(folder) = save {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         std::fs::write(folder.join(format!("{}.cu", desc.name)), special.source())?;
         std::fs::write(folder.join(format!("{}.cubin", desc.name)), &cubin.bytes)?;
     }
