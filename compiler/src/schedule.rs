@@ -2,6 +2,7 @@
 
 pub mod view;
 pub mod group;
+pub mod fuse;
 pub mod memory;
 
 pub use group::{Group, Kind, Schedule, ScheduleError};

@@ -34,6 +34,11 @@ pub enum Kind {
     Nest,
     /// By the steps of a body.
     Repeat,
+    /// By a row of the kernel table with generated code in its kernel.
+    Fused {
+        /// The position in the group's values of the one that the row computes: those ahead of it are its activations, those behind it follow from it.
+        product: usize,
+    },
 }
 
 /// The groups of one graph, in the order in which they run.
@@ -197,7 +202,7 @@ impl Ctx<'_> {
         };
         let home = match kind {
             Kind::Nest => self.joinable(id, &producers),
-            Kind::Kernel | Kind::Repeat => None,
+            Kind::Kernel | Kind::Repeat | Kind::Fused { .. } => None,
         };
         let home = home.unwrap_or_else(|| {
             self.groups.push(Group { kind, values: Vec::new(), outputs: Vec::new() });
