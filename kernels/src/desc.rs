@@ -38,7 +38,7 @@ impl KernelDesc {
         match self.family {
             Family::Attention if dim("n") < MANY => (dim("heads") / dim("kv_heads").max(1)).max(1) as u64,
             Family::Attention => dim("heads").max(1) as u64,
-            Family::TernaryMatmul | Family::DenseMatmul | Family::KvAppend | Family::Sample => 1,
+            Family::TernaryMatmul | Family::DenseMatmul | Family::KvAppend | Family::RopeAppend | Family::Sample => 1,
         }
     }
 }
@@ -58,6 +58,8 @@ pub enum Family {
     Attention,
     /// Writes the keys or the values of new tokens into a KV cache.
     KvAppend,
+    /// Rotates the queries and keys of new tokens, and writes the keys and values into their KV caches. On GPUs only, where launches are dear.
+    RopeAppend,
     /// `out[n]`: an id for each row of logits.
     Sample,
 }
