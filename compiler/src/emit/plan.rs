@@ -4,6 +4,8 @@
 //! value of a repeat has one buffer. Its last writer writes it in place where nothing of the round still reads the old value; else a copy ends
 //! the round.
 
+mod rope_append;
+
 use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
 
@@ -101,7 +103,7 @@ pub struct Emitted {
 pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitted, PlanEmitError> {
     let mut schedules = Vec::new();
     for graph in &program.graphs {
-        let schedule = crate::schedule::group::group(graph)
+        let schedule = crate::schedule::group::group(graph, options.hardware)
             .map_err(|errors| PlanEmitError::Schedule { graph: graph.name.clone(), errors })?;
         schedules.push(schedule);
     }
@@ -252,6 +254,8 @@ impl<'a> Emitter<'a> {
             for (group_index, group) in schedule.groups.iter().enumerate() {
                 let read: Vec<ValueId> = match group.kind {
                     Kind::Nest => self.nests[&(graph_index, group_index)].1.buffers.clone(),
+                    // It reads none.
+                    Kind::RopeAppend(_) => Vec::new(),
                     Kind::Kernel | Kind::Repeat => {
                         let operands = graph.operands(group.values[0]).iter();
                         operands.map(|&operand| schedule.views.resolve(operand).base).collect()
@@ -491,6 +495,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             match group.kind {
                 Kind::Kernel => steps.push(self.table_call(schedule, group.values[0], places)?),
                 Kind::Nest => steps.push(self.nest_call(schedule, graph_index, group_index, places)?),
+                Kind::RopeAppend(group) => steps.push(self.rope_append(schedule, group, places)?),
                 Kind::Repeat => self.repeat(schedule, group.values[0], places, &mut steps)?,
             }
         }
@@ -574,16 +579,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             true => self.place(schedule, operands[0], places),
             false => self.output(graph, value, places)?,
         });
-        let args = signature.args.iter().zip(places_in_order).map(|(arg, place)| Arg {
-            access: match arg.access {
-                kernels::Access::Read => Access::Read,
-                kernels::Access::Write => Access::Write,
-                kernels::Access::Update => Access::Update,
-            },
-            buffer: place.buffer,
-            offset: place.offset,
-        });
-        let args = args.collect();
+        let args = args(signature, places_in_order);
         let x_stride = if is_append { schedule.views.resolve(operands[1]).strides[0] } else { 0 };
         let dim = |name: &str| cpu::dim(graph, value, name, x_stride).expect("every dim of a signature has a value");
         let (kernel, grid, dims) = match row {
@@ -780,6 +776,20 @@ fn writes_in_place(schedule: &Schedule<'_>, carried: ValueId, result: ValueId) -
     may_preplace(schedule, result)
         && !schedule.groups[writer..].iter().any(reads)
         && !schedule.graph.updates.iter().any(|update| schedule.views.resolve(update.value).base == carried)
+}
+
+/// The arguments of a row of a table, whose places are in the order of its signature.
+fn args(signature: &Signature, places: Vec<Place>) -> Vec<Arg> {
+    let args = signature.args.iter().zip(places).map(|(arg, place)| Arg {
+        access: match arg.access {
+            kernels::Access::Read => Access::Read,
+            kernels::Access::Write => Access::Write,
+            kernels::Access::Update => Access::Update,
+        },
+        buffer: place.buffer,
+        offset: place.offset,
+    });
+    args.collect()
 }
 
 fn round_offset(rounds: u32, stride: u64) -> Expr {

@@ -276,16 +276,15 @@ fn places(n: u64, seqs: u64, ctx: u64) -> (Vec<i32>, Vec<i32>) {
 
 fn rope_appends(desc: &CudaKernelDesc) -> Vec<Case> {
     let mut cases = Vec::new();
-    for (heads, kv_heads, hd) in
-        [(1, 1, 64), (4, 2, 128), (20, 5, 128), (6, 3, 40), (7, 7, 30), (8, 1, 256), (34, 1, 16), (12, 2, 130)]
-    {
+    let sizes = [(1, 1, 64), (4, 2, 128), (20, 5, 128), (6, 3, 40), (7, 7, 30), (8, 1, 256), (34, 1, 16), (12, 2, 130)];
+    for (at, (heads, kv_heads, hd)) in sizes.into_iter().enumerate() {
         for n in [1, 2, 3, 5, 16, 17, 70].into_iter().filter(|n| desc.tokens.contains(n)) {
             let mut random = Random::new(n * 31 + heads * 7 + hd);
             let (ctx, seqs) = (71, 2);
             // Of one buffer, as they come from a joined product, or with gaps of any size.
             let joined = (heads + 2 * kv_heads) * hd;
             let [q_stride, k_stride, v_stride] =
-                if n % 2 == 0 { [joined; 3] } else { [heads * hd + 8, kv_heads * hd + 3, kv_heads * hd + 5] };
+                if at % 2 == 0 { [joined; 3] } else { [heads * hd + 8, kv_heads * hd + 3, kv_heads * hd + 5] };
             let [q, k, v] = [q_stride, k_stride, v_stride].map(|stride| f32s(&rows_to_append(&mut random, n * stride)));
             let [cos, sin] = [(); 2].map(|()| f32s(&random.floats(n * hd / 2)));
             let (seq, pos) = places(n, seqs, ctx);

@@ -1,7 +1,12 @@
 //! `schedule`: which values of a program become one kernel, in which order, and which are no work at all.
 //!
+//! ```text
+//! ;! target = "cuda:sm_90a"             for which; plain `x86_64` if this is left out
+//! ```
+//!
 //! The program is taken as it is written: the optimiser does not run.
 
+use compiler::Target;
 use compiler::schedule::group::group;
 use compiler::schedule::{Kind as GroupKind, Schedule};
 use ir::entity::Id;
@@ -20,15 +25,16 @@ impl Kind for Groups {
     }
 
     fn options(&self) -> &'static [&'static str] {
-        &[]
+        &["target"]
     }
 
     fn run(&self, case: &Case) -> anyhow::Result<Option<String>> {
         let program = run::program(case)?;
+        let target: Target = case.string("target")?.unwrap_or("x86_64").parse()?;
         let mut out = String::new();
         for graph in &program.graphs {
             out.push_str(&format!("graph @{}\n", graph.name));
-            match group(graph) {
+            match group(graph, target.hardware()) {
                 Ok(schedule) => lines(&schedule).iter().for_each(|line| out.push_str(&format!("  {line}\n"))),
                 Err(errors) => errors.iter().for_each(|error| out.push_str(&format!("  refused: {error}\n"))),
             }
@@ -43,7 +49,7 @@ fn lines(schedule: &Schedule<'_>) -> Vec<String> {
     let mut lines = Vec::new();
     for group in &schedule.groups {
         let kind = match group.kind {
-            GroupKind::Kernel => "kernel",
+            GroupKind::Kernel | GroupKind::RopeAppend(_) => "kernel",
             GroupKind::Nest => "nest",
             GroupKind::Repeat => "repeat",
         };
