@@ -449,7 +449,11 @@ fn many_split_dims(dim: Dims<'_>) -> bool {
 /// Heads that halve and that KV heads share evenly. As long as those of attention, so that a row of each warp fits into shared memory.
 fn rope_append_dims(dim: Dims<'_>) -> bool {
     let (hd, kv_heads) = (dim("hd"), dim("kv_heads"));
-    hd % 2 == 0 && (2..=MAX_HEAD_DIM as i64).contains(&hd) && 0 < kv_heads && kv_heads <= dim("heads") && dim("heads") % kv_heads == 0
+    hd % 2 == 0
+        && (2..=MAX_HEAD_DIM as i64).contains(&hd)
+        && 0 < kv_heads
+        && kv_heads <= dim("heads")
+        && dim("heads") % kv_heads == 0
 }
 
 /// So many tokens that a block has a whole tile of them.

@@ -14,7 +14,8 @@ pub struct KernelDesc {
     pub name: &'static str,
     /// What it computes.
     pub family: Family,
-    /// Element types of what it computes with: activations and weights; queries, K and V; the values to append; or logits.
+    /// Element types of what it computes with: activations and weights; queries, K and V as the caches hold them; the values to append; or
+    /// logits.
     pub inputs: &'static [DType],
     /// Element type of what it writes.
     pub output: DType,

@@ -133,11 +133,14 @@ impl RopeAppend {
         users.into_iter().eq([self.keys]) && !roots.any(|root| root == self.rows)
     }
 
-    /// Whether all that is read lies as the kernel reads it, and none of it in what it writes.
+    /// Whether all that is read is computed before, and lies as the kernel reads it; and none of it in what the kernel writes.
     fn is_in_place(&self, graph: &Graph, views: &Views<'_>) -> bool {
         let Inputs { q, k, v, cos, sin, seq, pos } = self.inputs(graph);
         let caches = [self.keys, self.values].map(|append| views.resolve(append).base);
-        let is_input = |&value: &ValueId| !views.is_weight_time(value) && !caches.contains(&views.resolve(value).base);
+        let is_input = |&value: &ValueId| {
+            let base = views.resolve(value).base;
+            !views.is_weight_time(base) && base != self.queries && !caches.contains(&base)
+        };
         let has_heads_in_row = |&value: &ValueId| {
             let inner = Shape::new(graph.ty(value).shape.dims()[1..].iter().cloned());
             is_dense(&inner, &views.resolve(value).strides[1..])

@@ -89,7 +89,8 @@ fn rows(row: impl Fn(RangeInclusive<u64>) -> String) -> String {
 /// If there is one without: all reasons.
 pub(super) fn schedules(program: &Verified<Program>, hardware: Hardware) -> anyhow::Result<Vec<Schedule<'_>>> {
     let schedules = program.graphs.iter().map(|graph| {
-        group(graph, hardware).map_err(|errors| anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
+        group(graph, hardware)
+            .map_err(|errors| anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
     });
     schedules.collect()
 }

@@ -1,9 +1,9 @@
 //! The step of a group that rotates queries and keys and appends keys and values.
 
-use ir::plan::{Call, Expr, Step};
 use ir::ValueId;
+use ir::plan::{Call, Expr, Step};
 
-use super::{PhaseCtx, PlanEmitError, Places, args, bytes_expr, row_bytes};
+use super::{PhaseCtx, Places, PlanEmitError, args, bytes_expr, row_bytes};
 use crate::lower::cpu::{self, NoKernel};
 use crate::lower::cuda;
 use crate::schedule::rope_append::Inputs;
