@@ -50,13 +50,13 @@ fn a_kernel_that_spills_is_refused_unless_it_is_allowed_to() {
                   for (int i = 0; i < 512; i++) x[threadIdx.x * 512 + (i * 7) % 512] = sums[i] * sums[(i + 255) % 512];\n}\n";
     let row = kernels::cuda::find_cuda("ternary_gemv_q8xt2_f32__sm80__r16t1").expect("a row of the table");
     let desc: &'static CudaKernelDesc =
-        Box::leak(Box::new(CudaKernelDesc { tokens: row.tokens.clone(), source, defines: &[], ..*row }));
+        Box::leak(Box::new(CudaKernelDesc { tokens: row.tokens.clone(), source, defines: &[], fuses: None, ..*row }));
     let special = [(KernelId::new(0), Specialised::new(desc, |_| Some(64)))];
     let sm: Sm = "sm_90a".parse().expect("a known architecture");
-    let refused = assemble(&[], &special, sm, &nvrtc, false);
+    let refused = assemble(&[], &special, &[], sm, &nvrtc, false);
     let Err(CudaError::Spills { kernels, .. }) = &refused else { panic!("{refused:?}") };
     assert!(kernels[0].1.spills() && kernels[0].0 == special[0].1.label(), "{kernels:?}");
-    assert!(assemble(&[], &special, sm, &nvrtc, true).is_ok());
+    assert!(assemble(&[], &special, &[], sm, &nvrtc, true).is_ok());
 }
 
 /// NVRTC, or why there is none.

@@ -77,6 +77,8 @@ pub struct Buffer {
     pub elem: Elem,
     /// Whether a stage may store to it.
     pub write: bool,
+    /// Whether it is a parameter of the model, which nothing writes while the model runs: it can be read ahead of everything else.
+    pub is_weight: bool,
 }
 
 /// What the elements of a buffer are. No alignment is assumed.

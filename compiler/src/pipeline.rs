@@ -73,7 +73,7 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
         context: options.context,
         sequences: options.sequences,
     };
-    let Emitted { mut plan, weights, nests, specialised } =
+    let Emitted { mut plan, weights, nests, specialised, fused } =
         stages.time("plan", || emit::plan::emit(&program, &plan_options))?;
     stages.dump("nests.txt", || {
         let texts: Vec<String> = nests.iter().map(|(_, lowered)| lowered.nest.to_string()).collect();
@@ -96,7 +96,7 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
         Hardware::Cuda(sm) => {
             cuda = stages.time("code", || -> Result<_, CompileError> {
                 let nvrtc = Nvrtc::load(&options.nvrtc).map_err(CudaError::from)?;
-                Ok(cuda::assemble(&nests, &specialised, sm, &nvrtc, options.allow_spills)?)
+                Ok(cuda::assemble(&nests, &specialised, &fused, sm, &nvrtc, options.allow_spills)?)
             })?;
         }
     }

@@ -3,6 +3,7 @@
 pub mod view;
 pub mod group;
 pub mod rope_append;
+pub mod fuse;
 pub mod memory;
 
 pub use group::{Group, Kind, Schedule, ScheduleError};

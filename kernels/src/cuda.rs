@@ -130,6 +130,20 @@ pub struct CudaKernelDesc {
     pub accuracy: Accuracy,
     /// Whether it takes these dims. Those that are known only at a call are 0.
     pub takes: fn(Dims<'_>) -> bool,
+    /// What may be computed in the same launch, before and behind it, if anything.
+    pub fuses: Option<Fuses>,
+}
+
+/// What a product of one token may have generated code for in its launch: the activations before it, and a function of its rows behind it.
+/// The source says how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fuses {
+    /// How many rows of the product, as far from each other as rows of as many equal parts of the weights, meet in one column of the result.
+    pub parts: u64,
+    /// The columns of the weights, `k`.
+    pub columns: RangeInclusive<u64>,
+    /// The most blocks, each of which computes the activations for itself.
+    pub blocks: u64,
 }
 
 /// The dims of an op, by the names of the signature.
@@ -277,8 +291,12 @@ impl Specialised {
 
     /// The text to be compiled: the prologue, then the source with its headers.
     pub fn source(&self) -> String {
-        let mut text = format!("// {}\n", self.label());
-        text += &format!("#define KERNEL {}\n", self.desc.name);
+        expand(&format!("// {}\n{}", self.label(), self.text(self.desc.name)))
+    }
+
+    /// The text with its `#include` lines, for an entry of another name.
+    pub fn text(&self, entry: &str) -> String {
+        let mut text = format!("#define KERNEL {entry}\n");
         for (name, value) in self.desc.defines {
             text += &format!("#define {name} {value}\n");
         }
@@ -287,14 +305,17 @@ impl Specialised {
             let ty = if i32::try_from(*value).is_ok() { "int" } else { "long long" };
             text += &format!("constexpr {ty} {} = {value};\n", dim.to_uppercase());
         }
-        text.push('\n');
-        let mut included = Vec::new();
-        include(self.desc.source, &mut included, &mut text);
-        text
+        text + "\n" + self.desc.source
     }
 }
 
-/// Appends a source with its headers in the place of their `#include` lines, each where it is first named.
+/// A source with the texts of the headers of this crate in the place of its `#include "lib/NAME.cuh"` lines, each where it is first named.
+pub fn expand(source: &str) -> String {
+    let mut text = String::new();
+    include(source, &mut Vec::new(), &mut text);
+    text
+}
+
 fn include(source: &str, included: &mut Vec<&'static str>, text: &mut String) {
     for line in source.lines() {
         let name = line.strip_prefix("#include \"lib/").and_then(|rest| rest.strip_suffix('"'));
@@ -364,6 +385,18 @@ macro_rules! row {
             tile: None,
             accuracy: Accuracy::Exact,
             takes: any_dims,
+            fuses: None,
+        }
+    };
+}
+
+/// A row for the product of one token with all its columns in a block, which other computations may join.
+macro_rules! gemv {
+    ($name:ident, [$($define:ident = $value:literal),*], $threads:literal, $rows:literal, $parts:literal, $columns:expr) => {
+        CudaKernelDesc {
+            fuses: Some(Fuses { parts: $parts, columns: $columns, blocks: FUSED_BLOCKS }),
+            ..row!($name, "ternary_gemv.cu", [TOKEN_TILES = "1", ONE_TOKEN = "true", $($define = $value),*], SM_80, 1..=1, TernaryMatmul,
+                [Q8, T2] => F32, Some(Tile16), $threads, Shared::NONE, [Blocks::CeilDiv("m", $rows), ONE, ONE])
         }
     };
 }
@@ -456,6 +489,10 @@ fn rope_append_dims(dim: Dims<'_>) -> bool {
         && dim("heads") % kv_heads == 0
 }
 
+/// Blocks of a product that computes its activations in each of them: about as many as an H100 has at once. More of them would compute the same
+/// again and again, where a launch of its own does it once.
+const FUSED_BLOCKS: u64 = 8 * 132;
+
 /// So many tokens that a block has a whole tile of them.
 const MANY: RangeInclusive<u64> = 17..=u64::MAX;
 
@@ -514,11 +551,13 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     plain!(sample_f32_i32__cuda__t1, "sample.cu", [CLUSTER = "1"], Sample, [F32] => I32, None, 512, [ONE, Blocks::Dim("n")]),
     row!(sample_f32_i32__sm90__t8, "sample.cu", [CLUSTER = "8"], SM_90, ANY, Sample, [F32] => I32, None, 512, Shared::NONE,
         [Blocks::Count(8), Blocks::Dim("n"), ONE]),
-    row!(ternary_gemv_q8xt2_f32__sm80__r16t1, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "1", MIN_BLOCKS = "4"],
-        SM_80, 1..=1, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE]),
-    row!(ternary_gemm_q8xt2_f32__sm80__r32t8, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "1", MIN_BLOCKS = "3"],
+    gemv!(ternary_gemv_q8xt2_f32__sm80__r16t1, [ROW_BLOCKS = "1", MIN_BLOCKS = "4"], 256, 16, 1, 1..=4096),
+    gemv!(ternary_gemv_q8xt2_f32__sm80__r16t1w16, [ROW_BLOCKS = "1", MIN_BLOCKS = "2"], 512, 16, 1, 4097..=8192),
+    gemv!(ternary_gemv_q8xt2_f32__sm80__r32t1, [ROW_BLOCKS = "2", MIN_BLOCKS = "4"], 256, 32, 2, 1..=4096),
+    gemv!(ternary_gemv_q8xt2_f32__sm80__r32t1w16, [ROW_BLOCKS = "2", MIN_BLOCKS = "1"], 512, 32, 2, 4097..=8192),
+    row!(ternary_gemm_q8xt2_f32__sm80__r32t8, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "1", ONE_TOKEN = "false", MIN_BLOCKS = "3"],
         SM_80, 1..=8, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", 32), ONE, ONE]),
-    row!(ternary_gemm_q8xt2_f32__sm80__r16t16, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "2", MIN_BLOCKS = "2"],
+    row!(ternary_gemm_q8xt2_f32__sm80__r16t16, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "2", ONE_TOKEN = "false", MIN_BLOCKS = "2"],
         SM_80, 1..=16, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 512, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE]),
     row!(ternary_gemm_q8xt2_f32__sm80__r128t128, "ternary_gemm.cu", [STAGES = "4"], SM_80, ANY, TernaryMatmul, [Q8, T2] => F32, Some(Tile16),
         128, Shared { fixed: 4 * (16384 + 8 * 576), each: &[] }, [Blocks::CeilDiv("m", 128), Blocks::CeilDiv("n", 128), ONE]),

@@ -3,7 +3,7 @@
 use ir::plan::KernelId;
 use kernels::{Sm, Specialised};
 
-use super::cuda_c;
+use super::cuda_c::{self, fused::Fused};
 use super::nvrtc::{Nvrtc, NvrtcError, Resources};
 use crate::lower::nest::Lowered;
 
@@ -55,6 +55,7 @@ pub struct CudaKernel {
 pub fn assemble(
     nests: &[(KernelId, Lowered)],
     specialised: &[(KernelId, Specialised)],
+    fused: &[(KernelId, Fused)],
     sm: Sm,
     nvrtc: &Nvrtc,
     allow_spills: bool,
@@ -68,8 +69,12 @@ pub fn assemble(
         let text = head("a row of the kernel table") + &special.source();
         (special.label(), special.desc.name.to_owned(), text, special.desc.is_plain())
     });
+    let fused = fused.iter().map(|(_, fused)| {
+        let text = head(&format!("generated around {}", fused.special.label())) + &fused.source();
+        (fused.name.clone(), fused.name.clone(), text, false)
+    });
     let (mut kernels, mut spilling) = (Vec::new(), Vec::new());
-    for (name, entry, source, may_spill) in generated.chain(rows) {
+    for (name, entry, source, may_spill) in generated.chain(rows).chain(fused) {
         let cubin = nvrtc.compile(&format!("{name}.cu"), &source, &sm.to_string())?;
         let resources = cubin.kernels.into_iter().find(|kernel| kernel.kernel == entry).unwrap_or_default();
         if resources.spills() && !may_spill && !allow_spills {

@@ -6,20 +6,22 @@
 //! compiled without fused multiply-adds.
 //!
 //! ```text
-//! template <int WIDTH> void <nest>_unit(buffers..., i64 dims..., i64 unit, u32 *scratch)
+//! template <int WIDTH, class Wait> void <nest>_unit(buffers..., i64 dims..., i64 unit, u32 *scratch, Wait wait)
 //! extern "C" __global__ void <nest>(buffers..., int dims...)      [`units`]
 //! ```
 //!
+//! Until it calls `wait`, a unit reads weights only, which are there before the kernels ahead of it are done.
 //! Base pointers are aligned to their elements; records of q8 to 8 bytes, of q4 to 4.
 
 mod functions;
+pub mod fused;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use self::functions::Function;
 use super::writer::Writer;
-use crate::nest::{Axis, BinaryOp, Elem, Expr, ExprId, Extent, Index, ReduceOp, Stage, Type, UnaryOp, Verified, Write};
+use crate::nest::{Axis, BinaryOp, Buffer, Elem, Expr, ExprId, Extent, Index, ReduceOp, Stage, Type, UnaryOp, Verified, Write};
 
 /// Columns whose values a reduction keeps in shared memory at once: 44 KiB of the 48 that every device gives without being asked, a multiple of the
 /// lanes. Wider rows are taken in chunks, each of which waits for the one before.
@@ -68,29 +70,50 @@ fn widest(nest: &Verified) -> u64 {
 
 /// The kernel itself, without what it calls.
 pub fn kernel(nest: &Verified) -> String {
+    let mut body = Body::new(nest);
     let mut kernel = Writer::new();
-    Body::new(nest).kernel(&mut kernel);
+    body.unit(&mut kernel);
+    body.kernel(&mut kernel);
     kernel.finish()
 }
 
 /// The source of a nest.
 pub fn source(nest: &Verified) -> String {
-    let mut body = Body::new(nest);
-    let mut kernel = Writer::new();
-    body.kernel(&mut kernel);
+    let mut source = Source::default();
+    let body = source.add(nest, Body::new(nest), |body, w| {
+        body.unit(w);
+        body.kernel(w);
+    });
+    source.finish(body.chunk)
+}
 
-    let mut text = String::new();
-    for line in nest.to_string().trim_end().lines() {
-        let _ = writeln!(text, "// {line}");
+/// A source with the parts of several nests.
+#[derive(Default)]
+struct Source {
+    /// The nests, as comments.
+    head: String,
+    functions: BTreeSet<Function>,
+    code: String,
+}
+
+impl Source {
+    fn add<'a>(&mut self, nest: &Verified, mut body: Body<'a>, write: impl FnOnce(&mut Body<'a>, &mut Writer)) -> Body<'a> {
+        for line in nest.to_string().trim_end().lines() {
+            let _ = writeln!(self.head, "// {line}");
+        }
+        let mut code = Writer::new();
+        write(&mut body, &mut code);
+        self.functions.append(&mut body.functions);
+        self.code += &code.finish();
+        body
     }
-    let _ = writeln!(text, "constexpr int CHUNK = {};\n", body.chunk);
-    text += functions::PRELUDE;
-    for function in &body.functions {
-        text += &function.text();
+
+    /// The text; `chunk` is how many words of shared memory the units have.
+    fn finish(self, chunk: u64) -> String {
+        let functions: String = self.functions.iter().map(|function| function.text()).collect();
+        let Self { head, code, .. } = self;
+        kernels::cuda::expand(&format!("{head}constexpr int CHUNK = {chunk};\n\n{}{functions}\n{code}", functions::PRELUDE))
     }
-    text.push('\n');
-    text += &kernel.finish();
-    text
 }
 
 fn record_len(elem: Elem) -> u64 {
@@ -142,8 +165,9 @@ fn kept_len(nest: &Verified, id: ExprId) -> Option<u64> {
     lens.all(|len| len == first).then_some(first)
 }
 
-/// The values of columns that several stages use and that no stage changes, as near to the use as they are shared. Records of 4 bits ask for columns
-/// of other threads, so nothing is kept where they are written.
+/// What columns need that no stage changes, and that is worth having before the stages begin: values that several stages use, as near to the use as they
+/// are shared, and what a stage loads that would else wait for a reduction before it. Records of 4 bits ask for columns of other threads, so nothing is
+/// kept where they are written.
 fn kept_values(nest: &Verified) -> Vec<ExprId> {
     let is_q4 = |stage: &Stage| matches!(stage, Stage::StoreRow { buffer, .. } if matches!(nest.buffers[*buffer].elem, Elem::Q4 { .. }));
     if nest.stages.iter().any(is_q4) {
@@ -151,6 +175,11 @@ fn kept_values(nest: &Verified) -> Vec<ExprId> {
     }
     let reached: Vec<Vec<ExprId>> = nest.stages.iter().map(|stage| nest.reachable(&stage.roots())).collect();
     let stages_of = |id: ExprId| reached.iter().filter(|ids| ids.contains(&id)).count();
+    let first_fold = nest.stages.iter().position(|stage| matches!(stage, Stage::Reduce { .. }));
+    let waits = |id: ExprId| {
+        let is_load = matches!(nest.exprs[id], Expr::Load { .. } | Expr::LoadRow { .. });
+        is_load && first_fold.is_some_and(|fold| reached.iter().skip(fold + 1).any(|ids| ids.contains(&id)))
+    };
     let is_fixed = |id: &ExprId| match &nest.exprs[*id] {
         Expr::Scalar(_) => false,
         Expr::Load { buffer, .. } | Expr::LoadRow { buffer, .. } => !nest.buffers[*buffer].write,
@@ -159,7 +188,7 @@ fn kept_values(nest: &Verified) -> Vec<ExprId> {
     let may_keep = |id: ExprId| {
         nest.is_columnar(id)
             && nest.type_of(id) != Type::Bool
-            && 1 < stages_of(id)
+            && (1 < stages_of(id) || waits(id))
             && kept_len(nest, id).is_some()
             && nest.reachable(&[id]).iter().all(is_fixed)
     };
@@ -175,6 +204,28 @@ fn kept_values(nest: &Verified) -> Vec<ExprId> {
     kept.iter().copied().filter(|&id| (is_root(id) || is_used(id)) && !is_leaf(&id)).collect()
 }
 
+/// Whether a value depends on parameters of the model alone.
+fn is_of_weights(nest: &Verified, id: ExprId) -> bool {
+    nest.reachable(&[id]).into_iter().all(|id| match &nest.exprs[id] {
+        Expr::Scalar(_) => false,
+        Expr::Load { buffer, .. } | Expr::LoadRow { buffer, .. } => nest.buffers[*buffer].is_weight,
+        _ => true,
+    })
+}
+
+/// Whether the threads of a unit have to meet between the stages `since` and the next one: it reads what they wrote, or uses the same shared memory.
+fn must_meet(nest: &Verified, since: &[Stage], next: &Stage) -> bool {
+    let is_q4 = |buffer: &usize| matches!(nest.buffers[*buffer].elem, Elem::Q4 { .. });
+    let writes = |stage: &Stage| matches!(stage, Stage::Store { .. } | Stage::StoreRow { .. });
+    match next {
+        Stage::Scalar { .. } => false,
+        Stage::Reduce { .. } => since.iter().any(|stage| writes(stage) || matches!(stage, Stage::Reduce { .. })),
+        // Its folds of threads have words of their own.
+        Stage::StoreRow { buffer, .. } => is_q4(buffer) || since.iter().any(writes),
+        Stage::Store { .. } => since.iter().any(writes),
+    }
+}
+
 struct Body<'a> {
     nest: &'a Verified,
     /// What the source calls beyond the prelude.
@@ -183,49 +234,60 @@ struct Body<'a> {
     chunk: u64,
     /// What is computed before the stages and kept, for those that use it.
     kept: Vec<ExprId>,
+    /// The buffer that is at hand instead of in memory, and the columns of each of its parts.
+    product: Option<(usize, u64)>,
 }
 
 impl<'a> Body<'a> {
     fn new(nest: &'a Verified) -> Self {
-        let chunk = widest(nest).next_multiple_of(32).clamp(32, CHUNK);
-        Self { nest, functions: BTreeSet::new(), chunk, kept: kept_values(nest) }
+        let chunk = widest(nest).next_multiple_of(32).clamp(3 * 32, CHUNK);
+        Self { nest, functions: BTreeSet::new(), chunk, kept: kept_values(nest), product: None }
     }
 
-    fn kernel(&mut self, w: &mut Writer) {
-        let nest = self.nest;
-        let buffers = nest.buffers.iter().map(|buffer| {
+    /// The parameters of a kernel for the buffers.
+    fn buffers(&self) -> Vec<String> {
+        let parameter = |buffer: &Buffer| {
             let constant = if buffer.write { "" } else { "const " };
             format!("{constant}{} *{}", elem_type(buffer.elem), buffer.name)
-        });
-        let buffers: Vec<String> = buffers.collect();
-        let dims =
-            |ty: &str, suffix: &str| nest.dims.iter().map(|dim| format!("{ty} {dim}{suffix}")).collect::<Vec<_>>();
-        let parameters = [buffers.clone(), dims("i64", "")]
-            .concat()
-            .into_iter()
-            .chain(["i64 unit".to_owned(), "u32 *scratch".to_owned()]);
-        let parameters = parameters.collect::<Vec<_>>().join(", ");
-        w.block(
-            format!("template <int WIDTH> __device__ __forceinline__ void {}_unit({parameters}) {{", nest.name),
-            "}",
-            |w| {
-                self.locate(w);
-                self.keep(w);
-                for (position, stage) in nest.stages.iter().enumerate() {
-                    if 0 < position {
-                        w.line("meet<WIDTH>();");
-                    }
-                    self.stage(w, stage);
+        };
+        self.nest.buffers.iter().map(parameter).collect()
+    }
+
+    /// The parameters for the dims.
+    fn dims(&self, ty: &str, suffix: &str) -> Vec<String> {
+        self.nest.dims.iter().map(|dim| format!("{ty} {dim}{suffix}")).collect()
+    }
+
+    /// The function that computes a unit.
+    fn unit(&mut self, w: &mut Writer) {
+        let nest = self.nest;
+        let rest = ["i64 unit", "u32 *scratch", "Wait wait"].map(str::to_owned);
+        let parameters = [self.buffers(), self.dims("i64", ""), rest.to_vec()].concat().join(", ");
+        w.line("template <int WIDTH, class Wait>");
+        w.block(format!("__device__ __forceinline__ void {}_unit({parameters}) {{", nest.name), "}", |w| {
+            self.locate(w);
+            self.keep(w);
+            let mut met = 0;
+            for (position, stage) in nest.stages.iter().enumerate() {
+                if must_meet(nest, &nest.stages[met..position], stage) {
+                    w.line("meet<WIDTH>();");
+                    met = position;
                 }
-            },
-        );
-        let parameters = [buffers, dims("int", "_")].concat().join(", ");
+                self.stage(w, stage);
+            }
+        });
+    }
+
+    /// The kernel that calls it.
+    fn kernel(&mut self, w: &mut Writer) {
+        let nest = self.nest;
+        let parameters = [self.buffers(), self.dims("int", "_")].concat().join(", ");
         let units = units(nest);
         let width = units.width();
         w.line("");
         w.line(format!("extern \"C\" __global__ void __launch_bounds__({})", units.threads));
         w.block(format!("{}({parameters}) {{", nest.name), "}", |w| {
-            w.line("wait_for_previous();");
+            w.line("let_next_start();");
             for dim in &nest.dims {
                 w.line(format!("const i64 {dim} = max({dim}_, 0);"));
             }
@@ -245,7 +307,8 @@ impl<'a> Body<'a> {
             let arguments = nest.buffers.iter().map(|buffer| &buffer.name).chain(&nest.dims);
             let arguments: Vec<&str> = arguments.map(String::as_str).collect();
             let scratch = if has_scratch { "scratch" } else { "nullptr" };
-            w.line(format!("{}_unit<{width}>({}, unit, {scratch});", nest.name, arguments.join(", ")));
+            let wait = "[] { wait_for_inputs(); }";
+            w.line(format!("{}_unit<{width}>({}, unit, {scratch}, {wait});", nest.name, arguments.join(", ")));
         });
     }
 
@@ -270,11 +333,16 @@ impl<'a> Body<'a> {
         }
     }
 
-    /// Computes what is kept.
+    /// Computes what is kept: of weights ahead of the wait, the rest behind it.
     fn keep(&mut self, w: &mut Writer) {
         let kept = std::mem::take(&mut self.kept);
         let values = kept.len();
-        for id in kept {
+        let (first, rest): (Vec<ExprId>, Vec<ExprId>) = kept.into_iter().partition(|&id| is_of_weights(self.nest, id));
+        let weights = first.len();
+        for (position, id) in first.into_iter().chain(rest).enumerate() {
+            if position == weights {
+                w.line("wait();");
+            }
             let ty = c_type(self.nest.type_of(id));
             let (row, columnar) = self.schedule(&[id]);
             for &id in &row {
@@ -286,6 +354,9 @@ impl<'a> Body<'a> {
                 "const Kept<{ty}, {len}, WIDTH, {values}, decltype(compute_{id})> kept_{id}(compute_{id});"
             ));
             self.kept.push(id);
+        }
+        if weights == values {
+            w.line("wait();");
         }
     }
 
@@ -485,6 +556,11 @@ impl<'a> Body<'a> {
     }
 
     fn load(&mut self, buffer: usize, index: &Index) -> String {
+        if let Some((product, columns)) = self.product
+            && product == buffer
+        {
+            return format!("product[{}]", index.offset as u64 / columns);
+        }
         let element = format!("{}[{}]", self.nest.buffers[buffer].name, self.index(index));
         match self.nest.buffers[buffer].elem {
             Elem::F32 | Elem::I32 => element,
@@ -536,14 +612,14 @@ mod tests {
         let nest = nest.finish().unwrap();
         let source = source(&nest);
         for part in [
-            "void rms_unit(const float *x, u8 *y, i64 unit, u32 *scratch) {",
+            "void rms_unit(const float *x, u8 *y, i64 unit, u32 *scratch, Wait wait) {",
             "const Kept<float, 96, WIDTH, 1, decltype(compute_e0)> kept_e0(compute_e0);",
             "s0 = fold<SumF32, 96, WIDTH>(96, column, scratch);",
             "store_q8<96, WIDTH>(y + 104 * (i0), column, scratch);",
             "__device__ float exp_f32(float v0) {",
             "x[96 * i0 + j]",
             "rms(const float *x, u8 *y) {",
-            "rms_unit<32>(x, y, unit, nullptr);",
+            "rms_unit<32>(x, y, unit, nullptr, [] { wait_for_inputs(); });",
         ] {
             assert!(source.contains(part), "no `{part}` in\n{}", source);
         }

@@ -4,9 +4,10 @@
 //! value of a repeat has one buffer. Its last writer writes it in place where nothing of the round still reads the old value; else a copy ends
 //! the round.
 
+mod fused;
 mod rope_append;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
 use ir::entity::Id;
@@ -20,7 +21,7 @@ use ir::{Dim, Graph, Op, Program, TensorType, ValueId, Verified};
 use kernels::{Family, Signature, Specialised};
 
 use crate::egraph::cost;
-use crate::emit::cuda_c;
+use crate::emit::cuda_c::{self, fused::Fused};
 use crate::emit::work::{self, KEYS};
 use crate::lower::cpu::{self, NoKernel};
 use crate::lower::cuda;
@@ -93,6 +94,8 @@ pub struct Emitted {
     pub nests: Vec<(KernelId, Lowered)>,
     /// The rows of the CUDA table that are called, as they are specialised.
     pub specialised: Vec<(KernelId, Specialised)>,
+    /// The products that are called with nests in their kernels.
+    pub fused: Vec<(KernelId, Fused)>,
 }
 
 /// The plan of a program.
@@ -101,12 +104,18 @@ pub struct Emitted {
 ///
 /// If a value has no place, or an op no kernel.
 pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitted, PlanEmitError> {
-    let mut schedules = Vec::new();
-    for graph in &program.graphs {
-        let schedule = crate::schedule::group::group(graph, options.hardware)
-            .map_err(|errors| PlanEmitError::Schedule { graph: graph.name.clone(), errors })?;
-        schedules.push(schedule);
-    }
+    let group = |graph| {
+        let schedule = crate::schedule::group::group(graph, options.hardware);
+        schedule.map_err(|errors| PlanEmitError::Schedule { graph: Graph::clone(graph).name, errors })
+    };
+    let schedules = || program.graphs.iter().map(group).collect::<Result<Vec<_>, _>>();
+    let schedules = Schedules {
+        any: schedules()?,
+        one: match options.hardware {
+            Hardware::Cpu { .. } => Vec::new(),
+            Hardware::Cuda(sm) => schedules()?.into_iter().map(|schedule| cuda::fuse(schedule, sm)).collect(),
+        },
+    };
     let mut emitter = Emitter::new(program, options, &schedules);
     emitter.lower_nests()?;
     emitter.collect_weights()?;
@@ -128,6 +137,14 @@ pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitte
     emitter.finish(phases)
 }
 
+/// The groups of all graphs.
+struct Schedules<'a> {
+    /// For calls of any number of tokens.
+    any: Vec<Schedule<'a>>,
+    /// For calls of one token, where they differ.
+    one: Vec<Schedule<'a>>,
+}
+
 /// Where a value lies.
 #[derive(Clone, Debug)]
 struct Place {
@@ -139,13 +156,24 @@ struct Place {
 /// The places of the values of one graph.
 type Places = HashMap<ValueId, Place>;
 
+/// The graph of a nest, its values and its outputs: all that it depends on.
+type NestKey = (usize, Vec<ValueId>, Vec<ValueId>);
+
+fn nest_key(graph_index: usize, group: &Group) -> NestKey {
+    (graph_index, group.values.clone(), group.outputs.clone())
+}
+
 struct Emitter<'a> {
     program: &'a Program,
     options: &'a PlanOptions,
-    schedules: &'a [Schedule<'a>],
+    schedules: &'a Schedules<'a>,
     plan: Plan,
-    /// Nests by graph and group.
-    nests: BTreeMap<(usize, usize), (KernelId, Lowered)>,
+    /// Nests by their graphs and groups.
+    nests: HashMap<NestKey, (KernelId, Lowered)>,
+    /// How often each name of generated code was taken.
+    names: HashMap<String, usize>,
+    /// Products with what is computed in their kernels.
+    fused: Vec<(KernelId, Fused)>,
     /// Kernels of the tables by their names in the plan.
     table_kernels: HashMap<String, KernelId>,
     specialised: Vec<(KernelId, Specialised)>,
@@ -160,7 +188,7 @@ struct Emitter<'a> {
 }
 
 impl<'a> Emitter<'a> {
-    fn new(program: &'a Program, options: &'a PlanOptions, schedules: &'a [Schedule<'a>]) -> Self {
+    fn new(program: &'a Program, options: &'a PlanOptions, schedules: &'a Schedules<'a>) -> Self {
         let mut symbols: Vec<SymbolBound> = program
             .symbols
             .iter()
@@ -190,7 +218,9 @@ impl<'a> Emitter<'a> {
             options,
             schedules,
             plan,
-            nests: BTreeMap::new(),
+            nests: HashMap::new(),
+            names: HashMap::new(),
+            fused: Vec::new(),
             table_kernels: HashMap::new(),
             specialised: Vec::new(),
             weights: WeightPlan::default(),
@@ -210,40 +240,46 @@ impl<'a> Emitter<'a> {
         self.program.rounds(&graph.name) != 0
     }
 
-    /// Generates the nests of all graphs; every phase calls the same.
+    /// Generates the nests of all graphs; phases call the same where they have the same groups.
     fn lower_nests(&mut self) -> Result<(), PlanEmitError> {
-        let mut names = HashMap::new();
-        for (graph_index, schedule) in self.schedules.iter().enumerate() {
-            if !self.runs(schedule.graph) {
-                continue;
-            }
-            for (group_index, group) in schedule.groups.iter().enumerate() {
-                if group.kind != Kind::Nest {
-                    continue;
+        let schedules = self.schedules;
+        for of_graphs in [&schedules.any, &schedules.one] {
+            for (graph_index, schedule) in of_graphs.iter().enumerate() {
+                let is_run = self.runs(schedule.graph);
+                for group in schedule.groups.iter().filter(|group| is_run && group.kind == Kind::Nest) {
+                    self.lower_nest(graph_index, schedule, group)?;
                 }
-                let name = unique(&mut names, nest_name(schedule.graph, group));
-                let lowered = nest::lower(schedule, group, &name)?;
-                let id = KernelId::new(self.plan.kernels.len());
-                let code = match self.options.hardware {
-                    Hardware::Cpu { .. } => Code::Generated { offset: 0, bytes: 0 },
-                    Hardware::Cuda(_) => Code::Cuda {
-                        file: manifest::cubin(&name),
-                        entry: name.clone(),
-                        threads: cuda_c::units(&lowered.nest).threads,
-                        shared_bytes: 0,
-                        waits: true,
-                    },
-                };
-                self.plan.kernels.push(Kernel { name, code });
-                self.nests.insert((graph_index, group_index), (id, lowered));
             }
         }
         Ok(())
     }
 
+    fn lower_nest(&mut self, graph_index: usize, schedule: &Schedule<'_>, group: &Group) -> Result<(), PlanEmitError> {
+        let key = nest_key(graph_index, group);
+        if self.nests.contains_key(&key) {
+            return Ok(());
+        }
+        let name = unique(&mut self.names, nest_name(schedule.graph, group));
+        let lowered = nest::lower(schedule, group, &name)?;
+        let id = KernelId::new(self.plan.kernels.len());
+        let code = match self.options.hardware {
+            Hardware::Cpu { .. } => Code::Generated { offset: 0, bytes: 0 },
+            Hardware::Cuda(_) => Code::Cuda {
+                file: manifest::cubin(&name),
+                entry: name.clone(),
+                threads: cuda_c::units(&lowered.nest).threads,
+                shared_bytes: 0,
+                waits: true,
+            },
+        };
+        self.plan.kernels.push(Kernel { name, code });
+        self.nests.insert(key, (id, lowered));
+        Ok(())
+    }
+
     /// Finds the weight-time values that steps read, and gives each a tensor and a buffer.
     fn collect_weights(&mut self) -> Result<(), PlanEmitError> {
-        let schedules = self.schedules;
+        let schedules = &self.schedules.any;
         for (graph_index, schedule) in schedules.iter().enumerate() {
             let graph = schedule.graph;
             if !self.runs(graph) {
@@ -251,12 +287,12 @@ impl<'a> Emitter<'a> {
             }
             let rounds = u32::try_from(self.program.rounds(&graph.name)).unwrap_or(u32::MAX);
             let is_body = graph_index + 1 != schedules.len();
-            for (group_index, group) in schedule.groups.iter().enumerate() {
+            for group in &schedule.groups {
                 let read: Vec<ValueId> = match group.kind {
-                    Kind::Nest => self.nests[&(graph_index, group_index)].1.buffers.clone(),
+                    Kind::Nest => self.nests[&nest_key(graph_index, group)].1.buffers.clone(),
                     // It reads none.
                     Kind::RopeAppend(_) => Vec::new(),
-                    Kind::Kernel | Kind::Repeat => {
+                    Kind::Kernel | Kind::Repeat | Kind::Fused { .. } => {
                         let operands = graph.operands(group.values[0]).iter();
                         operands.map(|&operand| schedule.views.resolve(operand).base).collect()
                     }
@@ -303,7 +339,7 @@ impl<'a> Emitter<'a> {
 
     /// The position of one of the program's graphs.
     fn index_of(&self, graph: &Graph) -> usize {
-        let position = self.schedules.iter().position(|schedule| std::ptr::eq(schedule.graph, graph));
+        let position = self.schedules.any.iter().position(|schedule| std::ptr::eq(schedule.graph, graph));
         position.expect("steps are made from the schedules")
     }
 
@@ -326,7 +362,7 @@ impl<'a> Emitter<'a> {
     /// The places of states, inputs and outputs.
     fn fixed_buffers(&mut self) -> Result<(), PlanEmitError> {
         let max_tokens = self.max_of("n");
-        let (program, schedules) = (self.program, self.schedules);
+        let (program, schedules) = (self.program, &self.schedules.any);
         for (graph_index, graph) in program.graphs.iter().enumerate() {
             if !self.runs(graph) {
                 continue;
@@ -400,8 +436,10 @@ impl<'a> Emitter<'a> {
     fn finish(mut self, phases: Vec<Phase>) -> Result<Emitted, PlanEmitError> {
         self.plan.phases = phases;
         self.plan.slab_bytes = self.shared_bytes.saturating_add(self.arena_bytes);
-        let nests = self.nests.into_values().collect();
-        Ok(Emitted { plan: self.plan, weights: self.weights, nests, specialised: self.specialised })
+        let mut nests: Vec<(KernelId, Lowered)> = self.nests.into_values().collect();
+        nests.sort_by_key(|(kernel, _)| *kernel);
+        let Self { plan, weights, specialised, fused, .. } = self;
+        Ok(Emitted { plan, weights, nests, specialised, fused })
     }
 
     /// The row of the target's table that computes an op in calls of a range of tokens.
@@ -474,6 +512,13 @@ struct PhaseCtx<'e, 'a> {
 }
 
 impl<'a> PhaseCtx<'_, 'a> {
+    /// The groups of a graph, for the tokens of this phase.
+    fn schedule(&self, graph_index: usize) -> &'a Schedule<'a> {
+        let Schedules { any, one } = self.emitter.schedules;
+        let is_one = *self.tokens.end() == 1;
+        one.get(graph_index).filter(|_| is_one).unwrap_or(&any[graph_index])
+    }
+
     /// The steps of one run of a graph. Values of `wanted` are put where it says.
     fn graph(
         &mut self,
@@ -481,8 +526,7 @@ impl<'a> PhaseCtx<'_, 'a> {
         places: &mut Places,
         wanted: &[(ValueId, Place)],
     ) -> Result<Vec<Step>, PlanEmitError> {
-        let schedules = self.emitter.schedules;
-        let schedule = &schedules[graph_index];
+        let schedule = self.schedule(graph_index);
         let graph = schedule.graph;
         let mut steps = Vec::new();
         for (value, place) in wanted {
@@ -491,11 +535,12 @@ impl<'a> PhaseCtx<'_, 'a> {
                 places.insert(*value, place.clone());
             }
         }
-        for (group_index, group) in schedule.groups.iter().enumerate() {
+        for group in &schedule.groups {
             match group.kind {
                 Kind::Kernel => steps.push(self.table_call(schedule, group.values[0], places)?),
-                Kind::Nest => steps.push(self.nest_call(schedule, graph_index, group_index, places)?),
+                Kind::Nest => steps.push(self.nest_call(schedule, graph_index, group, places)?),
                 Kind::RopeAppend(group) => steps.push(self.rope_append(schedule, group, places)?),
+                Kind::Fused { product } => steps.push(self.fused_call(schedule, group, product, places)?),
                 Kind::Repeat => self.repeat(schedule, group.values[0], places, &mut steps)?,
             }
         }
@@ -565,16 +610,9 @@ impl<'a> PhaseCtx<'_, 'a> {
         // The cache is an append's first operand, and the last argument of its kernel.
         let is_append = matches!(graph.op(value), Some(Op::KvAppend(_)));
         let inputs = if is_append { &operands[1..] } else { operands };
-        let layout = graph.op(value).and_then(cost::layout_of);
-        let place = |(position, &operand): (usize, &ValueId)| match layout.filter(|_| position == 1) {
-            Some(layout) => {
-                let base = schedule.views.resolve(operand).base;
-                let packed = self.emitter.packed.get(&(self.emitter.index_of(graph), base, layout));
-                packed.cloned().unwrap_or_else(|| self.place(schedule, operand, places))
-            }
-            None => self.place(schedule, operand, places),
-        };
-        let mut places_in_order: Vec<Place> = inputs.iter().enumerate().map(place).collect();
+        let first = operands.len() - inputs.len();
+        let place = |position| self.operand_place(schedule, value, position, places);
+        let mut places_in_order: Vec<Place> = (first..operands.len()).map(place).collect();
         places_in_order.push(match is_append {
             true => self.place(schedule, operands[0], places),
             false => self.output(graph, value, places)?,
@@ -614,49 +652,64 @@ impl<'a> PhaseCtx<'_, 'a> {
         }))
     }
 
-    /// Bytes that a table kernel reads and writes: weights once, and of caches only what is visible.
+    /// Where the operand of a table kernel lies: ternary weights in the packing that the op reads.
+    fn operand_place(&self, schedule: &Schedule<'_>, value: ValueId, position: usize, places: &Places) -> Place {
+        let graph = schedule.graph;
+        let operand = graph.operands(value)[position];
+        let layout = graph.op(value).and_then(cost::layout_of).filter(|_| position == 1);
+        let packed = layout.and_then(|layout| {
+            let base = schedule.views.resolve(operand).base;
+            self.emitter.packed.get(&(self.emitter.index_of(graph), base, layout))
+        });
+        packed.cloned().unwrap_or_else(|| self.place(schedule, operand, places))
+    }
+
+    /// Bytes that a table kernel reads and writes.
     fn moves(&self, schedule: &Schedule<'_>, value: ValueId) -> Expr {
         let graph = schedule.graph;
-        let mut total = match graph.op(value) {
+        let written = match graph.op(value) {
             Some(Op::KvAppend(_)) => Expr::from(0),
             _ => bytes_expr(graph.ty(value)),
         };
-        for (position, &operand) in graph.operands(value).iter().enumerate() {
-            let ty = graph.ty(operand);
-            total = total
-                + match graph.op(value) {
-                    Some(Op::Attention(_)) if position == 1 || position == 2 => {
-                        Expr::symbol(KEYS) * Expr::product(&ty.shape.0[1..2]) * Expr::from(row_bytes(ty))
-                    }
-                    // An append writes one row for each that it reads.
-                    Some(Op::KvAppend(_)) if position == 0 => {
-                        let rows = &graph.ty(graph.operands(value)[1]).shape.0;
-                        Expr::product(&rows[..2]) * Expr::from(row_bytes(ty))
-                    }
-                    _ if schedule.views.is_weight_time(operand) => {
-                        let layout = graph.op(value).and_then(cost::layout_of).filter(|_| position == 1);
-                        let bytes = self.emitter.weights.bytes_of(self.emitter.index_of(graph), operand, layout);
-                        Expr::from(bytes.unwrap_or(0))
-                    }
-                    _ => bytes_expr(ty),
-                };
+        let positions = 0..graph.operands(value).len();
+        positions.fold(written, |total, position| total + self.operand_moves(schedule, value, position))
+    }
+
+    /// Bytes of an operand that a table kernel reads: weights once, and of caches only what is visible.
+    fn operand_moves(&self, schedule: &Schedule<'_>, value: ValueId, position: usize) -> Expr {
+        let graph = schedule.graph;
+        let operand = graph.operands(value)[position];
+        let ty = graph.ty(operand);
+        match graph.op(value) {
+            Some(Op::Attention(_)) if position == 1 || position == 2 => {
+                Expr::symbol(KEYS) * Expr::product(&ty.shape.0[1..2]) * Expr::from(row_bytes(ty))
+            }
+            // An append writes one row for each that it reads.
+            Some(Op::KvAppend(_)) if position == 0 => {
+                let rows = &graph.ty(graph.operands(value)[1]).shape.0;
+                Expr::product(&rows[..2]) * Expr::from(row_bytes(ty))
+            }
+            _ if schedule.views.is_weight_time(operand) => {
+                let layout = graph.op(value).and_then(cost::layout_of).filter(|_| position == 1);
+                let bytes = self.emitter.weights.bytes_of(self.emitter.index_of(graph), operand, layout);
+                Expr::from(bytes.unwrap_or(0))
+            }
+            _ => bytes_expr(ty),
         }
-        total
     }
 
     fn nest_call(
         &mut self,
         schedule: &Schedule<'_>,
         graph_index: usize,
-        group_index: usize,
+        group: &Group,
         places: &mut Places,
     ) -> Result<Step, PlanEmitError> {
         let graph = schedule.graph;
-        let group = &schedule.groups[group_index];
         for &value in &group.outputs {
             self.output(graph, value, places)?;
         }
-        let (kernel, lowered) = &self.emitter.nests[&(graph_index, group_index)];
+        let (kernel, lowered) = &self.emitter.nests[&nest_key(graph_index, group)];
         let nest = &lowered.nest;
         let mut args = Vec::new();
         let mut moves = Expr::from(0);
@@ -703,7 +756,7 @@ impl<'a> PhaseCtx<'_, 'a> {
         let program = self.emitter.program;
         let body_index =
             program.graphs.iter().position(|body| *body.name == *repeat.body).expect("the verifier found the body");
-        let body_schedule = &self.emitter.schedules[body_index];
+        let body_schedule = self.schedule(body_index);
         let body = body_schedule.graph;
         let initial = self.place(schedule, inputs[0], places);
         let carried = match self.may_carry_in(schedule, value, inputs[0], &initial) {

@@ -8,6 +8,7 @@ use kernels::cuda::{Accuracy, Blocks, PER_CALL};
 use kernels::{CUDA_TABLE, CudaKernelDesc, Sm, Specialised, extent};
 
 use crate::lower::cpu::{self, NoKernel, Wanted};
+use crate::schedule::Schedule;
 
 /// The kernel of an op for calls of a range of tokens: among those that the target can run and that take its sizes, one that is not plain, made for
 /// the fewest tokens, of the highest capability, the one whose tiles take the least time for the most tokens, and rather one whose results are
@@ -59,6 +60,35 @@ pub(crate) fn best(wanted: &Wanted, sm: Sm, size: &dyn Fn(&str) -> i64) -> Optio
         let is_exact = desc.accuracy == Accuracy::Exact;
         (desc.is_plain(), range, std::cmp::Reverse(desc.requires), time, is_exact, desc.name)
     })
+}
+
+/// The row for a product of one token that other computations may join, where the product has so many parts.
+pub fn choose_fused(graph: &Graph, value: ValueId, parts: u64, sm: Sm) -> Option<&'static CudaKernelDesc> {
+    let Wanted { family, inputs, output, layout, tokens } = cpu::wanted(graph, value, &(1..=1));
+    let size = |name: &str| cpu::dim(graph, value, name, 0).and_then(|expr| expr.as_const()).unwrap_or(0);
+    // A row block is rows of one part.
+    let is_whole = parts == 1 || size("m") % (16 * parts) == 0;
+    let fits = |desc: &&CudaKernelDesc| {
+        desc.family == family
+            && desc.inputs == inputs
+            && desc.output == output
+            && desc.layout == layout
+            && desc.requires.compiles_for(sm)
+            && desc.tokens.contains(tokens.start())
+            && desc.fuses.as_ref().is_some_and(|fuses| {
+                let blocks = desc.launch.grid[0].count(|name| i64::try_from(size(name)).unwrap_or(i64::MAX));
+                fuses.parts == parts && fuses.columns.contains(&size("k")) && blocks.unsigned_abs() <= fuses.blocks
+            })
+    };
+    let limit = |name: &str| i64::try_from(size(name)).unwrap_or(i64::MAX);
+    let is_within = extent::broken_limit(family, &inputs, &limit).is_none();
+    CUDA_TABLE.iter().find(fits).filter(|_| is_whole && is_within)
+}
+
+/// The groups of a graph for calls of one token.
+pub fn fuse(schedule: Schedule<'_>, sm: Sm) -> Schedule<'_> {
+    let takes = |schedule: &Schedule<'_>, product, parts| choose_fused(schedule.graph, product, parts, sm).is_some();
+    crate::schedule::fuse::fuse(schedule, &takes)
 }
 
 /// A row with the sizes of an op, and the blocks and the arguments of its calls.

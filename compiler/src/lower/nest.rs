@@ -140,7 +140,11 @@ impl Ctx<'_, '_> {
             DType::T2 => return Err(self.unsupported(base)),
         };
         let name = buffer_name(&self.schedule.graph.label(base), self.buffers.len());
-        let buffer = if write { self.builder.output(&name, elem) } else { self.builder.input(&name, elem) };
+        let buffer = match (write, is_stored) {
+            (true, _) => self.builder.output(&name, elem),
+            (false, true) => self.builder.weight(&name, elem),
+            (false, false) => self.builder.input(&name, elem),
+        };
         self.buffers.push(base);
         self.buffer_of.insert(base, buffer);
         Ok(buffer)

@@ -42,16 +42,21 @@ impl NestBuilder {
 
     /// A buffer that is only read.
     pub fn input(&mut self, name: &str, elem: Elem) -> usize {
-        self.buffer(name, elem, false)
+        self.buffer(name, elem, false, false)
+    }
+
+    /// A parameter of the model.
+    pub fn weight(&mut self, name: &str, elem: Elem) -> usize {
+        self.buffer(name, elem, false, true)
     }
 
     /// A buffer that is written, and perhaps read.
     pub fn output(&mut self, name: &str, elem: Elem) -> usize {
-        self.buffer(name, elem, true)
+        self.buffer(name, elem, true, false)
     }
 
-    fn buffer(&mut self, name: &str, elem: Elem, write: bool) -> usize {
-        self.nest.buffers.push(Buffer { name: name.to_owned(), elem, write });
+    fn buffer(&mut self, name: &str, elem: Elem, write: bool, is_weight: bool) -> usize {
+        self.nest.buffers.push(Buffer { name: name.to_owned(), elem, write, is_weight });
         self.nest.buffers.len() - 1
     }
 

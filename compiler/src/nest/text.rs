@@ -1,7 +1,7 @@
 //! How a nest reads in dumps and golden files.
 //!
 //! ```text
-//! nest rms_norm(n; x: f32, w: f32, y: write f32)
+//! nest rms_norm(n; x: f32, w: weight f32, y: write f32)
 //! for i0 in n {
 //!   s0: f32 = sum j in 64 {
 //!     e3 = x[64*i0 + j]
@@ -27,8 +27,12 @@ impl fmt::Display for Nest {
                 (0, false) => "; ",
                 _ => ", ",
             };
-            let write = if buffer.write { "write " } else { "" };
-            write!(f, "{separator}{}: {write}{}", buffer.name, buffer.elem)?;
+            let kind = match (buffer.write, buffer.is_weight) {
+                (true, _) => "write ",
+                (false, true) => "weight ",
+                (false, false) => "",
+            };
+            write!(f, "{separator}{}: {kind}{}", buffer.name, buffer.elem)?;
         }
         write!(f, ")\nfor ")?;
         for (axis, extent) in self.outer.iter().enumerate() {

@@ -1,8 +1,8 @@
 //! Which values become one kernel, and in which order kernels run.
 //!
-//! Kinds of groups: one op that a row of the kernel table computes; one repeat; *nests*, sets of row-wise ops over the same rows, for which code is
-//! generated; and on GPUs what [`super::rope_append`] finds. A value joins the nest of a producer if both have the same rows and no path between them leaves the nest and
-//! comes back. Row formats, rotary embeddings and joined tensors end a nest: their readers see whole rows.
+//! Kinds of groups: one op that a row of the kernel table computes; one repeat; *nests*, sets of row-wise ops over the same rows, for which code
+//! is generated; and on GPUs what [`super::rope_append`] finds. A value joins the nest of a producer if both have the same rows and no path
+//! between them leaves the nest and comes back. Row formats, rotary embeddings and joined tensors end a nest: their readers see whole rows.
 
 use std::collections::BTreeSet;
 
@@ -38,6 +38,11 @@ pub enum Kind {
     RopeAppend(RopeAppend),
     /// By the steps of a body.
     Repeat,
+    /// By a row of the kernel table with generated code in its kernel.
+    Fused {
+        /// The position in the group's values of the one that the row computes: those ahead of it are its activations, those behind it follow from it.
+        product: usize,
+    },
 }
 
 /// The groups of one graph, in the order in which they run.
@@ -204,7 +209,7 @@ impl Ctx<'_> {
         };
         let home = match kind {
             Kind::Nest => self.joinable(id, &producers),
-            Kind::Kernel | Kind::RopeAppend(_) | Kind::Repeat => None,
+            Kind::Kernel | Kind::RopeAppend(_) | Kind::Repeat | Kind::Fused { .. } => None,
         };
         let home = home.unwrap_or_else(|| {
             self.groups.push(Group { kind, values: Vec::new(), outputs: Vec::new() });

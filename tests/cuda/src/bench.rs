@@ -129,7 +129,7 @@ fn geometries(desc: &'static CudaKernelDesc) -> Vec<&'static CudaKernelDesc> {
             _ => (*name, *value),
         });
         let defines: &'static [_] = Box::leak(defines.collect::<Vec<_>>().into_boxed_slice());
-        let other = CudaKernelDesc { launch, defines, tokens: desc.tokens.clone(), ..*desc };
+        let other = CudaKernelDesc { launch, defines, tokens: desc.tokens.clone(), fuses: desc.fuses.clone(), ..*desc };
         found.push(&*Box::leak(Box::new(other)));
     }
     found

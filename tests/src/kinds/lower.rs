@@ -59,6 +59,7 @@ impl Kind for Lower {
                         Err(error) => out.push_str(&format!("nest {outputs}: refused: {error}\n")),
                     },
                     GroupKind::Repeat => out.push_str(&format!("repeat {outputs}\n")),
+                    GroupKind::Fused { .. } => unreachable!("groups for any number of tokens have no fused ones"),
                 }
                 out.push('\n');
             }

@@ -1,14 +1,16 @@
 //! `schedule`: which values of a program become one kernel, in which order, and which are no work at all.
 //!
 //! ```text
-//! ;! target = "cuda:sm_90a"             for which; plain `x86_64` if this is left out
+//! ;! target = "cuda:sm_80"              plain `x86_64` if this is left out; of a GPU the groups of calls of one token
 //! ```
 //!
 //! The program is taken as it is written: the optimiser does not run.
 
 use compiler::Target;
+use compiler::lower::cuda;
 use compiler::schedule::group::group;
 use compiler::schedule::{Kind as GroupKind, Schedule};
+use compiler::target::Hardware;
 use ir::entity::Id;
 use ir::graph::Def;
 use ir::{Graph, Op, ValueId};
@@ -31,10 +33,14 @@ impl Kind for Groups {
     fn run(&self, case: &Case) -> anyhow::Result<Option<String>> {
         let program = run::program(case)?;
         let target: Target = case.string("target")?.unwrap_or("x86_64").parse()?;
+        let for_target = |schedule| match target.hardware() {
+            Hardware::Cpu { .. } => schedule,
+            Hardware::Cuda(sm) => cuda::fuse(schedule, sm),
+        };
         let mut out = String::new();
         for graph in &program.graphs {
             out.push_str(&format!("graph @{}\n", graph.name));
-            match group(graph, target.hardware()) {
+            match group(graph, target.hardware()).map(for_target) {
                 Ok(schedule) => lines(&schedule).iter().for_each(|line| out.push_str(&format!("  {line}\n"))),
                 Err(errors) => errors.iter().for_each(|error| out.push_str(&format!("  refused: {error}\n"))),
             }
@@ -52,6 +58,7 @@ fn lines(schedule: &Schedule<'_>) -> Vec<String> {
             GroupKind::Kernel | GroupKind::RopeAppend(_) => "kernel",
             GroupKind::Nest => "nest",
             GroupKind::Repeat => "repeat",
+            GroupKind::Fused { .. } => "fused",
         };
         let values = group.values.iter().map(|&value| format!("{} = {}", graph.label(value), op_name(graph, value)));
         let values: Vec<String> = values.collect();

@@ -1,17 +1,10 @@
+#include "lib/launch.cuh"
+
 typedef signed char i8;
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef long long i64;
-
-// Lets the next kernel of the stream start up now, then waits until the kernels before this one are done: what is launched so may start before
-// that. Every thread calls it first. Compute capabilities below 9.0 start a kernel only when it may run.
-__device__ __forceinline__ void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 // Integer arithmetic that wraps around.
 __device__ int wrap_add(int a, int b) { return (int)((u32)a + (u32)b); }
@@ -121,6 +114,10 @@ template <int LEN, int WIDTH, class Column, class Write> __device__ __forceinlin
         for (i64 j = place<WIDTH>(); j < len; j += WIDTH) write(j, column(0, j));
 }
 
+// Shared memory of a block: what a fold of columns works in, whose first word is its result; and behind these 32 words, those of folds of threads. Stages
+// meet between two that use the same words.
+constexpr int OF_THREADS = 32, OF_MORE_THREADS = 64;
+
 // The fold of the columns, in every thread, in the written order: lane l takes the columns j % 32 == l in ascending order, then lanes are folded by
 // 16, 8, 4, 2, 1. A warp has its lanes' columns in its threads; the threads of a block leave values in shared memory for the first warp.
 template <class Op, int LEN, int WIDTH, class Column> __device__ __forceinline__ typename Op::T fold(i64 len, Column column, u32 *scratch) {
@@ -134,6 +131,7 @@ template <class Op, int LEN, int WIDTH, class Column> __device__ __forceinline__
     T *values = (T *)scratch;
     for (i64 start = 0; start < len; start += CHUNK) {
         int count = (int)min(len - start, (i64)CHUNK);
+        if (0 < start) __syncthreads();
         if constexpr (are_kept<LEN, WIDTH>()) each_column<LEN, WIDTH>(len, [&](int i, i64 j) { values[j] = column(i, j); });
         else
             for (int j = threadIdx.x; j < count; j += WIDTH) values[j] = column(0, start + j);
@@ -141,21 +139,20 @@ template <class Op, int LEN, int WIDTH, class Column> __device__ __forceinline__
         if (threadIdx.x < 32)
 #pragma unroll 16
             for (int j = threadIdx.x; j < count; j += 32) lane = Op::take(lane, values[j]);
-        __syncthreads();
     }
     if (threadIdx.x < 32) {
+        // The shuffles come after all lanes have read.
         for (int d = 16; 0 < d; d /= 2) lane = Op::take(lane, __shfl_down_sync(0xffffffffu, lane, d));
         if (threadIdx.x == 0) values[0] = lane;
     }
     __syncthreads();
-    T result = values[0];
-    __syncthreads();
-    return result;
+    return values[0];
 }
 
 // The first column of the largest value; 0 if none is a number.
 template <int LEN, int WIDTH, class Column> __device__ int first_of_largest(i64 len, Column column, u32 *scratch) {
     float largest = fold<MaxF32, LEN, WIDTH>(len, column, scratch);
+    meet<WIDTH>();
     auto candidate = [&](int i, i64 j) { return column(i, j) == largest ? (int)j : 0x7fffffff; };
     int first = fold<MinI32, LEN, WIDTH>(len, candidate, scratch);
     return first == 0x7fffffff ? 0 : first;
@@ -172,7 +169,6 @@ template <class Op, int WIDTH> __device__ __forceinline__ typename Op::T fold_th
     T result = Op::start();
 #pragma unroll
     for (int warp = 0; warp < WIDTH / 32; warp++) result = Op::take(result, warps[warp]);
-    __syncthreads();
     return result;
 }
 
@@ -191,7 +187,7 @@ template <int k, int WIDTH, class Column> __device__ __forceinline__ void store_
     Kept<float, k, WIDTH, 1, Column> row(column);
     float absmax = MaxF32::start();
     each_column<k, WIDTH>(k, [&](int i, i64 j) { absmax = MaxF32::take(absmax, fabsf(row.at(i, j))); });
-    absmax = fold_threads<MaxF32, WIDTH>(absmax, scratch);
+    absmax = fold_threads<MaxF32, WIDTH>(absmax, scratch + OF_THREADS);
     absmax = 1e-5f < absmax ? absmax : 1e-5f;
     float factor = 127.0f / absmax;
     int sum = 0;
@@ -201,7 +197,7 @@ template <int k, int WIDTH, class Column> __device__ __forceinline__ void store_
         sum += code;
     });
     for (int j = k + place<WIDTH>(); j < CODE_BYTES; j += WIDTH) record[j] = 0;
-    sum = fold_threads<SumI32, WIDTH>(sum, scratch);
+    sum = fold_threads<SumI32, WIDTH>(sum, scratch + OF_MORE_THREADS);
     if (place<WIDTH>() == 0) {
         *(float *)(record + CODE_BYTES) = absmax / 127.0f;
         *(int *)(record + CODE_BYTES + 4) = sum;
@@ -216,8 +212,8 @@ template <int k, int WIDTH, class Column> __device__ void store_q4(u8 *record, C
         low = MinF32::take(low, x);
         high = MaxF32::take(high, x);
     }
-    float minimum = fold_threads<MinF32, WIDTH>(low, scratch) + 0.0f;
-    float maximum = fold_threads<MaxF32, WIDTH>(high, scratch);
+    float minimum = fold_threads<MinF32, WIDTH>(low, scratch + OF_THREADS) + 0.0f;
+    float maximum = fold_threads<MaxF32, WIDTH>(high, scratch + OF_MORE_THREADS);
     float scale = (maximum - minimum) / 15.0f;
     auto code = [&](int j) { return j < k && 0.0f < scale ? whole((column(0, j) - minimum) / scale) & 15 : 0; };
     for (int i = place<WIDTH>(); i < CODE_BYTES; i += WIDTH) record[i] = (u8)(code(2 * i) | code(2 * i + 1) << 4);
