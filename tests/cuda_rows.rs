@@ -125,6 +125,7 @@ fn model(dim: &str) -> i64 {
         "heads" => 20,
         "kv_heads" => 5,
         "hd" | "group" | "x_stride" => 128,
+        "q_stride" | "k_stride" | "v_stride" => 3840,
         "scale_bits" => i64::from(128_f32.sqrt().recip().to_bits()),
         "ctx" => 4096,
         "v" => 128_256,

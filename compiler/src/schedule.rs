@@ -2,8 +2,10 @@
 
 pub mod view;
 pub mod group;
+pub mod rope_append;
 pub mod fuse;
 pub mod memory;
 
 pub use group::{Group, Kind, Schedule, ScheduleError};
+pub use rope_append::RopeAppend;
 pub use view::{View, Views};

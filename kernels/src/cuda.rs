@@ -39,6 +39,7 @@ use ir::DType::{BF16, F32, I32, Q4, Q8, T2};
 use ir::packing::TernaryLayout;
 use ir::packing::TernaryLayout::Tile16;
 
+use crate::MAX_HEAD_DIM;
 use crate::desc::{Family, Signature};
 use crate::table::{ANY, signature};
 pub use accuracy::{Accuracy, Rounding};
@@ -434,6 +435,23 @@ macro_rules! rounded {
     };
 }
 
+/// A row that rotates and appends: one for a token or a few, whose rows have a warp each, and one for any number of them.
+macro_rules! rope_append {
+    ($name:ident, [$k_row:literal, $v_row:literal], $k:expr, $v:expr, few) => {
+        rope_append!($name, [K_ROW = $k_row, V_ROW = $v_row, TOKENS = "1"], FEW, $k, $v, 256, Blocks::Dim("n"))
+    };
+    ($name:ident, [$k_row:literal, $v_row:literal], $k:expr, $v:expr, any) => {
+        rope_append!($name, [K_ROW = $k_row, V_ROW = $v_row, TOKENS = "4"], ANY, $k, $v, 128, Blocks::CeilDiv("n", 4))
+    };
+    ($name:ident, [$($define:ident = $value:literal),*], $tokens:expr, $k:expr, $v:expr, $threads:literal, $blocks:expr) => {
+        CudaKernelDesc {
+            takes: rope_append_dims,
+            ..row!($name, "rope_append.cu", [$($define = $value),*], SM_80, $tokens, RopeAppend, [F32, $k, $v] => F32, None, $threads, Shared::NONE,
+                [Blocks::Dim("kv_heads"), $blocks, ONE])
+        }
+    };
+}
+
 fn any_dims(_dim: Dims<'_>) -> bool {
     true
 }
@@ -458,6 +476,16 @@ fn few_split_dims(dim: Dims<'_>) -> bool {
 
 fn many_split_dims(dim: Dims<'_>) -> bool {
     split_dims(dim) && FEW_KV_HEADS < dim("kv_heads")
+}
+
+/// Heads that halve and that KV heads share evenly. As long as those of attention, so that a row of each warp fits into shared memory.
+fn rope_append_dims(dim: Dims<'_>) -> bool {
+    let (hd, kv_heads) = (dim("hd"), dim("kv_heads"));
+    hd % 2 == 0
+        && (2..=MAX_HEAD_DIM as i64).contains(&hd)
+        && 0 < kv_heads
+        && kv_heads <= dim("heads")
+        && dim("heads") % kv_heads == 0
 }
 
 /// Blocks of a product that computes its activations in each of them: about as many as an H100 has at once. More of them would compute the same
@@ -511,6 +539,14 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 4)]),
     plain!(kv_append_f32_q4__cuda__t1, "plain/kv_append.cu", [ROW = "RowQ4"], KvAppend, [F32] => Q4, None, 128,
         [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 4)]),
+    rope_append!(rope_append_f32xf32_f32__sm80__t1w8, ["RowF32", "RowF32"], F32, F32, few),
+    rope_append!(rope_append_f32xf32_f32__sm80__t4, ["RowF32", "RowF32"], F32, F32, any),
+    rope_append!(rope_append_f32xbf16_f32__sm80__t1w8, ["RowBf16", "RowBf16"], BF16, BF16, few),
+    rope_append!(rope_append_f32xbf16_f32__sm80__t4, ["RowBf16", "RowBf16"], BF16, BF16, any),
+    rope_append!(rope_append_f32xq8q4_f32__sm80__t1w8, ["RowQ8", "RowQ4"], Q8, Q4, few),
+    rope_append!(rope_append_f32xq8q4_f32__sm80__t4, ["RowQ8", "RowQ4"], Q8, Q4, any),
+    rope_append!(rope_append_f32xq4_f32__sm80__t1w8, ["RowQ4", "RowQ4"], Q4, Q4, few),
+    rope_append!(rope_append_f32xq4_f32__sm80__t4, ["RowQ4", "RowQ4"], Q4, Q4, any),
     plain!(sample_f32_i32__cuda__t1, "sample.cu", [CLUSTER = "1"], Sample, [F32] => I32, None, 512, [ONE, Blocks::Dim("n")]),
     row!(sample_f32_i32__sm90__t8, "sample.cu", [CLUSTER = "8"], SM_90, ANY, Sample, [F32] => I32, None, 512, Shared::NONE,
         [Blocks::Count(8), Blocks::Dim("n"), ONE]),
@@ -627,7 +663,7 @@ mod tests {
             // The rest is the grammar of the CPU's names.
             let name: KernelName = desc.name.replace(&format!("__{isa}__"), "__scalar__").parse().unwrap();
             let mut dtypes = name.dtypes();
-            if desc.family == Family::Attention && dtypes.len() == 2 {
+            if matches!(desc.family, Family::Attention | Family::RopeAppend) && dtypes.len() == 2 {
                 dtypes.push(dtypes[1]);
             }
             assert_eq!(

@@ -14,7 +14,8 @@ pub struct KernelDesc {
     pub name: &'static str,
     /// What it computes.
     pub family: Family,
-    /// Element types of what it computes with: activations and weights; queries, K and V; the values to append; or logits.
+    /// Element types of what it computes with: activations and weights; queries, K and V as the caches hold them; the values to append; or
+    /// logits.
     pub inputs: &'static [DType],
     /// Element type of what it writes.
     pub output: DType,
@@ -38,7 +39,7 @@ impl KernelDesc {
         match self.family {
             Family::Attention if dim("n") < MANY => (dim("heads") / dim("kv_heads").max(1)).max(1) as u64,
             Family::Attention => dim("heads").max(1) as u64,
-            Family::TernaryMatmul | Family::DenseMatmul | Family::KvAppend | Family::Sample => 1,
+            Family::TernaryMatmul | Family::DenseMatmul | Family::KvAppend | Family::RopeAppend | Family::Sample => 1,
         }
     }
 }
@@ -58,6 +59,8 @@ pub enum Family {
     Attention,
     /// Writes the keys or the values of new tokens into a KV cache.
     KvAppend,
+    /// Rotates the queries and keys of new tokens, and writes the keys and values into their KV caches. On GPUs only, where launches are dear.
+    RopeAppend,
     /// `out[n]`: an id for each row of logits.
     Sample,
 }

@@ -74,6 +74,8 @@
 //!   K and V in bf16 are widened exactly; in a row format they are first decoded to f32 as [`ir::packing::RowFormat::decode`] does it.
 //! * **sample**: [`sample::choose`], a fixed choice from sums of whole numbers.
 //! * **KV append**: [`ir::packing::RowFormat::encode`]; f32 is copied; bf16 is the nearest one, ties to even, and what is no number stays none.
+//! * **RoPE and append**: in a head `x`, `x_i * cos_i - x_(i+h) * sin_i` and `x_(i+h) * cos_i + x_i * sin_i` for `i < h = hd / 2`, each product and
+//!   each sum rounded; then KV append.
 //!
 //! Invariant: `unsafe` occurs only under `cpu`.
 

@@ -58,6 +58,27 @@ static KV_APPEND: Signature = Signature {
     grid: Grid::One("n"),
 };
 
+/// `q`, `k`, `v`: f32, token `t` at element `t * q_stride`, `t * k_stride`, `t * v_stride`, heads of `hd` numbers side by side; `cos`, `sin`: f32
+/// `[n, hd / 2]`; `seq`, `pos`: i32 `[n]`, a place of its own for each token; `rotated`: f32 `[n, heads, hd]`; caches: `[seqs, kv_heads, ctx, hd]`. What
+/// is rotated, and how, is said by [`ir::op::attention::Rope`]: two products and one sum, each rounded. A token whose place is outside the caches is not
+/// appended.
+static ROPE_APPEND: Signature = Signature {
+    args: &[
+        read("q"),
+        read("k"),
+        read("v"),
+        read("cos"),
+        read("sin"),
+        read("seq"),
+        read("pos"),
+        write("rotated"),
+        Arg { name: "k_cache", access: Access::Update },
+        Arg { name: "v_cache", access: Access::Update },
+    ],
+    dims: &["n", "heads", "kv_heads", "hd", "ctx", "q_stride", "k_stride", "v_stride", "seqs"],
+    grid: Grid::One("n"),
+};
+
 /// `logits`: f32 `[n, v]`; `settings`: f32 `[n, 4]`; `draws`: i32 `[n, 2]`; `out`: i32 `[n]`. What they mean is said by [`ir::op::sample::Sample`].
 static SAMPLE: Signature = Signature {
     args: &[read("logits"), read("settings"), read("draws"), write("out")],
@@ -73,6 +94,7 @@ pub(crate) const fn signature(family: Family, inputs: &[DType]) -> &'static Sign
         (Family::DenseMatmul, _) => &DENSE_MATMUL,
         (Family::Attention, _) => &ATTENTION,
         (Family::KvAppend, _) => &KV_APPEND,
+        (Family::RopeAppend, _) => &ROPE_APPEND,
         (Family::Sample, _) => &SAMPLE,
     }
 }
@@ -211,6 +233,7 @@ mod tests {
                 Family::DenseMatmul => "dense_matmul",
                 Family::Attention => "attention",
                 Family::KvAppend => "kv_append",
+                Family::RopeAppend => "rope_append",
                 Family::Sample => "sample",
             };
             assert_eq!(name.op, op);

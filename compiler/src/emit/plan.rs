@@ -5,6 +5,7 @@
 //! the round.
 
 mod fused;
+mod rope_append;
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -109,7 +110,7 @@ pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitte
         Hardware::Cuda(_) => &[("decode", 1), ("few", 8), ("batch", 16), ("short", 128), ("medium", 512)],
     };
     let group = |graph| {
-        let schedule = crate::schedule::group::group(graph);
+        let schedule = crate::schedule::group::group(graph, options.hardware);
         schedule.map_err(|errors| PlanEmitError::Schedule { graph: Graph::clone(graph).name, errors })
     };
     let grouped = || program.graphs.iter().map(group).collect::<Result<Vec<_>, _>>();
@@ -298,6 +299,8 @@ impl<'a> Emitter<'a> {
             for group in &schedule.groups {
                 let read: Vec<ValueId> = match group.kind {
                     Kind::Nest => self.nests[&nest_key(graph_index, group)].1.buffers.clone(),
+                    // It reads none.
+                    Kind::RopeAppend(_) => Vec::new(),
                     Kind::Kernel | Kind::Repeat | Kind::Fused { .. } => {
                         let operands = graph.operands(group.values[0]).iter();
                         operands.map(|&operand| schedule.views.resolve(operand).base).collect()
@@ -541,6 +544,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             match group.kind {
                 Kind::Kernel => steps.push(self.table_call(schedule, group.values[0], places)?),
                 Kind::Nest => steps.push(self.nest_call(schedule, graph_index, group, places)?),
+                Kind::RopeAppend(group) => steps.push(self.rope_append(schedule, group, places)?),
                 Kind::Fused { product } => steps.push(self.fused_call(schedule, group, product, places)?),
                 Kind::Repeat => self.repeat(schedule, group.values[0], places, &mut steps)?,
             }
@@ -618,16 +622,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             true => self.place(schedule, operands[0], places),
             false => self.output(graph, value, places)?,
         });
-        let args = signature.args.iter().zip(places_in_order).map(|(arg, place)| Arg {
-            access: match arg.access {
-                kernels::Access::Read => Access::Read,
-                kernels::Access::Write => Access::Write,
-                kernels::Access::Update => Access::Update,
-            },
-            buffer: place.buffer,
-            offset: place.offset,
-        });
-        let args = args.collect();
+        let args = args(signature, places_in_order);
         let x_stride = if is_append { schedule.views.resolve(operands[1]).strides[0] } else { 0 };
         let dim = |name: &str| cpu::dim(graph, value, name, x_stride).expect("every dim of a signature has a value");
         let (kernel, grid, dims) = match row {
@@ -840,6 +835,20 @@ fn writes_in_place(schedule: &Schedule<'_>, carried: ValueId, result: ValueId) -
     may_preplace(schedule, result)
         && !schedule.groups[writer..].iter().any(reads)
         && !schedule.graph.updates.iter().any(|update| schedule.views.resolve(update.value).base == carried)
+}
+
+/// The arguments of a row of a table, whose places are in the order of its signature.
+fn args(signature: &Signature, places: Vec<Place>) -> Vec<Arg> {
+    let args = signature.args.iter().zip(places).map(|(arg, place)| Arg {
+        access: match arg.access {
+            kernels::Access::Read => Access::Read,
+            kernels::Access::Write => Access::Write,
+            kernels::Access::Update => Access::Update,
+        },
+        buffer: place.buffer,
+        offset: place.offset,
+    });
+    args.collect()
 }
 
 fn round_offset(rounds: u32, stride: u64) -> Expr {

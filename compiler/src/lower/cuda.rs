@@ -23,27 +23,11 @@ pub fn choose(
     tokens: &RangeInclusive<u64>,
     sm: Sm,
 ) -> Result<&'static CudaKernelDesc, NoKernel> {
-    let Wanted { family, inputs, output, layout, tokens } = cpu::wanted(graph, value, tokens);
+    let wanted = cpu::wanted(graph, value, tokens);
     let size = |name: &str| cpu::dim(graph, value, name, 0).and_then(|expr| expr.as_const()).unwrap_or(0);
     let size = |name: &str| i64::try_from(size(name)).unwrap_or(i64::MAX);
-    let fits = |desc: &&CudaKernelDesc| {
-        desc.family == family
-            && desc.inputs == inputs
-            && desc.output == output
-            && desc.layout == layout
-            && desc.requires.compiles_for(sm)
-            && desc.tokens.start() <= tokens.start()
-            && tokens.end() <= desc.tokens.end()
-            && (desc.takes)(&size)
-    };
-    let best = CUDA_TABLE.iter().filter(fits).min_by_key(|desc| {
-        let range = desc.tokens.end() - desc.tokens.start();
-        let dim = |name: &str| size(name).unsigned_abs();
-        let time = desc.tile.map_or(0, |tile| tile.nanoseconds(*tokens.end(), dim("k"), dim("m")));
-        // Rows that need not keep to the one order of the sums are faster.
-        let is_exact = desc.accuracy == Accuracy::Exact;
-        (desc.is_plain(), range, std::cmp::Reverse(desc.requires), time, is_exact, desc.name)
-    });
+    let best = best(&wanted, sm, &size);
+    let Wanted { family, inputs, .. } = wanted;
     let refuse = |reason: String| {
         let closest: Vec<&str> = CUDA_TABLE.iter().filter(|desc| desc.family == family).map(|desc| desc.name).collect();
         cpu::refuse(graph, value, sm.to_string(), reason, &closest)
@@ -53,6 +37,29 @@ pub fn choose(
         Some(limit) => Err(refuse(limit)),
         None => Ok(best),
     }
+}
+
+/// The same for what is no one op, if there is a row. `size` gives the sizes by the names of the signature, 0 where only a call knows it.
+pub(crate) fn best(wanted: &Wanted, sm: Sm, size: &dyn Fn(&str) -> i64) -> Option<&'static CudaKernelDesc> {
+    let tokens = &wanted.tokens;
+    let fits = |desc: &&CudaKernelDesc| {
+        desc.family == wanted.family
+            && desc.inputs == wanted.inputs
+            && desc.output == wanted.output
+            && desc.layout == wanted.layout
+            && desc.requires.compiles_for(sm)
+            && desc.tokens.start() <= tokens.start()
+            && tokens.end() <= desc.tokens.end()
+            && (desc.takes)(size)
+    };
+    CUDA_TABLE.iter().filter(fits).min_by_key(|desc| {
+        let range = desc.tokens.end() - desc.tokens.start();
+        let dim = |name: &str| size(name).unsigned_abs();
+        let time = desc.tile.map_or(0, |tile| tile.nanoseconds(*tokens.end(), dim("k"), dim("m")));
+        // Rows that need not keep to the one order of the sums are faster.
+        let is_exact = desc.accuracy == Accuracy::Exact;
+        (desc.is_plain(), range, std::cmp::Reverse(desc.requires), time, is_exact, desc.name)
+    })
 }
 
 /// The row for a product that other computations may join, where these take so many equal parts of its columns together; and whether its activations may

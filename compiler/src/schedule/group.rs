@@ -1,8 +1,8 @@
 //! Which values become one kernel, and in which order kernels run.
 //!
-//! Three kinds of groups: one op that a row of the kernel table computes; one repeat; and *nests*, sets of row-wise ops over the same rows,
-//! for which code is generated. A value joins the nest of a producer if both have the same rows and no path between them leaves the nest and
-//! comes back. Row formats, rotary embeddings and joined tensors end a nest: their readers see whole rows.
+//! Kinds of groups: one op that a row of the kernel table computes; one repeat; *nests*, sets of row-wise ops over the same rows, for which code
+//! is generated; and on GPUs what [`super::rope_append`] finds. A value joins the nest of a producer if both have the same rows and no path
+//! between them leaves the nest and comes back. Row formats, rotary embeddings and joined tensors end a nest: their readers see whole rows.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,9 @@ use ir::{DType, Dim, Op, Shape, ValueId};
 use petgraph::algo::{has_path_connecting, toposort};
 use petgraph::graph::{DiGraph, NodeIndex};
 
+use super::rope_append::{self, RopeAppend};
 use super::view::Views;
+use crate::target::Hardware;
 
 /// What becomes one kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +34,8 @@ pub enum Kind {
     Kernel,
     /// By generated code.
     Nest,
+    /// By a row of the table that computes several values.
+    RopeAppend(RopeAppend),
     /// By the steps of a body.
     Repeat,
     /// By a row of the kernel table with generated code in its kernel.
@@ -95,12 +99,12 @@ fn ends_nest(graph: &Graph, value: ValueId) -> bool {
         || matches!(graph.op(value), Some(Op::Rope(_) | Op::Concat(_) | Op::Argmax(_)))
 }
 
-/// The groups of a graph.
+/// The groups of a graph on a target.
 ///
 /// # Errors
 ///
 /// Every value that has no place in memory.
-pub fn group(graph: &Graph) -> Result<Schedule<'_>, Vec<ScheduleError>> {
+pub fn group(graph: &Graph, hardware: Hardware) -> Result<Schedule<'_>, Vec<ScheduleError>> {
     let live = graph.live();
     let mut views = Views::new(graph);
     materialise(graph, &live, &mut views);
@@ -123,10 +127,12 @@ pub fn group(graph: &Graph) -> Result<Schedule<'_>, Vec<ScheduleError>> {
         }
         ctx.place(id, op);
     }
-    let Ctx { mut groups, group_of, mut edges, .. } = ctx;
-    state_order(graph, &views, &group_of, &mut edges);
+    let Ctx { mut groups, mut group_of, .. } = ctx;
+    if let Hardware::Cuda(sm) = hardware {
+        rope_append::fuse(graph, &views, &live, sm, &mut groups, &mut group_of);
+    }
     find_outputs(graph, &views, &live, &group_of, &mut groups);
-    let order = sort(groups.len(), &edges);
+    let order = order(graph, &views, &group_of, groups.len());
     if order.is_none() {
         let states = graph.updates.iter().map(|update| ScheduleError::StateOrder { state: graph.label(update.state) });
         errors.extend(states);
@@ -134,7 +140,8 @@ pub fn group(graph: &Graph) -> Result<Schedule<'_>, Vec<ScheduleError>> {
     match order {
         Some(order) if errors.is_empty() => {
             let mut groups: Vec<Option<Group>> = groups.into_iter().map(Some).collect();
-            let in_order = order.into_iter().filter_map(|index| groups[index].take()).collect();
+            let in_order = order.into_iter().filter_map(|index| groups[index].take());
+            let in_order = in_order.filter(|group| !group.values.is_empty()).collect();
             Ok(Schedule { graph, views, groups: in_order })
         }
         _ => Err(errors),
@@ -202,7 +209,7 @@ impl Ctx<'_> {
         };
         let home = match kind {
             Kind::Nest => self.joinable(id, &producers),
-            Kind::Kernel | Kind::Repeat | Kind::Fused { .. } => None,
+            Kind::Kernel | Kind::RopeAppend(_) | Kind::Repeat | Kind::Fused { .. } => None,
         };
         let home = home.unwrap_or_else(|| {
             self.groups.push(Group { kind, values: Vec::new(), outputs: Vec::new() });
@@ -213,10 +220,8 @@ impl Ctx<'_> {
         self.edges.extend(producers.into_iter().filter(|&producer| producer != home).map(|producer| (producer, home)));
     }
 
-    /// The groups whose results a value reads, through views.
     fn producers(&self, id: ValueId) -> BTreeSet<usize> {
-        let operands = self.graph.operands(id).iter();
-        operands.filter_map(|&operand| self.group_of[storage_owner(self.graph, self.views, operand).index()]).collect()
+        producers(self.graph, self.views, &self.group_of, id)
     }
 
     /// The nest of a producer that the value can join, the latest if there are several.
@@ -260,6 +265,29 @@ impl Ctx<'_> {
         let digraph = digraph(self.groups.len(), &self.edges);
         has_path_connecting(&digraph, NodeIndex::new(on), NodeIndex::new(user), None)
     }
+}
+
+/// The groups whose results a value reads, through views.
+fn producers(graph: &Graph, views: &Views<'_>, group_of: &[Option<usize>], id: ValueId) -> BTreeSet<usize> {
+    let operands = graph.operands(id).iter();
+    operands.filter_map(|&operand| group_of[storage_owner(graph, views, operand).index()]).collect()
+}
+
+/// An order in which every group stands behind those it needs; `None` if there is none.
+pub(super) fn order(
+    graph: &Graph,
+    views: &Views<'_>,
+    group_of: &[Option<usize>],
+    n_groups: usize,
+) -> Option<Vec<usize>> {
+    let mut edges = BTreeSet::new();
+    for id in graph.values.ids() {
+        let Some(home) = group_of[id.index()] else { continue };
+        let producers = producers(graph, views, group_of, id).into_iter();
+        edges.extend(producers.filter(|&producer| producer != home).map(|producer| (producer, home)));
+    }
+    state_order(graph, views, group_of, &mut edges);
+    sort(n_groups, &edges)
 }
 
 /// The value whose computation a read of `value` waits for: through views, but an append is what fills the cache that it aliases.
@@ -316,7 +344,7 @@ fn digraph(n_groups: usize, edges: &BTreeSet<(usize, usize)>) -> DiGraph<(), ()>
     digraph
 }
 
-/// An order in which every group stands behind those it needs; `None` if there is none.
+/// An order of groups that keeps to the edges.
 fn sort(n_groups: usize, edges: &BTreeSet<(usize, usize)>) -> Option<Vec<usize>> {
     // A depth-first order read from the last node gives the order of the program back wherever dependencies leave a choice.
     let mut reversed = DiGraph::<(), ()>::new();

@@ -34,6 +34,8 @@ pub(crate) fn typical(name: &str) -> i64 {
         "ctx" => 4096,
         "scale_bits" => i64::from(128_f32.sqrt().recip().to_bits()),
         "seqs" => 1,
+        // Of queries, keys and values that one product gives.
+        "q_stride" | "k_stride" | "v_stride" => (20 + 2 * 5) * 128,
         _ => 0,
     }
 }
@@ -86,6 +88,11 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
                     if !is_slow && desc.tokens.contains(&(n as u64)) && (desc.takes)(&takes) {
                         attention(gpu, compiler, desc, (n, heads, kv_heads, ctx), rate)?;
                     }
+                }
+            }
+            Family::RopeAppend => {
+                for n in [1, 8, 512, 4096].into_iter().filter(|n| desc.tokens.contains(&(*n as u64))) {
+                    rope_append(gpu, compiler, desc, n, rate)?;
                 }
             }
             Family::KvAppend | Family::Sample => {}
@@ -326,6 +333,49 @@ fn attention(
     let texts = seconds
         .map(|seconds| format!("{:.2} us, {:.0} % of the read rate", seconds * 1e6, 100.0 * bytes / seconds / rate));
     println!("{} heads={heads}/{kv_heads} hd={hd} keys={ctx} n={n}: {}; early {}", desc.name, texts[0], texts[1]);
+    Ok(())
+}
+
+/// Tokens of as many sequences, or a prompt of one.
+fn rope_append(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, n: i64, rate: f64) -> Result<()> {
+    let seqs = if n < 16 { n } else { 1 };
+    let dim = |name: &str| match name {
+        "n" => n,
+        "seqs" => seqs,
+        other => typical(other),
+    };
+    let (heads, kv_heads, hd) = (dim("heads"), dim("kv_heads"), dim("hd"));
+    let joined = heads + 2 * kv_heads;
+    let x = cache(DType::F32, n * joined, hd);
+    let caches = [1, 2].map(|input| cache(desc.inputs[input], seqs * dim("ctx") * kv_heads, hd));
+    // What is read and written of activations and tables, and the rows of the caches.
+    let rows: usize = caches.iter().map(|cache| cache.len() / (seqs * dim("ctx")) as usize).sum();
+    let bytes = (4 * n * hd * (joined + heads + 1)) as f64 + (n as usize * rows) as f64;
+    let copies = (COLD_BYTES / 2).div_ceil(x.len()).min(32);
+    let mut buffers = vec![(gpu.upload(&x)?, gpu.allocate(4 * (n * heads * hd) as usize)?)];
+    for _ in 1..copies {
+        buffers.push((buffers[0].0.duplicate(gpu)?, gpu.allocate(4 * (n * heads * hd) as usize)?));
+    }
+    let table = gpu.upload(&cache(DType::F32, n, hd / 2))?;
+    let (seq, pos) = (numbers(gpu, (0..n).map(|i| (i % seqs) as i32))?, numbers(gpu, (0..n).map(|i| i as i32))?);
+    let [k_cache, v_cache] = [gpu.upload(&caches[0])?, gpu.upload(&caches[1])?];
+    let kernel = load(gpu, compiler, desc, &dim)?;
+    let launches = copies.max(4);
+    let mut seconds = [0.0; 2];
+    for early in [false, true] {
+        let each = |at: usize| {
+            let (x, rotated) = &buffers[at % copies];
+            let part = |heads: i64| x.address() + (4 * heads * hd) as u64;
+            let mut addresses = vec![part(0), part(heads), part(heads + kv_heads)];
+            addresses.extend([&table, &table, &seq, &pos, rotated, &k_cache, &v_cache].map(Buffer::address));
+            Launch { early, ..launch(desc, kernel, addresses, &dim) }
+        };
+        let graph = gpu.record(&(0..launches).map(each).collect::<Vec<_>>())?;
+        seconds[usize::from(early)] = median(gpu.time(&graph, RUNS)?) / launches as f64;
+    }
+    let texts = seconds
+        .map(|seconds| format!("{:.2} us, {:.0} % of the read rate", seconds * 1e6, 100.0 * bytes / seconds / rate));
+    println!("{} heads={heads}/{kv_heads} hd={hd} n={n}: {}; early {}", desc.name, texts[0], texts[1]);
     Ok(())
 }
 

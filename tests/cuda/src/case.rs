@@ -62,6 +62,7 @@ pub(crate) fn cases(desc: &CudaKernelDesc) -> Vec<Case> {
         Family::TernaryMatmul | Family::DenseMatmul => matmuls(desc),
         Family::Attention => attentions(desc),
         Family::KvAppend => appends(desc),
+        Family::RopeAppend => rope_appends(desc),
         Family::Sample => samples(),
     }
 }
@@ -240,13 +241,8 @@ fn appends(desc: &CudaKernelDesc) -> Vec<Case> {
             let mut random = Random::new(n * 31 + hd);
             let (ctx, seqs) = (24_u64, 2_u64);
             let x_stride = kv_heads * hd + 8;
-            let mut x = random.floats(n * x_stride);
-            // No number, infinities, and what lies between two bf16.
-            let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, f32::MAX];
-            x.iter_mut().skip(1).step_by(3).zip(values).for_each(|(x, value)| *x = value);
-            // A place of its own for each token, and one outside.
-            let seq: Vec<i32> = (0..n).map(|token| (token % seqs) as i32).collect();
-            let pos: Vec<i32> = (0..n).map(|token| if token == 2 { ctx as i32 } else { token as i32 }).collect();
+            let x = rows_to_append(&mut random, n * x_stride);
+            let (seq, pos) = places(n, seqs, ctx);
             let cache = random.floats(seqs * ctx * kv_heads * hd);
             cases.push(Case {
                 label: "random",
@@ -257,6 +253,52 @@ fn appends(desc: &CudaKernelDesc) -> Vec<Case> {
                     (i32s(&pos), 4),
                     (rows(desc.output, &cache, hd as usize), 16),
                 ],
+            });
+        }
+    }
+    cases
+}
+
+/// Among others no number, infinities, and what lies between two bf16.
+fn rows_to_append(random: &mut Random, count: u64) -> Vec<f32> {
+    let mut x = random.floats(count);
+    let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, f32::MAX];
+    x.iter_mut().skip(1).step_by(3).zip(values).for_each(|(x, value)| *x = value);
+    x
+}
+
+/// A sequence and a position of its own for each token, and one outside.
+fn places(n: u64, seqs: u64, ctx: u64) -> (Vec<i32>, Vec<i32>) {
+    let seq = (0..n).map(|token| (token % seqs) as i32).collect();
+    let pos = (0..n).map(|token| if token == 2 { ctx as i32 } else { token as i32 }).collect();
+    (seq, pos)
+}
+
+fn rope_appends(desc: &CudaKernelDesc) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let sizes = [(1, 1, 64), (4, 2, 128), (20, 5, 128), (6, 3, 40), (7, 7, 30), (8, 1, 256), (34, 1, 16), (12, 2, 130)];
+    for (at, (heads, kv_heads, hd)) in sizes.into_iter().enumerate() {
+        for n in [1, 2, 3, 5, 16, 17, 70].into_iter().filter(|n| desc.tokens.contains(n)) {
+            let mut random = Random::new(n * 31 + heads * 7 + hd);
+            let (ctx, seqs) = (71, 2);
+            // Of one buffer, as they come from a joined product, or with gaps of any size.
+            let joined = (heads + 2 * kv_heads) * hd;
+            let [q_stride, k_stride, v_stride] =
+                if at % 2 == 0 { [joined; 3] } else { [heads * hd + 8, kv_heads * hd + 3, kv_heads * hd + 5] };
+            let [q, k, v] = [q_stride, k_stride, v_stride].map(|stride| f32s(&rows_to_append(&mut random, n * stride)));
+            let [cos, sin] = [(); 2].map(|()| f32s(&random.floats(n * hd / 2)));
+            let (seq, pos) = places(n, seqs, ctx);
+            let caches = [1, 2].map(|input| {
+                let cache = random.floats(seqs * ctx * kv_heads * hd);
+                (rows(desc.inputs[input], &cache, hd as usize), 16)
+            });
+            let dims = [n, heads, kv_heads, hd, ctx, q_stride, k_stride, v_stride, seqs];
+            let rotated = (vec![0xFF; (4 * n * heads * hd) as usize], 4);
+            let args = [q, k, v, cos, sin, i32s(&seq), i32s(&pos)].map(|bytes| (bytes, 4));
+            cases.push(Case {
+                label: "random",
+                dims: dims.map(|dim| dim as i64).to_vec(),
+                args: args.into_iter().chain([rotated]).chain(caches).collect(),
             });
         }
     }

@@ -8,12 +8,13 @@ use std::str::FromStr;
 use anyhow::{Context as _, Result, bail, ensure};
 use ir::DType;
 use kernels::cuda::{Accuracy, CudaKernelDesc, Specialised};
-use kernels::{Access, Isa, KernelDesc, TABLE};
+use kernels::{Access, Family, Isa, KernelDesc, TABLE};
 
 use crate::Compiler;
 use crate::bound::{self, Expected};
 use crate::case::{Case, cases};
 use crate::gpu::{Buffer, Function, Gpu, Launch};
+use crate::rope;
 
 /// Bytes around each buffer that must not change.
 const GUARD: usize = 256;
@@ -107,36 +108,49 @@ pub(crate) fn launch(
 fn check(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, case: &Case) -> Result<Option<f64>> {
     let dim = |name: &str| case.dim(desc, name);
     let wanted = match desc.accuracy {
-        Accuracy::Exact => Wanted::Bytes(on_cpu(scalar(desc)?, case)),
+        Accuracy::Exact if desc.family == Family::RopeAppend => Wanted::Bytes(rope::expected(desc, case)?),
+        Accuracy::Exact => Wanted::Bytes(vec![Written {
+            arg: case.args.len() - 1,
+            dtype: desc.output,
+            bytes: on_cpu(scalar(desc)?, case),
+        }]),
         Accuracy::Bounded(rounding) => Wanted::Numbers(bound::attention(desc, case, rounding)?),
     };
-    let (mut first_round, mut worst) = (None, None);
+    let (mut first_round, mut worst) = (vec![None; case.args.len()], None);
     let loaded = load(gpu, compiler, desc, &dim)?;
     let guarded =
         case.args.iter().map(|(bytes, align)| Guarded::new(gpu, bytes, *align)).collect::<Result<Vec<_>>>()?;
     let launch = launch(desc, loaded, guarded.iter().map(Guarded::address).collect(), &dim);
-    let last = guarded.len() - 1;
+    let is_read = |index: usize| desc.signature.args[index].access == Access::Read;
     for round in 0..2 {
-        guarded[last].reset()?;
+        for (index, guarded) in guarded.iter().enumerate() {
+            if !is_read(index) {
+                guarded.reset()?;
+            }
+        }
         gpu.launch(&launch)?;
         gpu.wait()?;
         for (index, guarded) in guarded.iter().enumerate() {
             let name = desc.signature.args[index].name;
             let got = guarded.read().with_context(|| format!("`{name}`"))?;
-            if desc.signature.args[index].access == Access::Read {
+            if is_read(index) {
                 ensure!(got == case.args[index].0, "the input `{name}` was written");
                 continue;
             }
             match &wanted {
-                Wanted::Bytes(wanted) => {
-                    if let Some(difference) = first_difference(desc.output, &got, wanted) {
-                        bail!("round {round}: {difference}");
+                Wanted::Bytes(all) => {
+                    let Written { dtype, bytes, .. } = all
+                        .iter()
+                        .find(|written| written.arg == index)
+                        .with_context(|| format!("nothing is known of the output `{name}`"))?;
+                    if let Some(difference) = first_difference(*dtype, &got, bytes) {
+                        bail!("round {round}: `{name}`: {difference}");
                     }
                 }
                 Wanted::Numbers(wanted) => worst = Some(largest_part(&got, wanted)?),
             }
-            let first = first_round.get_or_insert_with(|| got.clone());
-            ensure!(*first == got, "round {round}: other numbers than in the round before");
+            let first = first_round[index].get_or_insert_with(|| got.clone());
+            ensure!(*first == got, "round {round}: `{name}`: other numbers than in the round before");
         }
     }
     Ok(worst)
@@ -144,8 +158,18 @@ fn check(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, case: &C
 
 /// What a kernel must write.
 enum Wanted {
-    Bytes(Vec<u8>),
+    /// All arguments that it writes.
+    Bytes(Vec<Written>),
+    /// Of its one result.
     Numbers(Vec<Expected>),
+}
+
+/// What an argument must hold after a call.
+pub(crate) struct Written {
+    /// Its position in the signature.
+    pub(crate) arg: usize,
+    pub(crate) dtype: DType,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// The largest difference, as a part of its bound.
@@ -173,7 +197,7 @@ fn scalar(desc: &CudaKernelDesc) -> Result<&'static KernelDesc> {
 }
 
 /// What the CPU makes of the last argument.
-fn on_cpu(desc: &KernelDesc, case: &Case) -> Vec<u8> {
+pub(crate) fn on_cpu(desc: &KernelDesc, case: &Case) -> Vec<u8> {
     // Rows of 8 bytes each, so that everything is aligned.
     let mut memory: Vec<Vec<u64>> = case.args.iter().map(|(bytes, _)| vec![0; bytes.len().div_ceil(8) + 1]).collect();
     for (memory, (bytes, _)) in memory.iter_mut().zip(&case.args) {
@@ -228,17 +252,25 @@ impl Guarded {
 
 /// The first place where two outputs differ; two NaNs are alike.
 fn first_difference(dtype: DType, got: &[u8], wanted: &[u8]) -> Option<String> {
-    if dtype != DType::F32 {
-        let index = got.iter().zip(wanted).position(|(got, wanted)| got != wanted)?;
-        return Some(format!("byte {index}: expected {}, actual {}", wanted[index], got[index]));
-    }
-    let (got, wanted) = (floats(got), floats(wanted));
+    let (got, wanted) = match dtype {
+        DType::F32 => (floats(got), floats(wanted)),
+        DType::BF16 => (halves(got), halves(wanted)),
+        _ => {
+            let index = got.iter().zip(wanted).position(|(got, wanted)| got != wanted)?;
+            return Some(format!("byte {index}: expected {}, actual {}", wanted[index], got[index]));
+        }
+    };
     let differ = |(got, wanted): (&f32, &f32)| got.to_bits() != wanted.to_bits() && !(got.is_nan() && wanted.is_nan());
     let index = got.iter().zip(&wanted).position(differ)?;
     let count = got.iter().zip(&wanted).filter(|pair| differ(*pair)).count();
     Some(format!("[{index}] expected {:e}, actual {:e}; {count} of {} differ", wanted[index], got[index], got.len()))
 }
 
-fn floats(bytes: &[u8]) -> Vec<f32> {
+pub(crate) fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect()
+}
+
+/// Numbers in bf16, widened.
+fn halves(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<2>().0.iter().map(|two| half::bf16::from_le_bytes(*two).to_f32()).collect()
 }

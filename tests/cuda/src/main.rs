@@ -9,6 +9,7 @@
 mod gpu;
 mod case;
 mod bound;
+mod rope;
 mod check;
 mod bench;
 

@@ -35,7 +35,7 @@ impl Kind for Emit {
         let kernel = case.string("kernel")?.context("the header names no `kernel`")?;
         let target: Target = case.string("target")?.unwrap_or("x86_64").parse()?;
         let mut nests: Vec<VerifiedNest> = Vec::new();
-        for schedule in lower::schedules(&program)? {
+        for schedule in lower::schedules(&program, target.hardware())? {
             for (index, group) in schedule.groups.iter().enumerate() {
                 if group.kind == GroupKind::Nest {
                     nests.push(nest::lower(&schedule, group, &lower::nest_name(&schedule, index))?.nest);

@@ -37,13 +37,22 @@ impl Kind for Lower {
         let program = run::program(case)?;
         let target: Target = case.string("target")?.unwrap_or("x86_64").parse()?;
         let mut out = String::new();
-        for schedule in schedules(&program)? {
+        for schedule in schedules(&program, target.hardware())? {
             for (index, group) in schedule.groups.iter().enumerate() {
                 let graph = schedule.graph;
                 let outputs = schedule::labels(graph, &group.outputs);
                 match group.kind {
                     GroupKind::Kernel => {
-                        out.push_str(&format!("kernel {outputs}: {}\n", rows(graph, group.values[0], &target)));
+                        let row = |tokens| row(graph, group.values[0], tokens, &target);
+                        out.push_str(&format!("kernel {outputs}: {}\n", rows(row)));
+                    }
+                    GroupKind::RopeAppend(parts) => {
+                        let row = |tokens| match target.hardware() {
+                            Hardware::Cuda(sm) => parts.row(graph, &schedule.views, &tokens, sm).map(|desc| desc.name),
+                            Hardware::Cpu { .. } => None,
+                        };
+                        let row = |tokens| row(tokens).unwrap_or("refused").to_owned();
+                        out.push_str(&format!("kernel {outputs}: {}\n", rows(row)));
                     }
                     GroupKind::Nest => match nest::lower(&schedule, group, &nest_name(&schedule, index)) {
                         Ok(lowered) => out.push_str(&lowered.nest.to_string()),
@@ -59,15 +68,17 @@ impl Kind for Lower {
     }
 }
 
-/// The rows that compute a value, for one token and for more, or why there is none.
-fn rows(graph: &Graph, value: ValueId, target: &Target) -> String {
-    let row = |tokens: RangeInclusive<u64>| {
-        let name = match target.hardware() {
-            Hardware::Cpu { isa, .. } => cpu::choose(graph, value, &tokens, isa).map(|desc| desc.name),
-            Hardware::Cuda(sm) => cuda::choose(graph, value, &tokens, sm).map(|desc| desc.name),
-        };
-        name.map_or_else(|error| format!("refused: {error}"), str::to_owned)
+/// The row that computes a value in calls of a range of tokens, or why there is none.
+fn row(graph: &Graph, value: ValueId, tokens: RangeInclusive<u64>, target: &Target) -> String {
+    let name = match target.hardware() {
+        Hardware::Cpu { isa, .. } => cpu::choose(graph, value, &tokens, isa).map(|desc| desc.name),
+        Hardware::Cuda(sm) => cuda::choose(graph, value, &tokens, sm).map(|desc| desc.name),
     };
+    name.map_or_else(|error| format!("refused: {error}"), str::to_owned)
+}
+
+/// The rows for one token and for more.
+fn rows(row: impl Fn(RangeInclusive<u64>) -> String) -> String {
     let (one, many) = (row(1..=1), row(2..=16));
     if one == many { one } else { format!("{one} for one token, {many} for more") }
 }
@@ -77,9 +88,10 @@ fn rows(graph: &Graph, value: ValueId, target: &Target) -> String {
 /// # Errors
 ///
 /// If there is one without: all reasons.
-pub(super) fn schedules(program: &Verified<Program>) -> anyhow::Result<Vec<Schedule<'_>>> {
+pub(super) fn schedules(program: &Verified<Program>, hardware: Hardware) -> anyhow::Result<Vec<Schedule<'_>>> {
     let schedules = program.graphs.iter().map(|graph| {
-        group(graph).map_err(|errors| anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
+        group(graph, hardware)
+            .map_err(|errors| anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
     });
     schedules.collect()
 }

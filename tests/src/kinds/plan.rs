@@ -3,15 +3,18 @@
 //! ```text
 //! ;! stage = ["fuse"]                   the optimiser's stages that run before; none if this is left out
 //! ;! phase = "decode"                   show the steps of this phase only
+//! ;! target = "cuda:sm_90a"             plain `x86_64` if this is left out; for a GPU no code is made
 //! ```
 //!
-//! The program is compiled for plain x86_64, on whatever machine, and must have the signature that the runtime calls: `ids`, `seq`, `pos`,
+//! The program is compiled for that target, on whatever machine, and must have the signature that the runtime calls: `ids`, `seq`, `pos`,
 //! `span` and `rows` in, logits out. Expected is the plan in short; places and sizes are bytes. Places of machine code are left out, because every
 //! change of the code generator moves them, and so are the rates that the compiler has guessed.
 
 use anyhow::{Context, ensure};
 use compiler::emit::nvrtc::Search;
-use compiler::{Options, rewrite};
+use compiler::emit::plan::{PlanOptions, emit};
+use compiler::target::Hardware;
+use compiler::{Options, Target, rewrite};
 use ir::entity::Id;
 use ir::plan::{Buffer, BufferId, Plan, Role, Step};
 
@@ -30,7 +33,7 @@ impl Kind for Short {
     }
 
     fn options(&self) -> &'static [&'static str] {
-        &["stage", "phase"]
+        &["stage", "phase", "target"]
     }
 
     fn run(&self, case: &Case) -> anyhow::Result<Option<String>> {
@@ -44,9 +47,20 @@ impl Kind for Short {
             nvrtc: Search::default(),
             allow_spills: false,
         };
-        let compiled = compiler::compile(program, &"x86_64".parse()?, &options)?;
-        let plan = Plan::from_ron(&compiled.plan.to_ron()).context("the plan read back")?;
-        ensure!(plan == compiled.plan, "the plan reads back as another one");
+        let target: Target = case.string("target")?.unwrap_or("x86_64").parse()?;
+        let written = match target.hardware() {
+            Hardware::Cpu { .. } => compiler::compile(program, &target, &options)?.plan,
+            // Its code would need NVRTC.
+            hardware @ Hardware::Cuda(_) => {
+                let (program, _) = rewrite::optimise(&program, &target, &options.rewrite)?;
+                let (context, sequences, machine) = (options.context, options.sequences, target.machine.clone());
+                let plan = emit(&program, &PlanOptions { hardware, machine, context, sequences })?.plan;
+                ir::plan::check(&plan)?;
+                plan
+            }
+        };
+        let plan = Plan::from_ron(&written.to_ron()).context("the plan read back")?;
+        ensure!(plan == written, "the plan reads back as another one");
         short(&plan, case.string("phase")?).map(Some)
     }
 }

@@ -1,7 +1,7 @@
 //! `schedule`: which values of a program become one kernel, in which order, and which are no work at all.
 //!
 //! ```text
-//! ;! target = "cuda:sm_80"              a GPU, to see the groups of calls of one token on it instead
+//! ;! target = "cuda:sm_80"              plain `x86_64` if this is left out; of a GPU the groups of calls of one token
 //! ```
 //!
 //! The program is taken as it is written: the optimiser does not run.
@@ -40,7 +40,7 @@ impl Kind for Groups {
         let mut out = String::new();
         for graph in &program.graphs {
             out.push_str(&format!("graph @{}\n", graph.name));
-            match group(graph).map(for_target) {
+            match group(graph, target.hardware()).map(for_target) {
                 Ok(schedule) => lines(&schedule).iter().for_each(|line| out.push_str(&format!("  {line}\n"))),
                 Err(errors) => errors.iter().for_each(|error| out.push_str(&format!("  refused: {error}\n"))),
             }
@@ -55,7 +55,7 @@ fn lines(schedule: &Schedule<'_>) -> Vec<String> {
     let mut lines = Vec::new();
     for group in &schedule.groups {
         let kind = match group.kind {
-            GroupKind::Kernel => "kernel",
+            GroupKind::Kernel | GroupKind::RopeAppend(_) => "kernel",
             GroupKind::Nest => "nest",
             GroupKind::Repeat => "repeat",
             GroupKind::Fused { .. } => "fused",
