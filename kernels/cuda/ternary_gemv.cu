@@ -26,8 +26,8 @@
 
 constexpr int TILES = ceil_div(K, 16), STEPS = ceil_div(TILES, 4), WARPS = THREADS / 32;
 constexpr int ROWS = 16 * ROW_BLOCKS, TOKENS = ONE_TOKEN ? 1 : 8 * TOKEN_TILES, RECORD = round_up(K, 16) + 8;
-// Steps of a warp, and how many of them it loads at once: all, up to 32 registers of them.
-constexpr int TURNS = ceil_div(STEPS, WARPS), AT_ONCE = ceil_div(TURNS, ceil_div(TURNS, 16 / ROW_BLOCKS));
+// Steps of a warp, and how many of them it loads at once: all, up to 32 registers of them, or 16 where there are the sums of more tokens.
+constexpr int TURNS = ceil_div(STEPS, WARPS), AT_ONCE = ceil_div(TURNS, ceil_div(TURNS, 16 / ROW_BLOCKS / TOKEN_TILES));
 
 // From shared memory where they were computed, else through the first cache.
 template <class T> __device__ __forceinline__ T load_activations(const T *from) {

@@ -44,6 +44,9 @@ use crate::desc::{Family, Signature};
 use crate::table::{ANY, signature};
 pub use accuracy::{Accuracy, Rounding};
 
+/// Registers of a multiprocessor.
+const REGISTERS: u64 = 65_536;
+
 /// The dims that are arguments of every entry and never constants.
 pub const PER_CALL: &[&str] = &["n"];
 
@@ -135,14 +138,23 @@ pub struct CudaKernelDesc {
 }
 
 /// What a product may have generated code for in its launch: the activations before it, and a function of its columns behind it. The source says how.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Fuses {
     /// How many parts of the product, of as many rows each, may meet in one column of the result, at most.
     pub parts: u64,
     /// The columns of the weights, `k`.
     pub columns: RangeInclusive<u64>,
-    /// The most blocks with which each may compute the activations for itself; 0 where none can.
+    /// How blocks compute the activations, each for itself, if they can.
+    pub activations: Option<Activations>,
+}
+
+/// What blocks that compute activations may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Activations {
+    /// How many there may be.
     pub blocks: u64,
+    /// Registers of a thread, by the columns: activations stay in them, and more of them leave room for fewer blocks at once.
+    pub registers: fn(u64) -> u64,
 }
 
 /// The dims of an op, by the names of the signature.
@@ -276,6 +288,12 @@ impl Specialised {
         self.constants.iter().find(|(name, _)| *name == dim).map(|(_, value)| *value)
     }
 
+    /// Registers of a thread, where the row says so.
+    pub fn registers(&self) -> Option<u64> {
+        let activations = self.desc.fuses.as_ref()?.activations?;
+        Some((activations.registers)(self.constant("k")?.unsigned_abs()))
+    }
+
     /// The dims that the entry takes as arguments.
     pub fn parameters(&self) -> impl Iterator<Item = &'static str> {
         self.desc.signature.dims.iter().copied().filter(|dim| self.constant(dim).is_none())
@@ -298,6 +316,9 @@ impl Specialised {
         let mut text = format!("#define KERNEL {entry}\n");
         for (name, value) in self.desc.defines {
             text += &format!("#define {name} {value}\n");
+        }
+        if let Some(registers) = self.registers() {
+            text += &format!("#define MIN_BLOCKS {}\n", REGISTERS / registers / u64::from(self.desc.launch.threads));
         }
         text += &format!("constexpr int THREADS = {};\n", self.desc.launch.threads);
         for (dim, value) in &self.constants {
@@ -389,13 +410,18 @@ macro_rules! row {
     };
 }
 
-/// A row for the product of one token with all its columns in a block, which other computations may join.
+/// A row for the product of one token with all its columns in a block, which other computations may join. Activations that are computed in a block stay
+/// in its registers and in 48 KiB of shared memory: more columns leave room for fewer blocks.
 macro_rules! gemv {
-    ($name:ident, [$($define:ident = $value:literal),*], $threads:literal, $rows:literal, $parts:literal, $columns:expr) => {
+    ($name:ident, [$($define:ident = $value:literal),*], $rows:literal, $parts:literal) => {
         CudaKernelDesc {
-            fuses: Some(Fuses { parts: $parts, columns: $columns, blocks: FUSED_BLOCKS }),
+            fuses: Some(Fuses {
+                parts: $parts,
+                columns: 1..=8192,
+                activations: Some(Activations { blocks: FUSED_BLOCKS, registers: fused_registers }),
+            }),
             ..row!($name, "ternary_gemv.cu", [TOKEN_TILES = "1", ONE_TOKEN = "true", $($define = $value),*], SM_80, 1..=1, TernaryMatmul,
-                [Q8, T2] => F32, Some(Tile16), $threads, Shared::NONE, [Blocks::CeilDiv("m", $rows), ONE, ONE])
+                [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", $rows), ONE, ONE])
         }
     };
 }
@@ -492,6 +518,15 @@ fn rope_append_dims(dim: Dims<'_>) -> bool {
 /// again and again, where a launch of its own does it once.
 const FUSED_BLOCKS: u64 = 8 * 132;
 
+/// Registers of a thread, of 256 in a block, that has activations of so many columns and the weights of 16 or 32 rows.
+fn fused_registers(columns: u64) -> u64 {
+    match columns {
+        ..=2560 => 64,
+        ..=6912 => 128,
+        _ => 255,
+    }
+}
+
 /// So many tokens that a block has a whole tile of them.
 const MANY: RangeInclusive<u64> = 17..=u64::MAX;
 
@@ -550,18 +585,16 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     plain!(sample_f32_i32__cuda__t1, "sample.cu", [CLUSTER = "1"], Sample, [F32] => I32, None, 512, [ONE, Blocks::Dim("n")]),
     row!(sample_f32_i32__sm90__t8, "sample.cu", [CLUSTER = "8"], SM_90, ANY, Sample, [F32] => I32, None, 512, Shared::NONE,
         [Blocks::Count(8), Blocks::Dim("n"), ONE]),
-    gemv!(ternary_gemv_q8xt2_f32__sm80__r16t1, [ROW_BLOCKS = "1", MIN_BLOCKS = "4"], 256, 16, 1, 1..=4096),
-    gemv!(ternary_gemv_q8xt2_f32__sm80__r16t1w16, [ROW_BLOCKS = "1", MIN_BLOCKS = "2"], 512, 16, 1, 4097..=8192),
-    gemv!(ternary_gemv_q8xt2_f32__sm80__r32t1, [ROW_BLOCKS = "2", MIN_BLOCKS = "4"], 256, 32, 2, 1..=4096),
-    gemv!(ternary_gemv_q8xt2_f32__sm80__r32t1w16, [ROW_BLOCKS = "2", MIN_BLOCKS = "1"], 512, 32, 2, 4097..=8192),
+    gemv!(ternary_gemv_q8xt2_f32__sm80__r16t1, [ROW_BLOCKS = "1"], 16, 1),
+    gemv!(ternary_gemv_q8xt2_f32__sm80__r32t1, [ROW_BLOCKS = "2"], 32, 2),
     CudaKernelDesc {
-        fuses: Some(Fuses { parts: 2, columns: 1..=u64::MAX, blocks: 0 }),
+        fuses: Some(Fuses { parts: 2, columns: 1..=u64::MAX, activations: None }),
         ..row!(ternary_gemm_q8xt2_f32__sm80__r32t8, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "1", ONE_TOKEN = "false", MIN_BLOCKS = "3"],
             SM_80, 1..=8, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", 32), ONE, ONE])
     },
     CudaKernelDesc {
-        fuses: Some(Fuses { parts: 1, columns: 1..=4096, blocks: 0 }),
-        ..row!(ternary_gemm_q8xt2_f32__sm80__r16t16, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "2", ONE_TOKEN = "false", MIN_BLOCKS = "2"],
+        fuses: Some(Fuses { parts: 1, columns: 1..=4096, activations: None }),
+        ..row!(ternary_gemm_q8xt2_f32__sm80__r16t16, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "2", ONE_TOKEN = "false", MIN_BLOCKS = "(K <= 6912 ? 2 : 1)"],
             SM_80, 1..=16, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 512, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE])
     },
     row!(ternary_gemm_q8xt2_f32__sm80__r128t128, "ternary_gemm.cu", [STAGES = "4"], SM_80, ANY, TernaryMatmul, [Q8, T2] => F32, Some(Tile16),

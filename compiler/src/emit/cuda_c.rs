@@ -27,6 +27,9 @@ use crate::nest::{Axis, BinaryOp, Buffer, Elem, Expr, ExprId, Extent, Index, Red
 /// lanes. Wider rows are taken in chunks, each of which waits for the one before.
 const CHUNK: u64 = 11_264;
 
+/// Registers of a multiprocessor.
+const REGISTERS: u64 = 65_536;
+
 /// How the units of a nest are given to threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Units {
@@ -157,6 +160,11 @@ fn stage_len(nest: &Verified, stage: &Stage) -> u64 {
     }
 }
 
+/// How many stages use an expression.
+fn stages_of(nest: &Verified, id: ExprId) -> usize {
+    nest.stages.iter().filter(|stage| nest.reachable(&stage.roots()).contains(&id)).count()
+}
+
 /// The number of columns of the stages that use an expression, if it is one that all have.
 fn kept_len(nest: &Verified, id: ExprId) -> Option<u64> {
     let users = nest.stages.iter().filter(|stage| nest.reachable(&stage.roots()).contains(&id));
@@ -174,7 +182,6 @@ fn kept_values(nest: &Verified) -> Vec<ExprId> {
         return Vec::new();
     }
     let reached: Vec<Vec<ExprId>> = nest.stages.iter().map(|stage| nest.reachable(&stage.roots())).collect();
-    let stages_of = |id: ExprId| reached.iter().filter(|ids| ids.contains(&id)).count();
     let first_fold = nest.stages.iter().position(|stage| matches!(stage, Stage::Reduce { .. }));
     let waits = |id: ExprId| {
         let is_load = matches!(nest.exprs[id], Expr::Load { .. } | Expr::LoadRow { .. });
@@ -188,7 +195,7 @@ fn kept_values(nest: &Verified) -> Vec<ExprId> {
     let may_keep = |id: ExprId| {
         nest.is_columnar(id)
             && nest.type_of(id) != Type::Bool
-            && (1 < stages_of(id) || waits(id))
+            && (1 < stages_of(nest, id) || waits(id))
             && kept_len(nest, id).is_some()
             && nest.reachable(&[id]).iter().all(is_fixed)
     };
@@ -198,7 +205,7 @@ fn kept_values(nest: &Verified) -> Vec<ExprId> {
     let is_used = |id: ExprId| {
         nest.exprs
             .ids()
-            .any(|user| !kept.contains(&user) && stages_of(user) != 0 && nest.exprs[user].operands().contains(&id))
+            .any(|user| !kept.contains(&user) && stages_of(nest, user) != 0 && nest.exprs[user].operands().contains(&id))
     };
     let is_leaf = |id: &ExprId| matches!(nest.exprs[*id], Expr::Column);
     kept.iter().copied().filter(|&id| (is_root(id) || is_used(id)) && !is_leaf(&id)).collect()
@@ -239,9 +246,23 @@ struct Body<'a> {
 }
 
 impl<'a> Body<'a> {
+    /// A nest by itself.
     fn new(nest: &'a Verified) -> Self {
+        let units = units(nest);
+        Self::in_block(nest, units.width(), REGISTERS / u64::from(units.threads))
+    }
+
+    /// A nest whose units have `width` threads of so many registers.
+    fn in_block(nest: &'a Verified, width: u32, registers: u64) -> Self {
         let chunk = widest(nest).next_multiple_of(32).clamp(3 * 32, CHUNK);
-        Self { nest, functions: BTreeSet::new(), chunk, kept: kept_values(nest), product: None }
+        let mut kept = kept_values(nest);
+        // Those that several stages use come first, and what does not fit is computed or loaded again.
+        let columns = kept.iter().filter_map(|&id| kept_len(nest, id)).max().unwrap_or(1).div_ceil(u64::from(width));
+        let mut by_use = kept.clone();
+        by_use.sort_by_key(|&id| std::cmp::Reverse(stages_of(nest, id)));
+        by_use.truncate(usize::try_from((registers * 15 / 32 - 6).min(96) / columns).unwrap_or(usize::MAX));
+        kept.retain(|id| by_use.contains(id));
+        Self { nest, functions: BTreeSet::new(), chunk, kept, product: None }
     }
 
     /// The parameters of a kernel for the buffers.
@@ -336,7 +357,7 @@ impl<'a> Body<'a> {
     /// Computes what is kept: of weights ahead of the wait, the rest behind it.
     fn keep(&mut self, w: &mut Writer) {
         let kept = std::mem::take(&mut self.kept);
-        let values = kept.len();
+        let count = kept.len();
         let (first, rest): (Vec<ExprId>, Vec<ExprId>) = kept.into_iter().partition(|&id| is_of_weights(self.nest, id));
         let weights = first.len();
         for (position, id) in first.into_iter().chain(rest).enumerate() {
@@ -351,11 +372,11 @@ impl<'a> Body<'a> {
             self.column_function(w, &format!("compute_{id}"), &columnar, ty, &id.to_string());
             let len = kept_len(self.nest, id).unwrap_or(0);
             w.line(format!(
-                "const Kept<{ty}, {len}, WIDTH, {values}, decltype(compute_{id})> kept_{id}(compute_{id});"
+                "const Kept<{ty}, {len}, WIDTH, decltype(compute_{id})> kept_{id}(compute_{id});"
             ));
             self.kept.push(id);
         }
-        if weights == values {
+        if weights == count {
             w.line("wait();");
         }
     }
@@ -613,7 +634,7 @@ mod tests {
         let source = source(&nest);
         for part in [
             "void rms_unit(const float *x, u8 *y, i64 unit, u32 *scratch, Wait wait) {",
-            "const Kept<float, 96, WIDTH, 1, decltype(compute_e0)> kept_e0(compute_e0);",
+            "const Kept<float, 96, WIDTH, decltype(compute_e0)> kept_e0(compute_e0);",
             "s0 = fold<SumF32, 96, WIDTH>(96, column, scratch);",
             "store_q8<96, WIDTH>(y + 104 * (i0), column, scratch);",
             "__device__ float exp_f32(float v0) {",

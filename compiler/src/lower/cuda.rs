@@ -91,7 +91,7 @@ pub fn choose_fused(
     let best = rows.min_by_key(|(desc, fuses)| (desc.tokens.end() - desc.tokens.start(), fuses.parts, desc.name));
     let (desc, fuses) = best.filter(|_| is_whole && is_within)?;
     let blocks = desc.launch.grid[0].count(dim).unsigned_abs();
-    Some((desc, blocks <= fuses.blocks))
+    Some((desc, fuses.activations.is_some_and(|activations| blocks <= activations.blocks)))
 }
 
 /// The groups of a graph for calls of a range of tokens.

@@ -47,7 +47,9 @@ impl Fused {
         let mut defines = String::new();
         let mut chunk = 1;
         if let Some(part) = &self.before {
-            let body = source.add(&part.nest, Body::new(&part.nest), Body::unit);
+            let registers = self.special.registers().unwrap_or(64);
+            let body = Body::in_block(&part.nest, self.special.desc.launch.threads, registers);
+            let body = source.add(&part.nest, body, Body::unit);
             chunk = body.chunk;
             let names = part.nest.buffers.iter().enumerate();
             let names = names.map(|(position, buffer)| if position == part.shared { "record" } else { &buffer.name });

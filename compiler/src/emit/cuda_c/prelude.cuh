@@ -59,9 +59,7 @@ struct MinI32 {
 // A unit is computed by WIDTH threads: one warp, or a whole block. Thread t of them has the columns j % WIDTH == t; LEN is the number of columns where it
 // is a constant, else 0. What is computed for a column can be kept in registers as long as their number is known and small.
 template <int LEN, int WIDTH> constexpr int columns_of_thread() { return (LEN + WIDTH - 1) / WIDTH; }
-template <int LEN, int WIDTH, int VALUES = 1> constexpr bool are_kept() {
-    return 0 < LEN && LEN <= CHUNK && VALUES * columns_of_thread<LEN, WIDTH>() <= 96;
-}
+template <int LEN, int WIDTH> constexpr bool are_kept() { return 0 < LEN && LEN <= CHUNK && columns_of_thread<LEN, WIDTH>() <= 96; }
 template <int WIDTH> __device__ __forceinline__ int place() { return threadIdx.x % WIDTH; }
 template <int WIDTH> __device__ __forceinline__ void meet() {
     if constexpr (WIDTH == 32) __syncwarp();
@@ -80,9 +78,9 @@ template <int LEN, int WIDTH, class Visit> __device__ __forceinline__ void each_
         for (i64 j = place<WIDTH>(); j < len; j += WIDTH) visit(0, j);
 }
 
-// A value of each column that several stages use: kept if there is room for VALUES such, else computed again.
-template <class T, int LEN, int WIDTH, int VALUES, class Column> struct Kept {
-    static constexpr bool IS_KEPT = are_kept<LEN, WIDTH, VALUES>();
+// A value of each column that is used more than once, or late: kept if there is room, else computed again.
+template <class T, int LEN, int WIDTH, class Column> struct Kept {
+    static constexpr bool IS_KEPT = are_kept<LEN, WIDTH>();
     Column &column;
     T values[IS_KEPT ? columns_of_thread<LEN, WIDTH>() : 1];
 
@@ -118,6 +116,35 @@ template <int LEN, int WIDTH, class Column, class Write> __device__ __forceinlin
 // meet between two that use the same words.
 constexpr int OF_THREADS = 32, OF_MORE_THREADS = 64;
 
+// A lane's part of a fold of columns in shared memory. It is a chain of operations; the loads of the next columns are under way while those of the last
+// are taken.
+template <class Op, int LEN> __device__ __forceinline__ typename Op::T fold_lane(typename Op::T lane, const typename Op::T *values, int count) {
+    typedef typename Op::T T;
+    if constexpr (0 < LEN && LEN <= CHUNK) {
+        constexpr int EACH = (LEN + 31) / 32, AT_ONCE = 8;
+        T now[AT_ONCE], next[AT_ONCE];
+        // Nothing is asked of the chain's every step but where a lane may have one column less.
+        auto is_there = [&](int i) { return i < LEN / 32 || (i == LEN / 32 && threadIdx.x < LEN % 32); };
+        auto load = [&](int first, T(&batch)[AT_ONCE]) {
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                if (is_there(first + i)) batch[i] = values[threadIdx.x + (first + i) * 32];
+        };
+        load(0, now);
+#pragma unroll
+        for (int first = 0; first < EACH; first += AT_ONCE) {
+            load(first + AT_ONCE, next);
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                if (is_there(first + i)) lane = Op::take(lane, now[i]);
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) now[i] = next[i];
+        }
+    } else
+        for (int j = threadIdx.x; j < count; j += 32) lane = Op::take(lane, values[j]);
+    return lane;
+}
+
 // The fold of the columns, in every thread, in the written order: lane l takes the columns j % 32 == l in ascending order, then lanes are folded by
 // 16, 8, 4, 2, 1. A warp has its lanes' columns in its threads; the threads of a block leave values in shared memory for the first warp.
 template <class Op, int LEN, int WIDTH, class Column> __device__ __forceinline__ typename Op::T fold(i64 len, Column column, u32 *scratch) {
@@ -136,9 +163,7 @@ template <class Op, int LEN, int WIDTH, class Column> __device__ __forceinline__
         else
             for (int j = threadIdx.x; j < count; j += WIDTH) values[j] = column(0, start + j);
         __syncthreads();
-        if (threadIdx.x < 32)
-#pragma unroll 16
-            for (int j = threadIdx.x; j < count; j += 32) lane = Op::take(lane, values[j]);
+        if (threadIdx.x < 32) lane = fold_lane<Op, LEN>(lane, values, count);
     }
     if (threadIdx.x < 32) {
         // The shuffles come after all lanes have read.
@@ -196,9 +221,9 @@ template <int k> __device__ float load_q4(const u8 *record, i64 i) {
 // A row as one record, as `ir::packing::RowFormat::encode` writes it. The first thread has written scale and sum only when threads meet again.
 template <int k, int WIDTH, class Column> __device__ __forceinline__ void store_q8(u8 *record, Column column, u32 *scratch) {
     constexpr int CODE_BYTES = (k + 15) / 16 * 16;
-    Kept<float, k, WIDTH, 1, Column> row(column);
+    Kept<float, k, WIDTH, Column> row(column);
     float absmax = 0.0f;
-    each_column<k, WIDTH>(k, [&](int i, i64 j) { absmax = MaxF32::take(absmax, fabsf(row.at(i, j))); });
+    each_column<k, WIDTH>(k, [&](int i, i64 j) { absmax = fmaxf(absmax, fabsf(row.at(i, j))); });
     absmax = largest_of_threads<WIDTH>(absmax, scratch + OF_THREADS);
     absmax = 1e-5f < absmax ? absmax : 1e-5f;
     float factor = 127.0f / absmax;
