@@ -2,14 +2,15 @@
 //
 // x: n records of q8 of K codes, n <= 8 * TOKEN_TILES, or 1 with ONE_TOKEN; w: [M, K] in tiles of 16 x 16, 64 bytes each; scale: f32 [M]; out: f32 [n, M].
 //
-// Generated code may stand on both sides of the product of one token, so that neither x nor what the product gives goes through memory:
+// Generated code may stand on both sides of the product, so that neither x nor what the product gives goes through memory:
 //
 //   BEFORE(record, scratch, wait)
-//                             all threads write x, one record, to shared memory; CHUNK words of it are theirs. They call wait() before they read what
-//                             is no weight. BEFORE_PARAMETERS, instead of x.
-//   After                     what the code behind the product reads for a column: After::load(column, n, AFTER_ARGUMENTS) ahead of the product, and
-//                             store(product, column, n, AFTER_ARGUMENTS) behind it. The product is cut into PARTS of M / PARTS columns, of each of
-//                             which it takes the one in the same place; a block has a row block of each part. AFTER_PARAMETERS, instead of out.
+//                             of one token: all threads write x, one record, to shared memory, and have met once its codes are written; its numbers are
+//                             there when they meet again. CHUNK words of shared memory are theirs. They call wait() before they read what is no
+//                             weight. BEFORE_PARAMETERS, instead of x.
+//   After                     what the code behind the product reads for a column: After::load(token, column, n, AFTER_ARGUMENTS) ahead of the product,
+//                             and store(product, token, column, n, AFTER_ARGUMENTS) behind it. The product is cut into PARTS of M / PARTS columns, of
+//                             each of which it takes the one in the same place; a block has rows of each part. AFTER_PARAMETERS, instead of out.
 //
 // A block is 16 * ROW_BLOCKS rows and all of K. Its warps take steps of 4 tiles in turn; a lane (g = lane / 4, q = lane % 4) loads the words of
 // its 2 * ROW_BLOCKS rows of tile 4 * step + q: one load, and neighbouring lanes' are neighbours. All loads of a warp are issued before anything
@@ -47,54 +48,55 @@ __device__ __forceinline__ unsigned word(uint2 w, int j) { return j == 0 ? w.x :
 
 #ifdef BEFORE
 #define INPUT BEFORE_PARAMETERS
-constexpr int SCRATCH = CHUNK;
 #else
 #define INPUT const u8 *x
-constexpr int SCRATCH = 0;
 #endif
 
-// The row of the product that row r of a block is.
 #ifdef AFTER_PARAMETERS
-static_assert(ONE_TOKEN && ROW_BLOCKS == PARTS && M % PARTS == 0 && (PARTS == 1 || M / PARTS % 16 == 0), "a row block of each part");
-__device__ __forceinline__ int row_of(int r) { return r / 16 * (M / PARTS) + blockIdx.x * 16 + r % 16; }
 #define OUTPUT AFTER_PARAMETERS
 #else
-__device__ __forceinline__ int row_of(int r) { return blockIdx.x * ROWS + r; }
 #define OUTPUT float *out
+constexpr int PARTS = 1;
 #endif
 
+// Rows of a block in each part, and results of a thread.
+constexpr int COLUMNS = ROWS / PARTS, OUTPUTS = ceil_div(COLUMNS * TOKENS, THREADS);
+static_assert(PARTS == 1 || M % (PARTS * COLUMNS) == 0 && COLUMNS % 16 == 0, "whole row blocks of each part");
+
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) KERNEL(INPUT, const u8 *w, const float *scale, OUTPUT, int n) {
-    constexpr int SUMS = WARPS * TOKENS * ROWS;
-    __shared__ unsigned scratch[SCRATCH < SUMS ? SUMS : SCRATCH];
-    int(*sums)[TOKENS][ROWS] = (int(*)[TOKENS][ROWS])scratch;
+    __shared__ int sums[WARPS][TOKENS][ROWS];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
     // The first row of the lane: words of a row block lie 4 bytes apart, row blocks TILES * 64.
-    int row = row_of(2 * ROW_BLOCKS * g);
+    int first_row = 2 * ROW_BLOCKS * g, row = first_row / COLUMNS * (M / PARTS) + blockIdx.x * COLUMNS + first_row % COLUMNS;
     bool has_row = row < round_up(M, 16);
     const u8 *words = w + (size_t)(row / 16) * (TILES * 64) + 4 * (row % 16) + 64 * q;
 
     // What a thread writes at the end, and the scales of it: weights, so they are fetched with the others.
-    constexpr int OUTPUTS = ceil_div(ROWS * TOKENS, THREADS);
-    float scales[OUTPUTS];
+    auto each_output = [&](auto visit) {
 #pragma unroll
-    for (int o = 0; o < OUTPUTS; o++) {
-        int out_row = row_of((threadIdx.x + o * THREADS) % ROWS);
-        if (threadIdx.x + o * THREADS < ROWS * (ONE_TOKEN ? 1 : n) && out_row < M) scales[o] = load_once(scale + out_row);
-    }
+        for (int o = 0; o < OUTPUTS; o++) {
+            int i = threadIdx.x + o * THREADS, token = i / COLUMNS, column = blockIdx.x * COLUMNS + i % COLUMNS;
+            if (token < TOKENS && token < n && column < M / PARTS) visit(o, token, column);
+        }
+    };
+    float scales[OUTPUTS][PARTS];
+    each_output([&](int o, int token, int column) {
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) scales[o][part] = load_once(scale + part * (M / PARTS) + column);
+    });
 #ifdef BEFORE
+    __shared__ unsigned scratch[CHUNK];
     __shared__ alignas(16) u8 record[RECORD];
     const u8 *x = record;
 #endif
 #ifdef AFTER_PARAMETERS
-    After after;
-    int column = blockIdx.x * 16 + threadIdx.x;
-    bool has_column = threadIdx.x < 16 && column < M / PARTS;
+    After after[OUTPUTS];
 #endif
     auto wait = [&] {
         let_next_start();
         wait_for_inputs();
 #ifdef AFTER_PARAMETERS
-        if (has_column) after = After::load(column, n, AFTER_ARGUMENTS);
+        each_output([&](int o, int token, int column) { after[o] = After::load(token, column, n, AFTER_ARGUMENTS); });
 #endif
     };
     int sum_1[ROW_BLOCKS][TOKEN_TILES][4] = {}, sum_4[ROW_BLOCKS][TOKEN_TILES][4] = {};
@@ -111,7 +113,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) KERNEL(INPUT, 
         if (first == 0) {
 #ifdef BEFORE
             BEFORE(record, scratch, wait);
-            __syncthreads();
 #else
             wait();
 #endif
@@ -143,11 +144,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) KERNEL(INPUT, 
         }
     }
     int2 numbers[OUTPUTS];
-#pragma unroll
-    for (int o = 0; o < OUTPUTS; o++) {
-        int token = (threadIdx.x + o * THREADS) / ROWS;
-        if (token < TOKENS && token < n) numbers[o] = load_activations((const int2 *)(x + (size_t)token * RECORD + (RECORD - 8)));
-    }
+    auto load_numbers = [&] {
+        each_output([&](int o, int token, int) {
+            numbers[o] = load_activations((const int2 *)(x + (size_t)token * RECORD + (RECORD - 8)));
+        });
+    };
+#ifndef BEFORE
+    load_numbers();
+#endif
 #pragma unroll
     for (int h = 0; h < ROW_BLOCKS; h++)
 #pragma unroll
@@ -158,29 +162,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) KERNEL(INPUT, 
                 if (token < TOKENS) sums[warp][token][r] = sum_1[h][t][j] + (sum_4[h][t][j] >> 2);
             }
     __syncthreads();
-    auto sum_of = [&](int token, int r) {
-        int acc = 0;
-#pragma unroll
-        for (int each = 0; each < WARPS; each++) acc += sums[each][token][r];
-        return acc;
-    };
-#ifdef AFTER_PARAMETERS
-    __shared__ float products[ROWS];
-    if (threadIdx.x < ROWS) products[threadIdx.x] = ((float)(sum_of(0, threadIdx.x) - numbers[0].y) * __int_as_float(numbers[0].x)) * scales[0];
-    __syncwarp();
-    if (has_column) {
-        float parts[PARTS];
-#pragma unroll
-        for (int part = 0; part < PARTS; part++) parts[part] = products[part * 16 + threadIdx.x];
-        after.store(parts, column, n, AFTER_ARGUMENTS);
-    }
-#else
-#pragma unroll
-    for (int o = 0; o < OUTPUTS; o++) {
-        int i = threadIdx.x + o * THREADS, token = i / ROWS, r = i % ROWS, out_row = row_of(r);
-        if (n <= token || TOKENS <= token || M <= out_row) continue;
-        int acc = sum_of(token, r) - numbers[o].y;
-        out[(size_t)token * M + out_row] = ((float)acc * __int_as_float(numbers[o].x)) * scales[o];
-    }
+#ifdef BEFORE
+    load_numbers();
 #endif
+    each_output([&](int o, int token, int column) {
+        float product[PARTS];
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            int acc = -numbers[o].y;
+#pragma unroll
+            for (int each = 0; each < WARPS; each++) acc += sums[each][token][part * COLUMNS + column % COLUMNS];
+            product[part] = ((float)acc * __int_as_float(numbers[o].x)) * scales[o][part];
+        }
+#ifdef AFTER_PARAMETERS
+        after[o].store(product, token, column, n, AFTER_ARGUMENTS);
+#else
+        out[(size_t)token * M + column] = product[0];
+#endif
+    });
 }

@@ -134,15 +134,14 @@ pub struct CudaKernelDesc {
     pub fuses: Option<Fuses>,
 }
 
-/// What a product of one token may have generated code for in its launch: the activations before it, and a function of its rows behind it.
-/// The source says how.
+/// What a product may have generated code for in its launch: the activations before it, and a function of its columns behind it. The source says how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fuses {
-    /// How many rows of the product, as far from each other as rows of as many equal parts of the weights, meet in one column of the result.
+    /// How many parts of the product, of as many rows each, may meet in one column of the result, at most.
     pub parts: u64,
     /// The columns of the weights, `k`.
     pub columns: RangeInclusive<u64>,
-    /// The most blocks, each of which computes the activations for itself.
+    /// The most blocks with which each may compute the activations for itself; 0 where none can.
     pub blocks: u64,
 }
 
@@ -545,10 +544,16 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     gemv!(ternary_gemv_q8xt2_f32__sm80__r16t1w16, [ROW_BLOCKS = "1", MIN_BLOCKS = "2"], 512, 16, 1, 4097..=8192),
     gemv!(ternary_gemv_q8xt2_f32__sm80__r32t1, [ROW_BLOCKS = "2", MIN_BLOCKS = "4"], 256, 32, 2, 1..=4096),
     gemv!(ternary_gemv_q8xt2_f32__sm80__r32t1w16, [ROW_BLOCKS = "2", MIN_BLOCKS = "1"], 512, 32, 2, 4097..=8192),
-    row!(ternary_gemm_q8xt2_f32__sm80__r32t8, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "1", ONE_TOKEN = "false", MIN_BLOCKS = "3"],
-        SM_80, 1..=8, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", 32), ONE, ONE]),
-    row!(ternary_gemm_q8xt2_f32__sm80__r16t16, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "2", ONE_TOKEN = "false", MIN_BLOCKS = "2"],
-        SM_80, 1..=16, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 512, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE]),
+    CudaKernelDesc {
+        fuses: Some(Fuses { parts: 2, columns: 1..=u64::MAX, blocks: 0 }),
+        ..row!(ternary_gemm_q8xt2_f32__sm80__r32t8, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "1", ONE_TOKEN = "false", MIN_BLOCKS = "3"],
+            SM_80, 1..=8, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", 32), ONE, ONE])
+    },
+    CudaKernelDesc {
+        fuses: Some(Fuses { parts: 1, columns: 1..=4096, blocks: 0 }),
+        ..row!(ternary_gemm_q8xt2_f32__sm80__r16t16, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "2", ONE_TOKEN = "false", MIN_BLOCKS = "2"],
+            SM_80, 1..=16, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 512, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE])
+    },
     row!(ternary_gemm_q8xt2_f32__sm80__r128t128, "ternary_gemm.cu", [STAGES = "4"], SM_80, ANY, TernaryMatmul, [Q8, T2] => F32, Some(Tile16),
         128, Shared { fixed: 4 * (16384 + 8 * 576), each: &[] }, [Blocks::CeilDiv("m", 128), Blocks::CeilDiv("n", 128), ONE]),
     tiled!(ternary_gemm_q8xt2_f32__sm90a__r256t64, [STAGES = "8", TOKENS = "64", SPLIT = "1"], 8 * (8192 + 16 * 576) + 1024,

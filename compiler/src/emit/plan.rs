@@ -104,36 +104,36 @@ pub struct Emitted {
 ///
 /// If a value has no place, or an op no kernel.
 pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitted, PlanEmitError> {
+    let max_tokens = program.symbols.iter().find(|decl| decl.symbol.name() == "n").map_or(0, |decl| decl.max);
+    let few: &[(&'static str, u64)] = match options.hardware {
+        Hardware::Cpu { .. } => &[("decode", 1), ("batch", 16)],
+        Hardware::Cuda(_) => &[("decode", 1), ("few", 8), ("batch", 16), ("short", 128), ("medium", 512)],
+    };
     let group = |graph| {
         let schedule = crate::schedule::group::group(graph, options.hardware);
         schedule.map_err(|errors| PlanEmitError::Schedule { graph: Graph::clone(graph).name, errors })
     };
-    let schedules = || program.graphs.iter().map(group).collect::<Result<Vec<_>, _>>();
-    let schedules = Schedules {
-        any: schedules()?,
-        one: match options.hardware {
-            Hardware::Cpu { .. } => Vec::new(),
-            Hardware::Cuda(sm) => schedules()?.into_iter().map(|schedule| cuda::fuse(schedule, sm)).collect(),
-        },
-    };
+    let grouped = || program.graphs.iter().map(group).collect::<Result<Vec<_>, _>>();
+    let mut schedules = Schedules { any: grouped()?, phases: Vec::new() };
+    let mut low = 1;
+    for (name, high) in few.iter().copied().chain([("prefill", max_tokens)]) {
+        let tokens = low..=high.min(max_tokens);
+        if tokens.is_empty() {
+            continue;
+        }
+        low = tokens.end() + 1;
+        let graphs = match options.hardware {
+            Hardware::Cpu { .. } => None,
+            Hardware::Cuda(sm) => Some(grouped()?.into_iter().map(|schedule| cuda::fuse(schedule, &tokens, sm)).collect()),
+        };
+        schedules.phases.push(PhaseSchedules { name, tokens, graphs });
+    }
     let mut emitter = Emitter::new(program, options, &schedules);
     emitter.lower_nests()?;
     emitter.collect_weights()?;
     emitter.fixed_buffers()?;
-    let max_tokens = emitter.max_of("n");
-    let mut phases = Vec::new();
-    let mut low = 1;
-    let few: &[(&str, u64)] = match options.hardware {
-        Hardware::Cpu { .. } => &[("decode", 1), ("batch", 16)],
-        Hardware::Cuda(_) => &[("decode", 1), ("few", 8), ("batch", 16), ("short", 128), ("medium", 512)],
-    };
-    for (name, high) in few.iter().copied().chain([("prefill", max_tokens)]) {
-        let high = high.min(max_tokens);
-        if low <= high {
-            phases.push(emitter.phase(name, phases.len(), low..=high)?);
-            low = high + 1;
-        }
-    }
+    let phases = schedules.phases.iter().enumerate().map(|(index, phase)| emitter.phase(index, phase));
+    let phases = phases.collect::<Result<Vec<_>, _>>()?;
     emitter.finish(phases)
 }
 
@@ -141,8 +141,16 @@ pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitte
 struct Schedules<'a> {
     /// For calls of any number of tokens.
     any: Vec<Schedule<'a>>,
-    /// For calls of one token, where they differ.
-    one: Vec<Schedule<'a>>,
+    /// The phases, those of fewer tokens first.
+    phases: Vec<PhaseSchedules<'a>>,
+}
+
+/// A range of tokens in a call, and what is particular to it.
+struct PhaseSchedules<'a> {
+    name: &'static str,
+    tokens: RangeInclusive<u64>,
+    /// The groups of all graphs, where they may be others than for any number of tokens.
+    graphs: Option<Vec<Schedule<'a>>>,
 }
 
 /// Where a value lies.
@@ -243,7 +251,8 @@ impl<'a> Emitter<'a> {
     /// Generates the nests of all graphs; phases call the same where they have the same groups.
     fn lower_nests(&mut self) -> Result<(), PlanEmitError> {
         let schedules = self.schedules;
-        for of_graphs in [&schedules.any, &schedules.one] {
+        let of_phases = schedules.phases.iter().filter_map(|phase| phase.graphs.as_ref());
+        for of_graphs in [&schedules.any].into_iter().chain(of_phases) {
             for (graph_index, schedule) in of_graphs.iter().enumerate() {
                 let is_run = self.runs(schedule.graph);
                 for group in schedule.groups.iter().filter(|group| is_run && group.kind == Kind::Nest) {
@@ -409,11 +418,11 @@ impl<'a> Emitter<'a> {
         Ok(())
     }
 
-    fn phase(&mut self, name: &str, index: usize, tokens: RangeInclusive<u64>) -> Result<Phase, PlanEmitError> {
-        let max_tokens = *tokens.end();
+    fn phase(&mut self, index: usize, phase: &'a PhaseSchedules<'a>) -> Result<Phase, PlanEmitError> {
         let first_scratch = self.plan.buffers.len();
         let entry_index = self.program.graphs.len() - 1;
-        let mut ctx = PhaseCtx { emitter: self, index, tokens };
+        let schedules = phase.graphs.as_ref().unwrap_or(&self.schedules.any);
+        let mut ctx = PhaseCtx { emitter: self, index, schedules, tokens: phase.tokens.clone() };
         let mut places = ctx.emitter.fixed[entry_index].clone();
         let outputs = ctx.emitter.program.entry().outputs.iter().zip(&ctx.emitter.plan.outputs);
         let wanted: Vec<(ValueId, Place)> =
@@ -430,7 +439,7 @@ impl<'a> Emitter<'a> {
             self.plan.buffers[buffer.index()].offset = self.shared_bytes + offset;
         }
         self.arena_bytes = self.arena_bytes.max(arena.bytes);
-        Ok(Phase { name: name.to_owned(), max_tokens, steps })
+        Ok(Phase { name: phase.name.to_owned(), max_tokens: *phase.tokens.end(), steps })
     }
 
     fn finish(mut self, phases: Vec<Phase>) -> Result<Emitted, PlanEmitError> {
@@ -508,17 +517,12 @@ impl Row {
 struct PhaseCtx<'e, 'a> {
     emitter: &'e mut Emitter<'a>,
     index: usize,
+    /// The groups of all graphs.
+    schedules: &'a [Schedule<'a>],
     tokens: RangeInclusive<u64>,
 }
 
 impl<'a> PhaseCtx<'_, 'a> {
-    /// The groups of a graph, for the tokens of this phase.
-    fn schedule(&self, graph_index: usize) -> &'a Schedule<'a> {
-        let Schedules { any, one } = self.emitter.schedules;
-        let is_one = *self.tokens.end() == 1;
-        one.get(graph_index).filter(|_| is_one).unwrap_or(&any[graph_index])
-    }
-
     /// The steps of one run of a graph. Values of `wanted` are put where it says.
     fn graph(
         &mut self,
@@ -526,7 +530,8 @@ impl<'a> PhaseCtx<'_, 'a> {
         places: &mut Places,
         wanted: &[(ValueId, Place)],
     ) -> Result<Vec<Step>, PlanEmitError> {
-        let schedule = self.schedule(graph_index);
+        let schedules = self.schedules;
+        let schedule = &schedules[graph_index];
         let graph = schedule.graph;
         let mut steps = Vec::new();
         for (value, place) in wanted {
@@ -756,7 +761,8 @@ impl<'a> PhaseCtx<'_, 'a> {
         let program = self.emitter.program;
         let body_index =
             program.graphs.iter().position(|body| *body.name == *repeat.body).expect("the verifier found the body");
-        let body_schedule = self.schedule(body_index);
+        let schedules = self.schedules;
+        let body_schedule = &schedules[body_index];
         let body = body_schedule.graph;
         let initial = self.place(schedule, inputs[0], places);
         let carried = match self.may_carry_in(schedule, value, inputs[0], &initial) {

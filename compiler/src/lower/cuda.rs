@@ -62,11 +62,18 @@ pub(crate) fn best(wanted: &Wanted, sm: Sm, size: &dyn Fn(&str) -> i64) -> Optio
     })
 }
 
-/// The row for a product of one token that other computations may join, where the product has so many parts.
-pub fn choose_fused(graph: &Graph, value: ValueId, parts: u64, sm: Sm) -> Option<&'static CudaKernelDesc> {
-    let Wanted { family, inputs, output, layout, tokens } = cpu::wanted(graph, value, &(1..=1));
+/// The row for a product that other computations may join, where these take so many equal parts of its columns together; and whether its activations may
+/// be among them.
+pub fn choose_fused(
+    graph: &Graph,
+    value: ValueId,
+    parts: u64,
+    tokens: &RangeInclusive<u64>,
+    sm: Sm,
+) -> Option<(&'static CudaKernelDesc, bool)> {
+    let Wanted { family, inputs, output, layout, tokens } = cpu::wanted(graph, value, tokens);
     let size = |name: &str| cpu::dim(graph, value, name, 0).and_then(|expr| expr.as_const()).unwrap_or(0);
-    // A row block is rows of one part.
+    // Tiles of 16 rows do not straddle two parts.
     let is_whole = parts == 1 || size("m") % (16 * parts) == 0;
     let fits = |desc: &&CudaKernelDesc| {
         desc.family == family
@@ -74,20 +81,24 @@ pub fn choose_fused(graph: &Graph, value: ValueId, parts: u64, sm: Sm) -> Option
             && desc.output == output
             && desc.layout == layout
             && desc.requires.compiles_for(sm)
-            && desc.tokens.contains(tokens.start())
-            && desc.fuses.as_ref().is_some_and(|fuses| {
-                let blocks = desc.launch.grid[0].count(|name| i64::try_from(size(name)).unwrap_or(i64::MAX));
-                fuses.parts == parts && fuses.columns.contains(&size("k")) && blocks.unsigned_abs() <= fuses.blocks
-            })
+            && desc.tokens.start() <= tokens.start()
+            && tokens.end() <= desc.tokens.end()
     };
-    let limit = |name: &str| i64::try_from(size(name)).unwrap_or(i64::MAX);
-    let is_within = extent::broken_limit(family, &inputs, &limit).is_none();
-    CUDA_TABLE.iter().find(fits).filter(|_| is_whole && is_within)
+    let dim = |name: &str| i64::try_from(size(name)).unwrap_or(i64::MAX);
+    let is_within = extent::broken_limit(family, &inputs, &dim).is_none();
+    let rows = CUDA_TABLE.iter().filter(fits).filter_map(|desc| Some((desc, desc.fuses.as_ref()?)));
+    let rows = rows.filter(|(_, fuses)| parts <= fuses.parts && fuses.columns.contains(&size("k")));
+    let best = rows.min_by_key(|(desc, fuses)| (desc.tokens.end() - desc.tokens.start(), fuses.parts, desc.name));
+    let (desc, fuses) = best.filter(|_| is_whole && is_within)?;
+    let blocks = desc.launch.grid[0].count(dim).unsigned_abs();
+    Some((desc, blocks <= fuses.blocks))
 }
 
-/// The groups of a graph for calls of one token.
-pub fn fuse(schedule: Schedule<'_>, sm: Sm) -> Schedule<'_> {
-    let takes = |schedule: &Schedule<'_>, product, parts| choose_fused(schedule.graph, product, parts, sm).is_some();
+/// The groups of a graph for calls of a range of tokens.
+pub fn fuse<'a>(schedule: Schedule<'a>, tokens: &RangeInclusive<u64>, sm: Sm) -> Schedule<'a> {
+    let takes = |schedule: &Schedule<'_>, product, parts| {
+        choose_fused(schedule.graph, product, parts, tokens, sm).map(|(_, takes_activations)| takes_activations)
+    };
     crate::schedule::fuse::fuse(schedule, &takes)
 }
 

@@ -1,5 +1,5 @@
-//! Groups for calls of one token on a device where launches cost more than work: a ternary product takes the nest that computes its activations,
-//! and the function of columns that follows it, into its own kernel.
+//! Groups for calls of few tokens on a device where launches cost more than work: a ternary product takes the function of columns that follows it
+//! into its own kernel, and for one token the nest that computes its activations.
 //!
 //! *Before* the product may stand a nest of one row that only this product reads. *Behind* it may stand those readers of the product that compute
 //! each column from the same column of the product, or from the columns in the same place of its equal parts (gate and up of one product), and from
@@ -13,17 +13,18 @@ use ir::{DType, Dim, Op, ValueId};
 use super::group::storage_owner;
 use super::{Group, Kind, Schedule};
 
-/// The schedule with products that have taken what they may. `takes` says whether there is a kernel for a product of so many parts.
-pub fn fuse<'a>(mut schedule: Schedule<'a>, takes: &dyn Fn(&Schedule<'a>, ValueId, u64) -> bool) -> Schedule<'a> {
+/// The schedule with products that have taken what they may. `takes` says whether there is a kernel for a product of so many parts, and whether it may
+/// compute its activations.
+pub fn fuse<'a>(
+    mut schedule: Schedule<'a>,
+    takes: &dyn Fn(&Schedule<'a>, ValueId, u64) -> Option<bool>,
+) -> Schedule<'a> {
     let products: Vec<ValueId> = schedule.groups.iter().filter_map(|group| product(&schedule, group)).collect();
     for product in products {
-        let after = after(&schedule, product);
-        let parts = after.as_ref().map_or(1, |(_, parts)| *parts);
-        let after = after.filter(|_| takes(&schedule, product, parts)).map(|(values, _)| values).unwrap_or_default();
-        if after.is_empty() && !takes(&schedule, product, 1) {
-            continue;
-        }
-        let before = before(&schedule, product);
+        let after = after(&schedule, product).and_then(|(values, parts)| Some((values, takes(&schedule, product, parts)?)));
+        let alone = || takes(&schedule, product, 1).map(|takes_activations| (Vec::new(), takes_activations));
+        let Some((after, takes_activations)) = after.or_else(alone) else { continue };
+        let before = before(&schedule, product).filter(|_| takes_activations);
         if after.is_empty() && before.is_none() {
             continue;
         }

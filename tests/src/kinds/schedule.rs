@@ -35,7 +35,7 @@ impl Kind for Groups {
         let target: Target = case.string("target")?.unwrap_or("x86_64").parse()?;
         let for_target = |schedule| match target.hardware() {
             Hardware::Cpu { .. } => schedule,
-            Hardware::Cuda(sm) => cuda::fuse(schedule, sm),
+            Hardware::Cuda(sm) => cuda::fuse(schedule, &(1..=1), sm),
         };
         let mut out = String::new();
         for graph in &program.graphs {

@@ -1,6 +1,6 @@
-//! A product of one token with nests on both sides, as one kernel: what [`kernels::cuda::Fuses`] allows.
+//! A product of few tokens with nests on both sides, as one kernel: what [`kernels::cuda::Fuses`] allows.
 //!
-//! Before the product every block computes the activations for itself, in shared memory; behind it a thread computes a column of the result from
+//! Before the product of one token every block computes the activations for itself, in shared memory; behind it a thread computes a column of the result from
 //! the rows of the product that belong to it. Neither changes a bit: the functions are those of the nests, and the product is that of the row.
 
 use std::fmt::Write as _;
@@ -98,7 +98,7 @@ impl Body<'_> {
         };
         let read: Vec<ExprId> = needed.iter().copied().filter(is_read).collect();
         let first = nest.reachable(&read);
-        let parameters = ["i64 j".to_owned(), "i64 n".to_owned()].into_iter().chain(own(&self.buffers(), part));
+        let parameters = ["i64 i0".to_owned(), "i64 j".to_owned(), "i64 n".to_owned()].into_iter().chain(own(&self.buffers(), part));
         let parameters = parameters.collect::<Vec<_>>().join(", ");
         w.line("");
         w.block("struct After {", "};", |w| {
@@ -106,7 +106,6 @@ impl Body<'_> {
                 w.line(format!("{} of_{id};", c_type(nest.type_of(id))));
             }
             w.block(format!("static __device__ __forceinline__ After load({parameters}) {{"), "}", |w| {
-                w.line("const i64 i0 = 0;");
                 for &id in &first {
                     self.define(w, id);
                 }
@@ -115,7 +114,6 @@ impl Body<'_> {
             });
             let product = format!("const float (&product)[{parts}], {parameters}");
             w.block(format!("__device__ __forceinline__ void store({product}) const {{"), "}", |w| {
-                w.line("const i64 i0 = 0;");
                 for &id in &needed {
                     match read.contains(&id) {
                         true => w.line(format!("const {} {id} = of_{id};", c_type(nest.type_of(id)))),

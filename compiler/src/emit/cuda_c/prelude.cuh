@@ -158,7 +158,7 @@ template <int LEN, int WIDTH, class Column> __device__ int first_of_largest(i64 
     return first == 0x7fffffff ? 0 : first;
 }
 
-// The fold of one value of each thread in any order, in every thread: for sums of integers, and for extremes where nobody sees the sign of a zero.
+// The fold of one value of each thread in any order, in every thread: for extremes where nobody sees the sign of a zero.
 template <class Op, int WIDTH> __device__ __forceinline__ typename Op::T fold_threads(typename Op::T lane, u32 *scratch) {
     typedef typename Op::T T;
     for (int d = 16; 0 < d; d /= 2) lane = Op::take(lane, __shfl_xor_sync(0xffffffffu, lane, d));
@@ -172,6 +172,18 @@ template <class Op, int WIDTH> __device__ __forceinline__ typename Op::T fold_th
     return result;
 }
 
+// The same for the largest of numbers that are not negative: their bits are in the order of the numbers.
+template <int WIDTH> __device__ __forceinline__ float largest_of_threads(float lane, u32 *scratch) {
+    u32 bits = __reduce_max_sync(0xffffffffu, __float_as_uint(lane));
+    if constexpr (WIDTH == 32) return __uint_as_float(bits);
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = bits;
+    __syncthreads();
+    bits = 0;
+#pragma unroll
+    for (int warp = 0; warp < WIDTH / 32; warp++) bits = max(bits, scratch[warp]);
+    return __uint_as_float(bits);
+}
+
 // One value of a record: k int8 codes padded to 16, scale, sum; or k 4-bit codes padded to 4 bytes, scale, minimum.
 template <int k> __device__ float load_q8(const u8 *record, i64 i) {
     return (float)(i8)record[i] * *(const float *)(record + (k + 15) / 16 * 16);
@@ -181,13 +193,13 @@ template <int k> __device__ float load_q4(const u8 *record, i64 i) {
     return numbers[1] + (float)((record[i >> 1] >> (4 * (i & 1))) & 15) * numbers[0];
 }
 
-// A row as one record, as `ir::packing::RowFormat::encode` writes it.
+// A row as one record, as `ir::packing::RowFormat::encode` writes it. The first thread has written scale and sum only when threads meet again.
 template <int k, int WIDTH, class Column> __device__ __forceinline__ void store_q8(u8 *record, Column column, u32 *scratch) {
     constexpr int CODE_BYTES = (k + 15) / 16 * 16;
     Kept<float, k, WIDTH, 1, Column> row(column);
-    float absmax = MaxF32::start();
+    float absmax = 0.0f;
     each_column<k, WIDTH>(k, [&](int i, i64 j) { absmax = MaxF32::take(absmax, fabsf(row.at(i, j))); });
-    absmax = fold_threads<MaxF32, WIDTH>(absmax, scratch + OF_THREADS);
+    absmax = largest_of_threads<WIDTH>(absmax, scratch + OF_THREADS);
     absmax = 1e-5f < absmax ? absmax : 1e-5f;
     float factor = 127.0f / absmax;
     int sum = 0;
@@ -197,7 +209,17 @@ template <int k, int WIDTH, class Column> __device__ __forceinline__ void store_
         sum += code;
     });
     for (int j = k + place<WIDTH>(); j < CODE_BYTES; j += WIDTH) record[j] = 0;
-    sum = fold_threads<SumI32, WIDTH>(sum, scratch + OF_MORE_THREADS);
+    sum = __reduce_add_sync(0xffffffffu, sum);
+    if constexpr (WIDTH != 32) {
+        int *warps = (int *)scratch + OF_MORE_THREADS;
+        if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            sum = 0;
+#pragma unroll
+            for (int warp = 0; warp < WIDTH / 32; warp++) sum += warps[warp];
+        }
+    }
     if (place<WIDTH>() == 0) {
         *(float *)(record + CODE_BYTES) = absmax / 127.0f;
         *(int *)(record + CODE_BYTES + 4) = sum;

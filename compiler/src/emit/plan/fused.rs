@@ -56,12 +56,13 @@ impl PhaseCtx<'_, '_> {
         let [x, w, scale] = [0, 1, 2].map(|position| graph.operands(value)[position]);
         self.output(graph, output, places)?;
 
-        let name = unique(&mut self.emitter.names, nest_name(graph, group));
+        let phase = self.emitter.schedules.phases[self.index].name;
+        let name = unique(&mut self.emitter.names, format!("{}_{phase}", nest_name(graph, group)));
         let before = Side::new(schedule, &group.values[..product], x, x, &format!("{name}_before"))?;
         let after = Side::new(schedule, &group.values[product + 1..], output, value, &format!("{name}_after"))?;
         let size = |value| graph.ty(value).shape.last_const().unwrap_or(1);
-        let desc = cuda::choose_fused(graph, value, size(value) / size(output), sm);
-        let desc = desc.expect("the schedule fuses only where there is a row");
+        let row = cuda::choose_fused(graph, value, size(value) / size(output), &self.tokens, sm);
+        let (desc, _) = row.expect("the schedule fuses only where there is a row");
         let dim = |name: &str| cpu::dim(graph, value, name, 0).expect("every dim of a signature has a value");
         let launch = cuda::launch(desc, graph, value, &dim)?;
         let code = Code::Cuda {
