@@ -5,8 +5,8 @@
 // q, k, v: f32, token t at element t * Q_STRIDE, K_STRIDE, V_STRIDE, heads of HD numbers side by side: HEADS of q, KV_HEADS of k and v. cos, sin: f32
 // [n, HD / 2]; seq, pos: i32 [n]; rotated: f32 [n, HEADS, HD]; caches: [SEQS, KV_HEADS, CTX] of rows of HD numbers. A token whose place is outside the
 // caches is not appended.
-// A block is TOKENS tokens and one KV head with the heads of q that share it, GROUP + 2 rows for a token. Its warps share the tokens, and where there are
-// fewer tokens their rows: for one token latency is all, so that each row has a warp; for many a warp loads all rows of a token before it stores one.
+// A block is TOKENS tokens and one KV head with the heads of q that share it, GROUP + 2 rows for a token. As many warps share a token as there are of
+// them, and each loads all its rows before it stores one: that is fast for one token, whose rows have more warps than one, and for many.
 // Shared memory: a row for each warp, where encode finds it.
 // Bound: memory.
 #include "lib/rows.cuh"
@@ -15,6 +15,18 @@ constexpr int HALF = HD / 2, PARTS = ceil_div(HALF, 32), WARPS = THREADS / 32, W
 constexpr int GROUP = HEADS / KV_HEADS, ROWS_OF_TOKEN = GROUP + 2, TURNS = ceil_div(ROWS_OF_TOKEN, WARPS_OF_TOKEN);
 // Rows in flight: up to 24 registers of them, so that many warps fit as well.
 constexpr int MOST = PARTS < 12 ? 12 / PARTS : 1, AT_ONCE = TURNS < MOST ? TURNS : MOST;
+
+// Stores a head, turned or as it is.
+__device__ __forceinline__ void put(float *to, const float *low, const float *high, const float *cosine, const float *sine, bool is_turned) {
+#pragma unroll
+    for (int j = 0; j < PARTS; j++) {
+        int i = 32 * j + threadIdx.x % 32;
+        if (i < HALF) {
+            to[i] = is_turned ? low[j] * cosine[j] - high[j] * sine[j] : low[j];
+            to[i + HALF] = is_turned ? high[j] * cosine[j] + low[j] * sine[j] : high[j];
+        }
+    }
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const float *q, const float *k, const float *v, const float *cos, const float *sin,
                                                              const int *seq, const int *pos, float *rotated, u8 *k_cache, u8 *v_cache, int n) {
@@ -54,25 +66,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const float *q, con
 #pragma unroll
         for (int a = 0; a < AT_ONCE; a++) {
             int row = first + (turn + a) * WARPS_OF_TOKEN;
-            bool is_appended = GROUP <= row;
-            if (ROWS_OF_TOKEN <= row || (is_appended && !has_place)) continue;
-            float *to = is_appended ? rows[warp] : rotated + ((size_t)token * HEADS + kv_head * GROUP + row) * HD;
-#pragma unroll
-            for (int j = 0; j < PARTS; j++) {
-                int i = 32 * j + lane;
-                float l = low[a][j], h = high[a][j];
-                bool is_turned = row <= GROUP;
-                if (i < HALF) {
-                    to[i] = is_turned ? l * cosine[j] - h * sine[j] : l;
-                    to[i + HALF] = is_turned ? h * cosine[j] + l * sine[j] : h;
-                }
+            if (row < GROUP) {
+                put(rotated + ((size_t)token * HEADS + kv_head * GROUP + row) * HD, low[a], high[a], cosine, sine, true);
+            } else if (row < ROWS_OF_TOKEN && has_place) {
+                put(rows[warp], low[a], high[a], cosine, sine, row == GROUP);
+                __syncwarp();
+                size_t place = row_of_first_key(s, kv_head) + p * ROWS_TO_NEXT_KEY;
+                if (row == GROUP) KRow::encode(rows[warp], k_cache + place * KRow::BYTES);
+                else VRow::encode(rows[warp], v_cache + place * VRow::BYTES);
+                __syncwarp();
             }
-            if (!is_appended) continue;
-            __syncwarp();
-            size_t place = row_of_first_key(s, kv_head) + p * ROWS_TO_NEXT_KEY;
-            if (row == GROUP) KRow::encode(to, k_cache + place * KRow::BYTES);
-            else VRow::encode(to, v_cache + place * VRow::BYTES);
-            __syncwarp();
         }
     }
 }

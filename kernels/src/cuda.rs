@@ -461,19 +461,13 @@ macro_rules! rounded {
     };
 }
 
-/// A row that rotates and appends: one for a token or a few, whose rows have a warp each, and one for any number of them.
+/// A row that rotates and appends.
 macro_rules! rope_append {
-    ($name:ident, [$k_row:literal, $v_row:literal], $k:expr, $v:expr, few) => {
-        rope_append!($name, [K_ROW = $k_row, V_ROW = $v_row, TOKENS = "1"], FEW, $k, $v, 256, Blocks::Dim("n"))
-    };
-    ($name:ident, [$k_row:literal, $v_row:literal], $k:expr, $v:expr, any) => {
-        rope_append!($name, [K_ROW = $k_row, V_ROW = $v_row, TOKENS = "4"], ANY, $k, $v, 128, Blocks::CeilDiv("n", 4))
-    };
-    ($name:ident, [$($define:ident = $value:literal),*], $tokens:expr, $k:expr, $v:expr, $threads:literal, $blocks:expr) => {
+    ($name:ident, [$($define:ident = $value:literal),*], $k:expr, $v:expr) => {
         CudaKernelDesc {
             takes: rope_append_dims,
-            ..row!($name, "rope_append.cu", [$($define = $value),*], SM_80, $tokens, RopeAppend, [F32, $k, $v] => F32, None, $threads, Shared::NONE,
-                [Blocks::Dim("kv_heads"), $blocks, ONE])
+            ..row!($name, "rope_append.cu", [$($define = $value),*, TOKENS = "2"], SM_80, ANY, RopeAppend, [F32, $k, $v] => F32, None, 128,
+                Shared::NONE, [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 2), ONE])
         }
     };
 }
@@ -574,14 +568,10 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 4)]),
     plain!(kv_append_f32_q4__cuda__t1, "plain/kv_append.cu", [ROW = "RowQ4"], KvAppend, [F32] => Q4, None, 128,
         [Blocks::Dim("kv_heads"), Blocks::CeilDiv("n", 4)]),
-    rope_append!(rope_append_f32xf32_f32__sm80__t1w8, ["RowF32", "RowF32"], F32, F32, few),
-    rope_append!(rope_append_f32xf32_f32__sm80__t4, ["RowF32", "RowF32"], F32, F32, any),
-    rope_append!(rope_append_f32xbf16_f32__sm80__t1w8, ["RowBf16", "RowBf16"], BF16, BF16, few),
-    rope_append!(rope_append_f32xbf16_f32__sm80__t4, ["RowBf16", "RowBf16"], BF16, BF16, any),
-    rope_append!(rope_append_f32xq8q4_f32__sm80__t1w8, ["RowQ8", "RowQ4"], Q8, Q4, few),
-    rope_append!(rope_append_f32xq8q4_f32__sm80__t4, ["RowQ8", "RowQ4"], Q8, Q4, any),
-    rope_append!(rope_append_f32xq4_f32__sm80__t1w8, ["RowQ4", "RowQ4"], Q4, Q4, few),
-    rope_append!(rope_append_f32xq4_f32__sm80__t4, ["RowQ4", "RowQ4"], Q4, Q4, any),
+    rope_append!(rope_append_f32xf32_f32__sm80__t2, [K_ROW = "RowF32", V_ROW = "RowF32"], F32, F32),
+    rope_append!(rope_append_f32xbf16_f32__sm80__t2, [K_ROW = "RowBf16", V_ROW = "RowBf16"], BF16, BF16),
+    rope_append!(rope_append_f32xq8q4_f32__sm80__t2, [K_ROW = "RowQ8", V_ROW = "RowQ4"], Q8, Q4),
+    rope_append!(rope_append_f32xq4_f32__sm80__t2, [K_ROW = "RowQ4", V_ROW = "RowQ4"], Q4, Q4),
     plain!(sample_f32_i32__cuda__t1, "sample.cu", [CLUSTER = "1"], Sample, [F32] => I32, None, 512, [ONE, Blocks::Dim("n")]),
     row!(sample_f32_i32__sm90__t8, "sample.cu", [CLUSTER = "8"], SM_90, ANY, Sample, [F32] => I32, None, 512, Shared::NONE,
         [Blocks::Count(8), Blocks::Dim("n"), ONE]),
