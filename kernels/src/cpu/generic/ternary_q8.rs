@@ -97,15 +97,18 @@ impl Operands {
             let x_sum = numbers.add(4).cast::<i32>().read_unaligned();
             let scale = self.scale.add(row);
             let out = self.out.add(token * self.m + row);
-            let result = |at: usize| sums[at].wrapping_sub(x_sum) as f32 * x_scale * *scale.add(at);
+            let result = |at: usize, scale: f32| sums[at].wrapping_sub(x_sum) as f32 * x_scale * scale;
             if rows == BLOCK {
-                // With a constant count the compiler makes vectors of it.
+                // With a constant count, and nothing written before all is read, the compiler makes vectors of it.
+                let scales = scale.cast::<[f32; BLOCK]>().read();
+                let mut results = [0.0; BLOCK];
                 for at in 0..BLOCK {
-                    *out.add(at) = result(at);
+                    results[at] = result(at, scales[at]);
                 }
+                out.cast::<[f32; BLOCK]>().write(results);
             } else {
                 for at in 0..rows {
-                    *out.add(at) = result(at);
+                    *out.add(at) = result(at, *scale.add(at));
                 }
             }
         }
