@@ -8,6 +8,7 @@ mod code;
 mod pool;
 mod tune;
 
+use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +29,8 @@ use crate::slab::Slab;
 const READ_AHEAD: u64 = 256 << 10;
 /// Bytes of one bit of it: as many lines as a core has under way at once.
 const READ_AHEAD_BIT: u64 = 16 * LINE;
+/// Bytes of a tensor that is fetched whole for a generated kernel: the gains of a norm are few, and what is larger is gathered from.
+const GAINS: u64 = 64 << 10;
 /// Bytes of a cache line.
 const LINE: u64 = 64;
 /// Bytes that are one unit of a copy.
@@ -37,6 +40,8 @@ const COPY_UNIT: u64 = 16 << 10;
 pub struct CpuDevice {
     memory: Arc<Memory>,
     kernels: Vec<Function>,
+    /// Where the tensors of the weights start, and their bytes.
+    tensors: BTreeMap<u64, u64>,
     pool: Pool,
     /// What the read rate was measured on, if it was.
     read_buffer: Option<Arc<ceiling::Buffer>>,
@@ -70,6 +75,8 @@ pub struct CpuProgram {
     stages: Vec<Range<usize>>,
     /// For each stage, the first after it that reads a stream.
     streams_after: Vec<Option<usize>>,
+    /// For each stage, the gains that it reads.
+    gains: Vec<Vec<Gains>>,
     args: Vec<*mut u8>,
     dims: Vec<i64>,
     /// Keeps what the pointers and functions point to.
@@ -101,6 +108,13 @@ struct Stream {
     start: *const u8,
     /// Bytes of one unit.
     unit_bytes: u64,
+}
+
+/// Few weights that a launch reads whole.
+#[derive(Clone, Copy)]
+struct Gains {
+    start: *const u8,
+    bytes: u64,
 }
 
 /// One run of a program.
@@ -154,9 +168,15 @@ impl CpuDevice {
             return Err(RuntimeError::Artifact { dir: weights.path().into(), problems });
         }
         let slab = Slab::new(plan.slab_bytes)?;
+        let weights_of_plan = plan.buffers.iter().filter(|buffer| buffer.role == plan::Role::Weight);
+        let tensors = weights_of_plan.flat_map(|buffer| {
+            (0..u64::from(buffer.rounds)).map(|round| (buffer.offset + round * buffer.stride, buffer.bytes))
+        });
+        let tensors = tensors.collect();
         Ok(Self {
             memory: Arc::new(Memory { weights, slab, _code: code }),
             kernels,
+            tensors,
             pool: Pool::new(threads)?,
             read_buffer: None,
             readings: Default::default(),
@@ -202,6 +222,17 @@ impl CpuDevice {
         Some(Stream { start: self.region(place, bytes), unit_bytes: bytes / units.max(1) })
     }
 
+    /// The gains among the arguments of a generated kernel. Nobody else fetches them, and a row of activations is too short for the CPU to see
+    /// by itself what comes next.
+    fn gains(&self, args: &[Place]) -> Vec<Gains> {
+        let tensors = args.iter().filter_map(|&place| match place {
+            Place::Weights(offset) => Some((place, *self.tensors.get(&offset)?)),
+            Place::Slab(_) => None,
+        });
+        let few = tensors.filter(|(_, bytes)| *bytes <= GAINS);
+        few.map(|(place, bytes)| Gains { start: self.region(place, bytes), bytes }).collect()
+    }
+
     /// The start of `bytes` bytes at a place.
     fn region(&self, place: Place, bytes: u64) -> *mut u8 {
         let (base, offset, space) = match place {
@@ -230,12 +261,20 @@ impl Device for CpuDevice {
             launches: Vec::with_capacity(works.len()),
             stages: Vec::new(),
             streams_after: Vec::new(),
+            gains: Vec::new(),
             args: Vec::new(),
             dims: Vec::new(),
             _memory: Arc::clone(&self.memory),
         };
+        let mut gains = Vec::with_capacity(works.len());
         for work in works {
             let (args, dims) = (program.args.len(), program.dims.len());
+            gains.push(match work {
+                Work::Launch { kernel, args, .. } if matches!(self.kernels[kernel.index()], Function::Generated(_)) => {
+                    self.gains(args)
+                }
+                Work::Launch { .. } | Work::Copy { .. } => Vec::new(),
+            });
             let (mut grain, mut stream) = (1, None);
             let (function, units) = match work {
                 Work::Launch { kernel, grid: [units, ..], args, dims } => {
@@ -269,6 +308,7 @@ impl Device for CpuDevice {
                 _ => program.stages.push(position..position + 1),
             }
         }
+        program.gains = program.stages.iter().map(|launches| gains[launches.clone()].concat()).collect();
         // From the end, because what comes first after a stage is what comes first after the next, or the next itself.
         let mut next = None;
         program.streams_after = vec![None; program.stages.len()];
@@ -371,6 +411,14 @@ impl Stages for Run {
             kernels::cpu::prefetch(start.wrapping_add(line as usize));
         }
         ControlFlow::Continue(())
+    }
+
+    fn approach(&self, stage: usize) {
+        for &Gains { start, bytes } in &self.program.gains[stage] {
+            for line in (0..bytes).step_by(LINE as usize) {
+                kernels::cpu::prefetch(start.wrapping_add(line as usize));
+            }
+        }
     }
 
     fn execute(&self, stage: usize, begin: u64, end: u64) {

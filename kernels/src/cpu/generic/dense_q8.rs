@@ -4,18 +4,29 @@
 //!
 //! With one token every weight is read once from memory, row after row. With more, 4 rows at a time meet up to 4 tokens: the first tokens
 //! bring the rows into the cache, the others find them there, and meanwhile the next 4 rows are prefetched in the order in which they lie, a
-//! part of them by each block of tokens. So weights come from memory once, in one stream that never rests, for any number of tokens.
+//! part of them by each block of tokens. So weights come from memory once, in one stream that never rests, for any number of tokens. A record's
+//! length is no multiple of a cache line, so loads of vectors cross lines in weights and in activations, and then the loads decide, not the
+//! products: the activations, as far as they fit, are copied to where they do not cross.
+
+use std::mem::MaybeUninit;
 
 use crate::cpu::generic::args::Args;
 use crate::cpu::lanes::{AHEAD, ByteDot};
 
 /// Rows of `w` in one unit of the grid.
 const UNIT: usize = 4;
+/// Bytes of activations that are copied to where no load of a vector crosses a cache line: 16 rows of a model of 2 billion parameters.
+const ALIGNED: usize = 48 << 10;
+/// Rows of `w` from which on that pays: a copy takes about as long as two rows.
+const ROWS_OF_COPY: usize = 32;
 
 /// The operands of one call.
 #[derive(Clone, Copy)]
 struct Operands {
     x: *const u8,
+    /// The codes of `x`, without what follows them in the records, and the bytes from row to row.
+    codes: *const u8,
+    codes_stride: usize,
     w: *const u8,
     out: *mut f32,
     n: usize,
@@ -35,18 +46,26 @@ pub(crate) unsafe fn matmul<D: ByteDot, const TOKENS: usize>(
     end: i64,
 ) {
     // SAFETY: the contract of the crate, for the signature `x, w, out` and `n, k, m`.
-    let operands = unsafe {
+    let mut operands = unsafe {
         let args = Args::new(args, dims);
+        let code_bytes = args.size(1).next_multiple_of(16);
         Operands {
             x: args.pointer(0),
+            codes: args.pointer(0),
+            codes_stride: code_bytes + 8,
             w: args.pointer(1),
             out: args.pointer(2),
             n: args.size(0),
             m: args.size(2),
-            code_bytes: args.size(1).next_multiple_of(16),
+            code_bytes,
         }
     };
     let (mut row, row_end) = (begin as usize * UNIT, operands.m.min(end as usize * UNIT));
+    let mut room = MaybeUninit::<Aligned>::uninit();
+    if 1 < operands.n && row + ROWS_OF_COPY <= row_end {
+        // SAFETY: `x` has `n` records, as the contract says.
+        unsafe { operands.align(&mut room) };
+    }
     // SAFETY: the conditions keep the rows below `m`.
     unsafe {
         if operands.n == 1 {
@@ -67,7 +86,32 @@ pub(crate) unsafe fn matmul<D: ByteDot, const TOKENS: usize>(
     }
 }
 
+/// Room for activations.
+#[repr(align(64))]
+struct Aligned(#[expect(dead_code, reason = "it is written and read through pointers")] [u8; ALIGNED]);
+
 impl Operands {
+    /// Copies the codes of the activations to `room`, row by row at multiples of a cache line, if they fit.
+    ///
+    /// # Safety
+    ///
+    /// The contract of the crate; `room` outlives the use of the operands.
+    unsafe fn align(&mut self, room: &mut MaybeUninit<Aligned>) {
+        let stride = self.code_bytes.next_multiple_of(64);
+        if ALIGNED / stride.max(1) < self.n {
+            return;
+        }
+        let to = room.as_mut_ptr().cast::<u8>();
+        for token in 0..self.n {
+            // SAFETY: the token exists, and its row ends inside the room.
+            unsafe {
+                let from = self.x.add(token * self.stride());
+                std::ptr::copy_nonoverlapping(from, to.add(token * stride), self.code_bytes);
+            }
+        }
+        (self.codes, self.codes_stride) = (to, stride);
+    }
+
     #[inline(always)]
     fn stride(self) -> usize {
         self.code_bytes + 8
@@ -144,8 +188,9 @@ impl Operands {
         unsafe {
             let w = self.w.add(row * self.stride());
             let x = self.x.add(token * self.stride());
+            let codes = self.codes.add(token * self.codes_stride);
             let stride = self.stride();
-            D::dot_q8::<ROWS, TOKENS, FETCH>(w, stride, x, stride, self.code_bytes, ahead, &mut sums);
+            D::dot_q8::<ROWS, TOKENS, FETCH>(w, stride, codes, self.codes_stride, self.code_bytes, ahead, &mut sums);
             for at_token in 0..TOKENS {
                 let numbers = x.add(at_token * stride + self.code_bytes);
                 let x_scale = numbers.cast::<f32>().read_unaligned();

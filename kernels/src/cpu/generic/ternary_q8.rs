@@ -4,10 +4,11 @@
 //! 16 rows. The weights' codes are 0, 1, 2 instead of -1, 0, 1, which adds one time the sum of the activations; the record holds that sum.
 //!
 //! Weights come from memory once, for any number of tokens: the first tokens bring a few blocks of rows into the cache, the others find them
-//! there, and meanwhile the next blocks are prefetched in the order in which they lie.
+//! there, and meanwhile the next blocks are prefetched in the order in which they lie. The scales of a block are one cache line, so far in time
+//! from the one before that no CPU sees a stream in it: it is prefetched by itself, or each block waits for memory once more at its end.
 
 use crate::cpu::generic::args::Args;
-use crate::cpu::lanes::TernaryDot;
+use crate::cpu::lanes::{TernaryDot, prefetch};
 
 /// Rows of a block.
 const BLOCK: usize = 16;
@@ -15,6 +16,8 @@ const BLOCK: usize = 16;
 const TILE_BYTES: usize = 64;
 /// Bytes of the activations of one tile, with room for the widest.
 const TAIL: usize = 32;
+/// Blocks that scales are prefetched ahead: as long as a few times the latency of memory.
+const SCALES_AHEAD: usize = 2;
 
 /// The operands of one call.
 #[derive(Clone, Copy)]
@@ -70,6 +73,14 @@ impl Operands {
         self.tiles * TILE_BYTES
     }
 
+    /// Brings the scales of some blocks nearer; they need not exist.
+    #[inline(always)]
+    fn fetch_scales(self, blocks: std::ops::Range<usize>) {
+        for block in blocks {
+            prefetch(self.scale.wrapping_add(block * BLOCK).cast());
+        }
+    }
+
     /// Turns the sums of block `block` with token `token` into results. Rows at or beyond `m` are not written.
     ///
     /// # Safety
@@ -86,15 +97,18 @@ impl Operands {
             let x_sum = numbers.add(4).cast::<i32>().read_unaligned();
             let scale = self.scale.add(row);
             let out = self.out.add(token * self.m + row);
-            let result = |at: usize| sums[at].wrapping_sub(x_sum) as f32 * x_scale * *scale.add(at);
+            let result = |at: usize, scale: f32| sums[at].wrapping_sub(x_sum) as f32 * x_scale * scale;
             if rows == BLOCK {
-                // With a constant count the compiler makes vectors of it.
+                // With a constant count, and nothing written before all is read, the compiler makes vectors of it.
+                let scales = scale.cast::<[f32; BLOCK]>().read();
+                let mut results = [0.0; BLOCK];
                 for at in 0..BLOCK {
-                    *out.add(at) = result(at);
+                    results[at] = result(at, scales[at]);
                 }
+                out.cast::<[f32; BLOCK]>().write(results);
             } else {
                 for at in 0..rows {
-                    *out.add(at) = result(at);
+                    *out.add(at) = result(at, *scale.add(at));
                 }
             }
         }
@@ -157,6 +171,7 @@ impl Operands {
     #[inline(always)]
     unsafe fn multiply_one<D: TernaryDot>(self, block: usize) {
         let mut sums = [0; BLOCK];
+        self.fetch_scales(block + SCALES_AHEAD..block + SCALES_AHEAD + 1);
         // SAFETY: a block has `tiles` tiles and a record the codes for `whole` of them.
         unsafe {
             let w = self.w.add(block * self.block_bytes());
@@ -179,6 +194,7 @@ impl Operands {
     #[inline(always)]
     unsafe fn all_tokens<D: TernaryDot, const BLOCKS: usize, const TOKENS: usize>(self, block: usize) {
         let mut token = 0;
+        self.fetch_scales(block + SCALES_AHEAD..block + SCALES_AHEAD + BLOCKS);
         // SAFETY: as the caller promises; the conditions keep `token` and the tokens after it below `n`.
         unsafe {
             // Two times 8 rather than 12 and 4.
@@ -228,6 +244,7 @@ pub(crate) unsafe fn gemm<D: TernaryDot, const BLOCKS: usize, const TOKENS: usiz
     unsafe {
         let operands = Operands::new::<D>(args, dims);
         let (mut block, end) = (begin as usize, end as usize);
+        operands.fetch_scales(block..block + SCALES_AHEAD);
         while operands.n == 1 && block < end {
             operands.multiply_one::<D>(block);
             block += 1;
@@ -253,7 +270,9 @@ pub(crate) unsafe fn gemv<D: TernaryDot>(args: *const *mut u8, dims: *const i64,
     // SAFETY: the contract of the crate; `begin..end` are blocks of rows that exist.
     unsafe {
         let operands = Operands::new::<D>(args, dims);
-        for block in begin as usize..end as usize {
+        let blocks = begin as usize..end as usize;
+        operands.fetch_scales(blocks.start..blocks.start + SCALES_AHEAD);
+        for block in blocks {
             operands.multiply_one::<D>(block);
         }
     }

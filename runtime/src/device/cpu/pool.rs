@@ -48,6 +48,10 @@ pub(crate) trait Stages: Send + Sync {
     /// Does the units `begin..end` of a stage. Those of earlier stages are done, and what they wrote can be read.
     fn execute(&self, stage: usize, begin: u64, end: u64);
 
+    /// Brings nearer what a stage that comes soon reads, where it is little: each thread calls this before the last piece of its part of the
+    /// stage before.
+    fn approach(&self, _stage: usize) {}
+
     /// The first stage after `stage` that waits for memory, if [`Stages::read_ahead`] can do something about it.
     fn streams_after(&self, _stage: usize) -> Option<usize> {
         None
@@ -245,7 +249,7 @@ impl Run {
             let is_over = || self.done[stage].load(Ordering::SeqCst) == units;
             if !is_over() {
                 for owner in (thread..self.threads).chain(0..thread) {
-                    self.pieces_of(owner, stage, units, bell);
+                    self.pieces_of(owner, thread, stage, units, bell);
                 }
                 let mut next = ahead.after(&*self.stages, stage, thread, self.threads);
                 bell.wait_until(INSIDE_JOBS, || {
@@ -260,8 +264,8 @@ impl Run {
         }
     }
 
-    /// Claims and does pieces of an owner's part of a stage until there are none left.
-    fn pieces_of(&self, owner: usize, stage: usize, units: u64, bell: &Bell) {
+    /// Claims and does, as `thread`, pieces of an owner's part of a stage until there are none left.
+    fn pieces_of(&self, owner: usize, thread: usize, stage: usize, units: u64, bell: &Bell) {
         let (first, last) = part(units, owner as u64, self.threads as u64);
         let pieces = PIECES.min(last - first);
         let grain = self.stages.grain(stage);
@@ -276,6 +280,9 @@ impl Run {
             let piece = u64::from(claimed.fetch_add(1, Ordering::Relaxed));
             if pieces <= piece {
                 return;
+            }
+            if owner == thread && piece + 1 == pieces && stage + 1 < self.done.len() {
+                self.stages.approach(stage + 1);
             }
             let (begin, end) = part(last - first, piece, pieces);
             let (begin, end) = (cut(begin), cut(end));
