@@ -21,7 +21,9 @@ use std::fmt::Write as _;
 
 use self::functions::Function;
 use super::writer::Writer;
-use crate::nest::{Axis, BinaryOp, Buffer, Elem, Expr, ExprId, Extent, Index, ReduceOp, Stage, Type, UnaryOp, Verified, Write};
+use crate::nest::{
+    Axis, BinaryOp, Buffer, Elem, Expr, ExprId, Extent, Index, ReduceOp, Stage, Type, UnaryOp, Verified, Write,
+};
 
 /// Columns whose values a reduction keeps in shared memory at once: 44 KiB of the 48 that every device gives without being asked, a multiple of the
 /// lanes. Wider rows are taken in chunks, each of which waits for the one before.
@@ -100,7 +102,12 @@ struct Source {
 }
 
 impl Source {
-    fn add<'a>(&mut self, nest: &Verified, mut body: Body<'a>, write: impl FnOnce(&mut Body<'a>, &mut Writer)) -> Body<'a> {
+    fn add<'a>(
+        &mut self,
+        nest: &Verified,
+        mut body: Body<'a>,
+        write: impl FnOnce(&mut Body<'a>, &mut Writer),
+    ) -> Body<'a> {
         for line in nest.to_string().trim_end().lines() {
             let _ = writeln!(self.head, "// {line}");
         }
@@ -115,7 +122,10 @@ impl Source {
     fn finish(self, chunk: u64) -> String {
         let functions: String = self.functions.iter().map(|function| function.text()).collect();
         let Self { head, code, .. } = self;
-        kernels::cuda::expand(&format!("{head}constexpr int CHUNK = {chunk};\n\n{}{functions}\n{code}", functions::PRELUDE))
+        kernels::cuda::expand(&format!(
+            "{head}constexpr int CHUNK = {chunk};\n\n{}{functions}\n{code}",
+            functions::PRELUDE
+        ))
     }
 }
 
@@ -203,9 +213,9 @@ fn kept_values(nest: &Verified) -> Vec<ExprId> {
     // A value is needed for itself only where something that is not kept uses it, or a stage.
     let is_root = |id: ExprId| nest.stages.iter().any(|stage| stage.roots().contains(&id));
     let is_used = |id: ExprId| {
-        nest.exprs
-            .ids()
-            .any(|user| !kept.contains(&user) && stages_of(nest, user) != 0 && nest.exprs[user].operands().contains(&id))
+        nest.exprs.ids().any(|user| {
+            !kept.contains(&user) && stages_of(nest, user) != 0 && nest.exprs[user].operands().contains(&id)
+        })
     };
     let is_leaf = |id: &ExprId| matches!(nest.exprs[*id], Expr::Column);
     kept.iter().copied().filter(|&id| (is_root(id) || is_used(id)) && !is_leaf(&id)).collect()
@@ -371,9 +381,7 @@ impl<'a> Body<'a> {
             }
             self.column_function(w, &format!("compute_{id}"), &columnar, ty, &id.to_string());
             let len = kept_len(self.nest, id).unwrap_or(0);
-            w.line(format!(
-                "const Kept<{ty}, {len}, WIDTH, decltype(compute_{id})> kept_{id}(compute_{id});"
-            ));
+            w.line(format!("const Kept<{ty}, {len}, WIDTH, decltype(compute_{id})> kept_{id}(compute_{id});"));
             self.kept.push(id);
         }
         if weights == count {

@@ -124,7 +124,9 @@ pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitte
         low = tokens.end() + 1;
         let graphs = match options.hardware {
             Hardware::Cpu { .. } => None,
-            Hardware::Cuda(sm) => Some(grouped()?.into_iter().map(|schedule| cuda::fuse(schedule, &tokens, sm)).collect()),
+            Hardware::Cuda(sm) => {
+                Some(grouped()?.into_iter().map(|schedule| cuda::fuse(schedule, &tokens, sm)).collect())
+            }
         };
         schedules.phases.push(PhaseSchedules { name, tokens, graphs });
     }

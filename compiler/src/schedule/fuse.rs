@@ -21,7 +21,8 @@ pub fn fuse<'a>(
 ) -> Schedule<'a> {
     let products: Vec<ValueId> = schedule.groups.iter().filter_map(|group| product(&schedule, group)).collect();
     for product in products {
-        let after = after(&schedule, product).and_then(|(values, parts)| Some((values, takes(&schedule, product, parts)?)));
+        let after =
+            after(&schedule, product).and_then(|(values, parts)| Some((values, takes(&schedule, product, parts)?)));
         let alone = || takes(&schedule, product, 1).map(|takes_activations| (Vec::new(), takes_activations));
         let Some((after, takes_activations)) = after.or_else(alone) else { continue };
         let before = before(&schedule, product).filter(|_| takes_activations);
@@ -113,7 +114,8 @@ fn after(schedule: &Schedule<'_>, product: ValueId) -> Option<(Vec<ValueId>, u64
         }
         own.contains(&operand)
             || views.is_weight_time(operand)
-            || group_of(schedule, owner).is_none_or(|group| group < here) && !matches!(graph.values[owner].def, Def::State { .. })
+            || group_of(schedule, owner).is_none_or(|group| group < here)
+                && !matches!(graph.values[owner].def, Def::State { .. })
     };
     let is_function = |&value: &ValueId| {
         is_rows(schedule, value)
@@ -123,15 +125,15 @@ fn after(schedule: &Schedule<'_>, product: ValueId) -> Option<(Vec<ValueId>, u64
             && group_of(schedule, value) == Some(home)
             && graph.operands(value).iter().all(|&operand| is_there(operand))
     };
-    let is_read_outside = |value: &ValueId| groups[home].outputs.contains(value) || {
-        let (readers, is_all) = readers(schedule, *value);
-        !is_all || readers.iter().any(|reader| !own.contains(reader))
+    let is_read_outside = |value: &ValueId| {
+        groups[home].outputs.contains(value) || {
+            let (readers, is_all) = readers(schedule, *value);
+            !is_all || readers.iter().any(|reader| !own.contains(reader))
+        }
     };
     let outside: Vec<&ValueId> = values.iter().filter(|value| is_read_outside(value)).collect();
-    let fits = is_all
-        && groups[home].kind == Kind::Nest
-        && values.iter().all(is_function)
-        && outside == [values.last()?];
+    let fits =
+        is_all && groups[home].kind == Kind::Nest && values.iter().all(is_function) && outside == [values.last()?];
     fits.then_some((values, parts))
 }
 

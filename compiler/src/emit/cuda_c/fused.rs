@@ -70,7 +70,8 @@ impl Fused {
             body.product = Some((part.shared, *columns));
             let body = source.add(&part.nest, body, |body, w| body.after(w, part, parts, writes));
             let parameters = own(&body.buffers(), part).join(", ");
-            let arguments: Vec<&str> = part.arguments().map(|position| part.nest.buffers[position].name.as_str()).collect();
+            let arguments: Vec<&str> =
+                part.arguments().map(|position| part.nest.buffers[position].name.as_str()).collect();
             let _ = writeln!(defines, "#define PARTS {parts}");
             let _ = writeln!(defines, "#define AFTER_PARAMETERS {parameters}");
             let _ = writeln!(defines, "#define AFTER_ARGUMENTS {}", arguments.join(", "));
@@ -100,7 +101,8 @@ impl Body<'_> {
         };
         let read: Vec<ExprId> = needed.iter().copied().filter(is_read).collect();
         let first = nest.reachable(&read);
-        let parameters = ["i64 i0".to_owned(), "i64 j".to_owned(), "i64 n".to_owned()].into_iter().chain(own(&self.buffers(), part));
+        let parameters =
+            ["i64 i0".to_owned(), "i64 j".to_owned(), "i64 n".to_owned()].into_iter().chain(own(&self.buffers(), part));
         let parameters = parameters.collect::<Vec<_>>().join(", ");
         w.line("");
         w.block("struct After {", "};", |w| {

@@ -116,7 +116,8 @@ impl PhaseCtx<'_, '_> {
             after: after.map(|side| side.part),
         };
         self.emitter.fused.push((kernel, fused));
-        let labels = group.values[..product].last().into_iter().chain([&value]).chain(group.values[product + 1..].last());
+        let labels =
+            group.values[..product].last().into_iter().chain([&value]).chain(group.values[product + 1..].last());
         let labels: Vec<String> = labels.map(|&value| graph.describe(value)).collect();
         Ok(Step::Call(Call {
             kernel,
