@@ -17,6 +17,9 @@
 // values are put into the mantissa of 128, two with one or two operations, and what is too much is subtracted in the end. The order of dims in an mma
 // is free, so words are taken as they lie.
 //
+// A cache is as earlier calls left it but for the rows that this call appends, and positions are inputs: so the first chunks without such rows are
+// copied ahead of the wait for the launches before this one.
+//
 // Shared memory, dynamic: STAGES * WARPS * STEP * (bytes of a key and a value). Bound: reading the cache.
 #include "lib/attention.cuh"
 #include "lib/barrier.cuh"
@@ -89,8 +92,6 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
     __shared__ float parts[CLUSTER][SHARE], largest_of[CLUSTER][GROUP], total_of[CLUSTER][GROUP];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4, rank = blockIdx.x, head = blockIdx.y * GROUP, token = blockIdx.z;
     show_start();
-    wait_for_inputs();
-    let_next_start();
     size_t first_row = row_of_first_key(seq[token], blockIdx.y);
     const u8 *keys = k + first_row * K_BYTES, *values = v + first_row * V_BYTES;
     Ranges ranges(pos[token], span[2 * token], span[2 * token + 1]);
@@ -134,8 +135,24 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
     constexpr int STRIDE = CLUSTER * WARPS;
     // Neighbouring chunks are in different blocks, so that few keys are on many multiprocessors.
     int mine = warp * CLUSTER + rank;
+    // The first row of the sequence that this call appends.
+    int fresh = CTX;
+    for (int other = 0; other < n; other++)
+        if (seq[other] == seq[token]) fresh = min(fresh, pos[other]);
+    auto is_old = [&](int at) {
+        int first, from, to;
+        chunk_at(at, first, from, to);
+        return chunks <= at || first + STEP <= fresh;
+    };
+    int early = 0;
 #pragma unroll
-    for (int stage = 0; stage < STAGES - 1; stage++) fetch(mine + stage * STRIDE, stage);
+    for (int stage = 0; stage < STAGES - 1; stage++)
+        if (early == stage && is_old(mine + stage * STRIDE)) fetch(mine + stage * STRIDE, stage), early++;
+    wait_for_inputs();
+    let_next_start();
+#pragma unroll
+    for (int stage = 0; stage < STAGES - 1; stage++)
+        if (early <= stage) fetch(mine + stage * STRIDE, stage);
 
     // The queries as second operands: column g is head g % 4 of a tile, the upper part for g < 4, else the lower one.
     const float *queries = q + ((size_t)token * HEADS + head) * HD;

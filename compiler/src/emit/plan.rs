@@ -471,8 +471,8 @@ impl<'a> Emitter<'a> {
         kernel
     }
 
-    /// The kernel of a launch. One that waits for its inputs itself begins with its weights, so it may start early only where these are weights.
-    fn cuda_kernel(&mut self, launch: &cuda::Launch, has_weights: bool) -> KernelId {
+    /// The kernel of a launch. One that waits for its inputs itself begins with what is there already, so it may start early only where that is.
+    fn cuda_kernel(&mut self, launch: &cuda::Launch, is_early: bool) -> KernelId {
         let label = launch.special.label();
         let desc = launch.special.desc;
         let code = Code::Cuda {
@@ -480,10 +480,10 @@ impl<'a> Emitter<'a> {
             entry: desc.name.to_owned(),
             threads: desc.launch.threads,
             shared_bytes: launch.shared_bytes,
-            waits: desc.waits() && has_weights,
+            waits: desc.waits() && is_early,
         };
         let is_new = !self.specialised.iter().any(|(_, special)| special.label() == label);
-        let name = if has_weights { label } else { format!("{label}__late") };
+        let name = if is_early { label } else { format!("{label}__late") };
         let kernel = self.table_kernel(name, code);
         if is_new {
             self.specialised.push((kernel, launch.special.clone()));
@@ -639,10 +639,14 @@ impl<'a> PhaseCtx<'_, 'a> {
             }
             Row::Cuda(desc) => {
                 let launch = cuda::launch(desc, graph, value, &dim)?;
-                let is_product = matches!(desc.family, Family::TernaryMatmul | Family::DenseMatmul);
-                let has_weights =
-                    !is_product || operands[1..].iter().all(|&operand| schedule.views.is_weight_time(operand));
-                (self.emitter.cuda_kernel(&launch, has_weights), launch.grid, launch.dims)
+                let is_early = match desc.family {
+                    Family::TernaryMatmul | Family::DenseMatmul => {
+                        operands[1..].iter().all(|&operand| schedule.views.is_weight_time(operand))
+                    }
+                    Family::Attention => self.has_old_caches(schedule, value, places),
+                    Family::KvAppend | Family::RopeAppend | Family::Sample => true,
+                };
+                (self.emitter.cuda_kernel(&launch, is_early), launch.grid, launch.dims)
             }
         };
         let (family, inputs, layout) = row.kind();
@@ -669,6 +673,24 @@ impl<'a> PhaseCtx<'_, 'a> {
             self.emitter.packed.get(&(self.emitter.index_of(graph), base, layout))
         });
         packed.cloned().unwrap_or_else(|| self.place(schedule, operand, places))
+    }
+
+    /// Whether the caches of an attention differ from what earlier calls left by nothing but appends at the places of its own tokens, and whether these
+    /// places are inputs: a kernel may then read older rows before the steps ahead of it are done.
+    fn has_old_caches(&self, schedule: &Schedule<'_>, value: ValueId, places: &Places) -> bool {
+        let graph = schedule.graph;
+        let &[_, keys, values, seq, pos, span] = graph.operands(value) else { return false };
+        let is_input = |&id: &ValueId| {
+            let place = places.get(&schedule.views.resolve(id).base);
+            place.is_some_and(|place| self.emitter.plan.buffer(place.buffer).role == Role::Input)
+        };
+        let is_append = |cache: ValueId| match (graph.op(cache), graph.operands(cache)) {
+            (Some(Op::KvAppend(_)), &[state, _, at_seq, at_pos]) => {
+                matches!(graph.values[state].def, Def::State { .. }) && (at_seq, at_pos) == (seq, pos)
+            }
+            _ => false,
+        };
+        is_append(keys) && is_append(values) && [seq, pos, span].iter().all(is_input)
     }
 
     /// Bytes that a table kernel reads and writes.

@@ -75,6 +75,7 @@ pub fn choose_fused(
     let size = |name: &str| cpu::dim(graph, value, name, 0).and_then(|expr| expr.as_const()).unwrap_or(0);
     // Tiles of 16 rows do not straddle two parts.
     let is_whole = parts == 1 || size("m") % (16 * parts) == 0;
+    let dim = |name: &str| i64::try_from(size(name)).unwrap_or(i64::MAX);
     let fits = |desc: &&CudaKernelDesc| {
         desc.family == family
             && desc.inputs == inputs
@@ -83,8 +84,8 @@ pub fn choose_fused(
             && desc.requires.compiles_for(sm)
             && desc.tokens.start() <= tokens.start()
             && tokens.end() <= desc.tokens.end()
+            && (desc.takes)(&dim)
     };
-    let dim = |name: &str| i64::try_from(size(name)).unwrap_or(i64::MAX);
     let is_within = extent::broken_limit(family, &inputs, &dim).is_none();
     let rows = CUDA_TABLE.iter().filter(fits).filter_map(|desc| Some((desc, desc.fuses.as_ref()?)));
     let rows = rows.filter(|(_, fuses)| parts <= fuses.parts && fuses.columns.contains(&size("k")));

@@ -1,7 +1,7 @@
 // Launches that overlap. Where the launch allows it, a kernel starts before the one ahead of it ends; compute capabilities below 9.0 start it only
 // when it may run, and there all of this does nothing.
 
-// Until this wait a kernel may read weights, and nothing that any launch writes.
+// Until this wait a kernel may read what no launch of the call writes: weights, inputs, and rows of caches that are older than the call.
 __device__ __forceinline__ void wait_for_inputs() {
 #if 900 <= __CUDA_ARCH__
     asm volatile("griddepcontrol.wait;" ::: "memory");
