@@ -476,11 +476,6 @@ fn any_dims(_dim: Dims<'_>) -> bool {
     true
 }
 
-/// So few rows that blocks of 32 would leave some multiprocessors of an H100 idle, or with half the work of others.
-fn few_rows(dim: Dims<'_>) -> bool {
-    dim("m") <= 2 * 16 * 132
-}
-
 /// Head dimensions that tiles of tensor cores divide; records of which pairs are whole units of a copy; and scores that grow with the products.
 fn tensor_attention_dims(dim: Dims<'_>) -> bool {
     let scale = u32::try_from(dim("scale_bits")).map_or(0.0, f32::from_bits);
@@ -582,12 +577,6 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         [Blocks::Count(8), Blocks::Dim("n"), ONE]),
     gemv!(ternary_gemv_q8xt2_f32__sm80__r16t1, [ROW_BLOCKS = "1"], 16, 1),
     gemv!(ternary_gemv_q8xt2_f32__sm80__r32t1, [ROW_BLOCKS = "2"], 32, 2),
-    CudaKernelDesc {
-        fuses: Some(Fuses { parts: 1, columns: 1..=u64::MAX, activations: None }),
-        takes: few_rows,
-        ..row!(ternary_gemm_q8xt2_f32__sm80__r16t8, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "1", ONE_TOKEN = "false", MIN_BLOCKS = "3"],
-            SM_80, 1..=8, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE])
-    },
     CudaKernelDesc {
         fuses: Some(Fuses { parts: 2, columns: 1..=u64::MAX, activations: None }),
         ..row!(ternary_gemm_q8xt2_f32__sm80__r32t8, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "1", ONE_TOKEN = "false", MIN_BLOCKS = "3"],
