@@ -59,7 +59,7 @@ fn generated_code_is_as_it_was_for_every_target() {
 fn help_texts_are_as_they_were() {
     for (program, name, commands) in [
         (Program::Tritterc, "help_tritterc", &["compile", "print", "verify", "opt", "explain", "emit", "diff"][..]),
-        (Program::Tritter, "help_tritter", &["run", "logits", "eval", "bench"]),
+        (Program::Tritter, "help_tritter", &["run", "logits", "eval", "compare", "bench"]),
     ] {
         let mut text = program.succeed(&["--help"]);
         for command in commands {

@@ -139,7 +139,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// The ids of a text whose documents start with a separator.
-fn documents(tokenizer: &Tokenizer, separator: Option<(u8, u32)>, text: &[u8]) -> Vec<u32> {
+pub(crate) fn documents(tokenizer: &Tokenizer, separator: Option<(u8, u32)>, text: &[u8]) -> Vec<u32> {
     let Some((byte, bos)) = separator else { return tokenizer.encode(text) };
     let mut ids = Vec::with_capacity(text.len());
     for (position, document) in text.split(|each| *each == byte).enumerate() {

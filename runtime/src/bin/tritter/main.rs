@@ -9,7 +9,9 @@ mod run;
 mod timeline;
 mod logits;
 mod eval;
+mod compare;
 mod bench;
+mod csv;
 mod tune;
 mod ui;
 
@@ -33,6 +35,7 @@ enum Command {
     Run(run::Args),
     Logits(logits::Args),
     Eval(eval::Args),
+    Compare(compare::Args),
     Bench(bench::Args),
     Tune(tune::Args),
 }
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Tune(args) => tune::run(&args),
     };

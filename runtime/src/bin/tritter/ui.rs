@@ -60,8 +60,20 @@ enum Weights {
 }
 
 impl ModelArgs {
+    /// An artifact with the usual options.
+    pub(crate) fn of(dir: PathBuf, threads: Option<NonZeroUsize>) -> Self {
+        Self { dir, threads, memory_limit: None, weights: Weights::Copy, device: None }
+    }
+
     /// Opens the model. From then on Ctrl-C is asked for with [`is_interrupted`]; the second one ends the program at once.
     pub(crate) fn open(&self) -> Result<Session> {
+        let session = self.session()?;
+        listen_for_interrupt()?;
+        Ok(session)
+    }
+
+    /// The same for one of several models.
+    pub(crate) fn session(&self) -> Result<Session> {
         let mut progress = Progress::new("checking", Unit::Bytes);
         let device = self.device.map(|device| match device {
             Device::Cpu => DeviceKind::Cpu,
@@ -78,9 +90,7 @@ impl ModelArgs {
             },
             device,
         };
-        let session = Session::new(artifact, &options)?;
-        listen_for_interrupt()?;
-        Ok(session)
+        Ok(Session::new(artifact, &options)?)
     }
 
     /// Where weights are read from, as it is given on the command line.
