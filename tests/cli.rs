@@ -64,7 +64,7 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 const TRITTERC: [&str; 7] = ["compile", "print", "verify", "opt", "explain", "emit", "diff"];
-const TRITTER: [&str; 4] = ["run", "logits", "eval", "bench"];
+const TRITTER: [&str; 5] = ["run", "logits", "eval", "compare", "bench"];
 
 #[test]
 fn help_goes_to_standard_output_and_has_examples() {
@@ -126,7 +126,8 @@ fn failures_are_1_and_name_what_where_and_what_to_do() {
     let out = directory.path().join("out");
     let nothing = directory.path().join("nothing");
     let gpu = ["compile", "tiny", "-o", str(&out), "--target", "cuda:sm_90a", "--nvrtc", str(&nothing)];
-    let cases: [(Program, &[&str], &[&str]); 11] = [
+    let cases: [(Program, &[&str], &[&str]); 12] = [
+        (Tritter, &["compare", nano(), str(&nothing), "--text", str(&wrong)], &["no artifact", "nothing", "tritterc compile"]),
         (Tritterc, &gpu, &["NVRTC", "CUDA_HOME", "nvidia-cuda-nvrtc", str(&nothing)]),
         (Tritter, &["run", nano(), "--prompt", "a", "--device", "cuda"], &["was compiled for", "a CUDA device"]),
         (Tritterc, &["compile", "9000b", "-o", str(&out)], &["`9000b`", "shipped specs: tiny"]),
@@ -368,6 +369,31 @@ fn eval_and_bench_report_what_they_measured() {
     for step in steps {
         assert_keys(step, &["bytes", "seconds", "gb_per_s", "share"]);
     }
+}
+
+#[test]
+fn compare_tells_how_far_two_artifacts_agree() {
+    let directory = tempfile::tempdir().unwrap();
+    let (other, csv) = (directory.path().join("other"), directory.path().join("runs.csv"));
+    let val = fixture::data(NANO).join("val.bin");
+    let checkpoint = fixture::checkpoint(NANO);
+    Tritterc.succeed(&["compile", str(&checkpoint), "-o", str(&other), "--kv", "int4", "--context", "300"]);
+    let compare = |other: &Path, rest: &[&str]| {
+        let args = ["compare", nano(), str(other), "--text", str(&val), "--window", "256", "--limit", "2"];
+        Tritter.run(&[&args[..], &["--max-new-tokens", "30", "--csv", str(&csv), "--json"], rest].concat())
+    };
+    let same = compare(Path::new(nano()), &[]);
+    assert!(same.status.success(), "{}", text(&same.stderr));
+    let report: Value = serde_json::from_slice(&same.stdout).unwrap();
+    assert_keys(&report, &["a", "b", "greedy_tokens", "scored_tokens"]);
+    assert_eq!((&report["greedy_equal"], &report["difference_percent"]), (&Value::from(30), &Value::from(0.0)));
+    // Caches of 4 bits change the nats by some tenths of a percent, which is a failure, and recorded all the same.
+    let differs = compare(&other, &["--within", "0.0001"]);
+    assert_eq!(differs.status.code(), Some(1));
+    assert!(text(&differs.stderr).contains("more than the 0.0001 %"), "{}", text(&differs.stderr));
+    assert!(compare(&other, &["--within", "10"]).status.success());
+    let lines = fs::read_to_string(&csv).unwrap();
+    assert_eq!((lines.lines().count(), lines.lines().nth(1).unwrap().contains(",30,30,510,")), (4, true), "{lines}");
 }
 
 const BENCH_KEYS: [&str; 12] = [

@@ -10,6 +10,7 @@ use compiler::emit::nvrtc::{Nvrtc, NvrtcError, Search};
 use ir::entity::Id;
 use ir::plan::KernelId;
 use kernels::cuda::{CUDA_TABLE, CudaKernelDesc, Sm, Specialised};
+use tritter_tests::binary::Program::Tritterc;
 
 #[test]
 fn rows_compile_for_sm_80() {
@@ -39,6 +40,24 @@ fn rows_compile_for_sm_100() {
 #[test]
 fn rows_compile_for_sm_120() {
     compile_all("sm_120");
+}
+
+/// Kernels around which code is generated differ from model to model, and none runs out of registers: small and wide ones, with the norms of BitNet and of
+/// the original Tritter.
+#[test]
+fn whole_models_compile_without_spills() {
+    if nvrtc().is_none() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a folder for temporary files");
+    let out = directory.path().join("out").display().to_string();
+    // Where it is elsewhere, the compiler finds it as the test does.
+    let explicit = std::env::var("TRITTER_NVRTC").ok();
+    let nvrtc = explicit.iter().flat_map(|path| ["--nvrtc", path]);
+    let target: Vec<&str> = ["--target", "cuda:sm_90a", "--target", "cuda:sm_80"].into_iter().chain(nvrtc).collect();
+    for model in ["125m", "bitnet-2b-4t", "7b", "33b", "70b"] {
+        Tritterc.succeed(&[&["compile", model, "-o", &out, "--chunk", "16"], &target[..]].concat());
+    }
 }
 
 /// 255 registers do not hold 512 sums that are all used again, whatever the order.
