@@ -20,6 +20,10 @@
 // A cache is as earlier calls left it but for the rows that this call appends, and positions are inputs: so the first chunks without such rows are
 // copied ahead of the wait for the launches before this one.
 //
+// With APPENDS, for one token, the kernel does what rope_append.cu does as well, q, new_k, v, cos, sin and seq being as there: a block turns the queries
+// of its heads, and the one whose chunk has the token's own key, or the first one if the token does not see it, encodes the new rows and writes them to
+// the caches. No block waits for that: that chunk is copied as the cache was, and then the rows are put into the copy.
+//
 // Shared memory, dynamic: STAGES * WARPS * STEP * (bytes of a key and a value). Bound: reading the cache.
 #include "lib/attention.cuh"
 #include "lib/barrier.cuh"
@@ -69,6 +73,35 @@ template <int j> __device__ __forceinline__ unsigned codes_of(unsigned word) {
     asm("lop3.b32 %0, %1, 0x000f000f, 0x43004300, 0xea;" : "=r"(two) : "r"(word >> (4 * j)));
     return two;
 }
+__device__ __forceinline__ void store_word(unsigned to, unsigned word) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(word) : "memory"); }
+
+#ifdef APPENDS
+constexpr int HALF = HD / 2, PARTS = HALF / 32, ROWS = GROUP + 2, TURNS = ceil_div(ROWS, WARPS);
+// Numbers between two queries that put what lanes read at once, parts of four heads, into different banks.
+constexpr int GAP = K_ROW == BF16_ROW ? 8 : K_ROW == Q8_ROW ? 16 : 4;
+
+template <int row> struct RowOf : RowBf16<HD> {};
+template <> struct RowOf<Q8_ROW> : RowQ8<HD> {};
+template <> struct RowOf<Q4_ROW> : RowQ4<HD> {};
+
+// A warp encodes a row, and writes it to its place in the cache.
+template <int row> __device__ __forceinline__ void append(const float *x, unsigned (&record)[bytes_of(row) / 4], u8 *place) {
+    static_assert(RowOf<row>::BYTES == sizeof(record), "a row of the cache");
+    __syncwarp();
+    RowOf<row>::encode(x, (u8 *)record);
+    __syncwarp();
+#pragma unroll
+    for (int i = threadIdx.x % 32; i < bytes_of(row) / 4; i += 32) ((unsigned *)place)[i] = record[i];
+}
+
+// A warp replaces a row of what it copied.
+template <int row> __device__ __forceinline__ void replace(unsigned rows, int slot, const unsigned (&record)[bytes_of(row) / 4]) {
+#pragma unroll
+    for (int i = threadIdx.x % 32; i < bytes_of(row) / 4; i += 32)
+        store_word(rows + slot * bytes_of(row) + (row == BF16_ROW ? ((i / 4) ^ (slot % 8)) * 16 + i % 4 * 4 : 4 * i), record[i]);
+}
+#endif
+
 // Starts a warp's copies of STEP rows of bf16, of which those from `from` to `to` are seen: what no one sees need not be numbers, and becomes zeros.
 // Parts of 16 bytes are moved so that columns are in different banks.
 __device__ __forceinline__ void copy_rows(unsigned place, const u8 *rows, int first, int from, int to) {
@@ -83,8 +116,15 @@ __device__ __forceinline__ void copy_rows(unsigned place, const u8 *rows, int fi
 }
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+#ifdef APPENDS
+KERNEL(const float *q, const float *new_k, const float *new_v, const float *cos, const float *sin, const int *__restrict__ seq,
+       const int *__restrict__ pos, const int *__restrict__ span, u8 *k, u8 *v, float *out, int n) {
+    __shared__ __align__(16) float rows[ROWS][HD + GAP];
+    __shared__ __align__(16) unsigned k_record[K_BYTES / 4], v_record[V_BYTES / 4];
+#else
 KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restrict__ v, const int *__restrict__ seq, const int *__restrict__ pos,
        const int *__restrict__ span, float *__restrict__ out, int n) {
+#endif
     extern __shared__ __align__(128) u8 shared[];
     __shared__ unsigned long long barriers[WARPS * STAGES];
     __shared__ float warp_largest[WARPS][GROUP], warp_sum[WARPS][GROUP];
@@ -135,6 +175,47 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
     constexpr int STRIDE = CLUSTER * WARPS;
     // Neighbouring chunks are in different blocks, so that few keys are on many multiprocessors.
     int mine = warp * CLUSTER + rank;
+#ifdef APPENDS
+#pragma unroll
+    for (int stage = 0; stage < STAGES - 1; stage++) fetch(mine + stage * STRIDE, stage);
+    wait_for_inputs();
+    let_next_start();
+    // A warp has a row or a few: the new key, the new value, the queries. All are loaded before one is turned.
+    float low[TURNS][PARTS], high[TURNS][PARTS], cosine[PARTS], sine[PARTS];
+#pragma unroll
+    for (int j = 0; j < PARTS; j++) {
+        int i = 32 * j + lane;
+        cosine[j] = cos[(size_t)token * HALF + i], sine[j] = sin[(size_t)token * HALF + i];
+#pragma unroll
+        for (int turn = 0; turn < TURNS; turn++) {
+            int row = warp + turn * WARPS;
+            const float *x = row == 0   ? new_k + (size_t)token * K_STRIDE + blockIdx.y * HD
+                             : row == 1 ? new_v + (size_t)token * V_STRIDE + blockIdx.y * HD
+                                        : q + (size_t)token * Q_STRIDE + (head + min(row - 2, GROUP - 1)) * HD;
+            low[turn][j] = x[i], high[turn][j] = x[i + HALF];
+        }
+    }
+    int place = pos[token];
+    bool is_head = ranges.head_start <= place && place < ranges.head_end;
+    int at_chunk = is_head ? place / STEP - head_first : ranges.sees(place) ? head_chunks + place / STEP - tail_first : 0;
+    bool appends = 0 <= seq[token] && seq[token] < SEQS && 0 <= place && place < CTX && at_chunk % CLUSTER == rank;
+#pragma unroll
+    for (int turn = 0; turn < TURNS; turn++) {
+        int row = warp + turn * WARPS;
+        if (ROWS <= row || (row < 2 && !appends)) continue;
+#pragma unroll
+        for (int j = 0; j < PARTS; j++) {
+            float x = low[turn][j], y = high[turn][j];
+            rows[row][32 * j + lane] = row == 1 ? x : x * cosine[j] - y * sine[j];
+            rows[row][32 * j + lane + HALF] = row == 1 ? y : y * cosine[j] + x * sine[j];
+        }
+        if (row == 0) append<K_ROW>(rows[0], k_record, k + (first_row + place) * K_BYTES);
+        if (row == 1) append<V_ROW>(rows[1], v_record, v + (first_row + place) * V_BYTES);
+    }
+    __syncthreads();
+    const float *queries = rows[2];
+    constexpr int TO_NEXT_QUERY = HD + GAP;
+#else
     // The first row of the sequence that this call appends.
     int fresh = CTX;
     for (int other = 0; other < n; other++)
@@ -153,9 +234,11 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; stage++)
         if (early <= stage) fetch(mine + stage * STRIDE, stage);
+    const float *queries = q + ((size_t)token * HEADS + head) * HD;
+    constexpr int TO_NEXT_QUERY = HD;
+#endif
 
     // The queries as second operands: column g is head g % 4 of a tile, the upper part for g < 4, else the lower one.
-    const float *queries = q + ((size_t)token * HEADS + head) * HD;
     unsigned query[COLUMN_TILES][K_PRODUCTS][2];
     // Of the two columns that this lane's scores are of: what a product counts in units of the exponent, and the sum of the queries in them.
     float scale = __int_as_float(SCALE_BITS) * 1.4426950408889634f, unit[COLUMN_TILES][2], query_sum[COLUMN_TILES][2];
@@ -163,7 +246,7 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
     for (int tile = 0; tile < COLUMN_TILES; tile++) {
         int h = 4 * tile + g % 4;
         bool is_upper = g < 4;
-        const float *numbers = queries + min(h, GROUP - 1) * HD;
+        const float *numbers = queries + min(h, GROUP - 1) * TO_NEXT_QUERY;
         if (!IS_RECORDS) {
 #pragma unroll
             for (int i = 0; i < K_PRODUCTS; i++)
@@ -233,6 +316,15 @@ KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restri
         chunk_at(at, first, from, to);
         float s[TILES][COLUMN_TILES][4] = {};
         int products[TILES][COLUMN_TILES][4] = {};
+#ifdef APPENDS
+        // What the token does not see need not be numbers, and stays as it was copied.
+        if (appends && max(first, from) <= place && place < min(first + STEP, to)) {
+            replace<K_ROW>(k_at, place - first, k_record), replace<V_ROW>(v_at, place - first, v_record);
+            // The copy engine fills this stage again.
+            show_to_products();
+            __syncwarp();
+        }
+#endif
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
             unsigned row = k_at + (16 * t + g) * K_BYTES + 4 * c;

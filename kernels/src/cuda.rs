@@ -439,6 +439,19 @@ macro_rules! split {
     };
 }
 
+/// The same for one token, with what rope_append does; the sizes are those of the row without.
+macro_rules! split_appending {
+    ($rounding:ident, $takes:ident, $name:ident, [$($define:ident = $value:literal),*], $requires:expr, $inputs:expr, $threads:literal,
+     $shared:expr, $cluster:literal) => {
+        CudaKernelDesc {
+            accuracy: Accuracy::Bounded(Rounding::$rounding),
+            takes: $takes,
+            ..row!($name, "attention_split.cu", [APPENDS = "1", $($define = $value),*], $requires, 1..=1, RopeAttention, $inputs => F32, None, $threads,
+                $shared, [Blocks::Count($cluster), Blocks::Dim("kv_heads"), Blocks::Dim("n")])
+        }
+    };
+}
+
 /// A row of Hopper's for ternary products of many tokens.
 macro_rules! tiled {
     ($name:ident, [$($define:ident = $value:literal),*], $shared:expr, $tile:expr) => {
@@ -648,6 +661,33 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     split!(CODES, split_dims, attention_f32xq4_f32__sm90__t32w4c8,
         [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "3"], SM_90, FEW, [F32, Q4, Q4], 128,
         Shared { fixed: 384 * 16, each: &[("hd", 384)] }, 8),
+    split_appending!(TWO_BF16, few_split_dims, rope_attention_f32xbf16_f32__sm90a__t16w4c16,
+        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "16", STEP = "16", STAGES = "3"], SM_90A, [F32, BF16, BF16], 128,
+        Shared { fixed: 0, each: &[("hd", 192 * 4)] }, 16),
+    split_appending!(TWO_BF16, many_split_dims, rope_attention_f32xbf16_f32__sm90a__t16w8c8,
+        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "8", STEP = "16", STAGES = "3"], SM_90A, [F32, BF16, BF16], 256,
+        Shared { fixed: 0, each: &[("hd", 384 * 4)] }, 8),
+    split_appending!(TWO_BF16, split_dims, rope_attention_f32xbf16_f32__sm90__t16w4c8,
+        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "8", STEP = "16", STAGES = "2"], SM_90, [F32, BF16, BF16], 128,
+        Shared { fixed: 0, each: &[("hd", 128 * 4)] }, 8),
+    split_appending!(CODES, few_split_dims, rope_attention_f32xq8q4_f32__sm90a__t64w8c16,
+        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "16", STEP = "64", STAGES = "2"], SM_90A, [F32, Q8, Q4], 256,
+        Shared { fixed: 1024 * 16, each: &[("hd", 1024 / 2 * 3)] }, 16),
+    split_appending!(CODES, many_split_dims, rope_attention_f32xq8q4_f32__sm90a__t64w8c8,
+        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "64", STAGES = "2"], SM_90A, [F32, Q8, Q4], 256,
+        Shared { fixed: 1024 * 16, each: &[("hd", 1024 / 2 * 3)] }, 8),
+    split_appending!(CODES, split_dims, rope_attention_f32xq8q4_f32__sm90__t32w4c8,
+        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "2"], SM_90, [F32, Q8, Q4], 128,
+        Shared { fixed: 256 * 16, each: &[("hd", 256 / 2 * 3)] }, 8),
+    split_appending!(CODES, few_split_dims, rope_attention_f32xq4_f32__sm90a__t64w8c16,
+        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "16", STEP = "64", STAGES = "3"], SM_90A, [F32, Q4, Q4], 256,
+        Shared { fixed: 1536 * 16, each: &[("hd", 1536)] }, 16),
+    split_appending!(CODES, many_split_dims, rope_attention_f32xq4_f32__sm90a__t64w8c8,
+        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "64", STAGES = "3"], SM_90A, [F32, Q4, Q4], 256,
+        Shared { fixed: 1536 * 16, each: &[("hd", 1536)] }, 8),
+    split_appending!(CODES, split_dims, rope_attention_f32xq4_f32__sm90__t32w4c8,
+        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "3"], SM_90, [F32, Q4, Q4], 128,
+        Shared { fixed: 384 * 16, each: &[("hd", 384)] }, 8),
     rounded!(BF16_OPERANDS, attention_f32xbf16_f32__sm80__t64, "attention_prefill.cu", [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW"], SM_80, MANY,
         Attention, [F32, BF16, BF16] => F32, None, 128, Shared { fixed: 0, each: &[("hd", 2 * 64 * 4)] },
         [Blocks::Dim("heads"), Blocks::CeilDiv("n", 64), ONE]),
@@ -686,7 +726,9 @@ mod tests {
             // The rest is the grammar of the CPU's names.
             let name: KernelName = desc.name.replace(&format!("__{isa}__"), "__scalar__").parse().unwrap();
             let mut dtypes = name.dtypes();
-            if matches!(desc.family, Family::Attention | Family::RopeAppend) && dtypes.len() == 2 {
+            if matches!(desc.family, Family::Attention | Family::RopeAppend | Family::RopeAttention)
+                && dtypes.len() == 2
+            {
                 dtypes.push(dtypes[1]);
             }
             assert_eq!(

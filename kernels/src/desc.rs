@@ -39,7 +39,12 @@ impl KernelDesc {
         match self.family {
             Family::Attention if dim("n") < MANY => (dim("heads") / dim("kv_heads").max(1)).max(1) as u64,
             Family::Attention => dim("heads").max(1) as u64,
-            Family::TernaryMatmul | Family::DenseMatmul | Family::KvAppend | Family::RopeAppend | Family::Sample => 1,
+            Family::TernaryMatmul
+            | Family::DenseMatmul
+            | Family::KvAppend
+            | Family::RopeAppend
+            | Family::RopeAttention
+            | Family::Sample => 1,
         }
     }
 }
@@ -61,6 +66,8 @@ pub enum Family {
     KvAppend,
     /// Rotates the queries and keys of new tokens, and writes the keys and values into their KV caches. On GPUs only, where launches are dear.
     RopeAppend,
+    /// Does what [`Family::RopeAppend`] does, and computes the attention of the rotated queries over the caches. On GPUs only.
+    RopeAttention,
     /// `out[n]`: an id for each row of logits.
     Sample,
 }

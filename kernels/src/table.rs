@@ -79,6 +79,38 @@ static ROPE_APPEND: Signature = Signature {
     grid: Grid::One("n"),
 };
 
+/// The arguments and dims of [`ROPE_APPEND`] but for `rotated`, and those of [`ATTENTION`] beside `q`, `k` and `v`: the queries are what would be rotated.
+static ROPE_ATTENTION: Signature = Signature {
+    args: &[
+        read("q"),
+        read("k"),
+        read("v"),
+        read("cos"),
+        read("sin"),
+        read("seq"),
+        read("pos"),
+        read("span"),
+        Arg { name: "k_cache", access: Access::Update },
+        Arg { name: "v_cache", access: Access::Update },
+        write("out"),
+    ],
+    dims: &[
+        "n",
+        "heads",
+        "kv_heads",
+        "hd",
+        "ctx",
+        "window",
+        "sinks",
+        "scale_bits",
+        "q_stride",
+        "k_stride",
+        "v_stride",
+        "seqs",
+    ],
+    grid: Grid::Product("n", "heads"),
+};
+
 /// `logits`: f32 `[n, v]`; `settings`: f32 `[n, 4]`; `draws`: i32 `[n, 2]`; `out`: i32 `[n]`. What they mean is said by [`ir::op::sample::Sample`].
 static SAMPLE: Signature = Signature {
     args: &[read("logits"), read("settings"), read("draws"), write("out")],
@@ -95,6 +127,7 @@ pub(crate) const fn signature(family: Family, inputs: &[DType]) -> &'static Sign
         (Family::Attention, _) => &ATTENTION,
         (Family::KvAppend, _) => &KV_APPEND,
         (Family::RopeAppend, _) => &ROPE_APPEND,
+        (Family::RopeAttention, _) => &ROPE_ATTENTION,
         (Family::Sample, _) => &SAMPLE,
     }
 }
@@ -234,6 +267,7 @@ mod tests {
                 Family::Attention => "attention",
                 Family::KvAppend => "kv_append",
                 Family::RopeAppend => "rope_append",
+                Family::RopeAttention => "rope_attention",
                 Family::Sample => "sample",
             };
             assert_eq!(name.op, op);

@@ -644,7 +644,7 @@ impl<'a> PhaseCtx<'_, 'a> {
                         operands[1..].iter().all(|&operand| schedule.views.is_weight_time(operand))
                     }
                     Family::Attention => self.has_old_caches(schedule, value, places),
-                    Family::KvAppend | Family::RopeAppend | Family::Sample => true,
+                    Family::KvAppend | Family::RopeAppend | Family::RopeAttention | Family::Sample => true,
                 };
                 (self.emitter.cuda_kernel(&launch, is_early), launch.grid, launch.dims)
             }

@@ -9,6 +9,7 @@ use kernels::{CUDA_TABLE, CudaKernelDesc, Sm, Specialised, extent};
 
 use crate::lower::cpu::{self, NoKernel, Wanted};
 use crate::schedule::Schedule;
+use crate::schedule::rope_append::{self, RopeAppend};
 
 /// The kernel of an op for calls of a range of tokens: among those that the target can run and that take its sizes, one that is not plain, made for
 /// the fewest tokens, of the highest capability, the one whose tiles take the least time for the most tokens, and rather one whose results are
@@ -100,7 +101,9 @@ pub fn fuse<'a>(schedule: Schedule<'a>, tokens: &RangeInclusive<u64>, sm: Sm) ->
     let takes = |schedule: &Schedule<'_>, product, parts| {
         choose_fused(schedule.graph, product, parts, tokens, sm).map(|(_, takes_activations)| takes_activations)
     };
-    crate::schedule::fuse::fuse(schedule, &takes)
+    let takes_attention =
+        |schedule: &Schedule<'_>, group: &RopeAppend| group.row(schedule.graph, &schedule.views, tokens, sm).is_some();
+    rope_append::take_attention(crate::schedule::fuse::fuse(schedule, &takes), &takes_attention)
 }
 
 /// A row with the sizes of an op, and the blocks and the arguments of its calls.

@@ -62,12 +62,12 @@ fn is_rows(schedule: &Schedule<'_>, value: ValueId) -> bool {
     matches!(schedule.graph.ty(value).shape.dims(), [Dim::Sym(n), Dim::Const(_)] if n.name() == "n")
 }
 
-fn group_of(schedule: &Schedule<'_>, value: ValueId) -> Option<usize> {
+pub(super) fn group_of(schedule: &Schedule<'_>, value: ValueId) -> Option<usize> {
     schedule.groups.iter().position(|group| group.values.contains(&value))
 }
 
 /// The values that read `value`, through views too, without the views; and whether nothing else does.
-fn readers(schedule: &Schedule<'_>, value: ValueId) -> (Vec<ValueId>, bool) {
+pub(super) fn readers(schedule: &Schedule<'_>, value: ValueId) -> (Vec<ValueId>, bool) {
     let Schedule { graph, views, .. } = schedule;
     let owner = |operand: ValueId| storage_owner(graph, views, operand);
     let users = graph.values.ids().filter(|&user| group_of(schedule, user).is_some());

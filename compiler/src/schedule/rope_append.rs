@@ -3,6 +3,9 @@
 //! The pattern is found from an attention: its keys are an append of rows that a RoPE makes for nothing else, its values are an append at the same places,
 //! and its queries are a RoPE by the same tables. Where a row of the table computes all of it, and no other group would have to run in between, the four
 //! become one group.
+//!
+//! In calls of one token the group takes the attention as well, if a row computes all of that and nothing else reads the queries or the caches. With more
+//! tokens, those of one sequence would have to see each other's keys, which several blocks append.
 
 use std::ops::RangeInclusive;
 
@@ -10,11 +13,13 @@ use ir::entity::Id;
 use ir::graph::{Def, Graph};
 use ir::plan::Expr;
 use ir::{DType, Op, Shape, ValueId};
-use kernels::{CudaKernelDesc, Family, Sm};
+use kernels::{CudaKernelDesc, Family, Sm, extent};
 
+use super::Schedule;
+use super::fuse::{group_of, readers};
 use super::group::{Group, Kind, order};
 use super::view::{Views, is_dense};
-use crate::lower::cpu::Wanted;
+use crate::lower::cpu::{self, Wanted};
 use crate::lower::cuda;
 
 /// The values of such a group.
@@ -28,9 +33,11 @@ pub struct RopeAppend {
     pub keys: ValueId,
     /// The cache with the values.
     pub values: ValueId,
+    /// The attention, if it is in the group: then the queries have no storage either.
+    pub attention: Option<ValueId>,
 }
 
-/// What such a group reads, but for the caches.
+/// What such a group reads, but for the caches and the spans of an attention.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs {
     /// The queries.
@@ -80,7 +87,7 @@ impl RopeAppend {
             "q_stride" => stride(q),
             "k_stride" => stride(k),
             "v_stride" => stride(v),
-            _ => None,
+            name => cpu::dim(graph, self.attention?, name, 0),
         }
     }
 
@@ -93,14 +100,16 @@ impl RopeAppend {
         sm: Sm,
     ) -> Option<&'static CudaKernelDesc> {
         let wanted = Wanted {
-            family: Family::RopeAppend,
+            family: if self.attention.is_some() { Family::RopeAttention } else { Family::RopeAppend },
             inputs: vec![DType::F32, graph.ty(self.keys).dtype, graph.ty(self.values).dtype],
             output: DType::F32,
             layout: None,
             tokens: tokens.clone(),
         };
         let size = |name: &str| self.dim(graph, views, name).and_then(|expr| expr.as_const()).unwrap_or(0);
-        cuda::best(&wanted, sm, &|name| i64::try_from(size(name)).unwrap_or(i64::MAX))
+        let size = |name: &str| i64::try_from(size(name)).unwrap_or(i64::MAX);
+        let is_within = extent::broken_limit(Family::Attention, &wanted.inputs, &size).is_none();
+        cuda::best(&wanted, sm, &size).filter(|_| is_within)
     }
 
     fn members(&self) -> [ValueId; 4] {
@@ -120,7 +129,7 @@ impl RopeAppend {
         if !is(rows, rotates) || rows == queries {
             return None;
         }
-        let found = Self { queries, rows, keys, values };
+        let found = Self { queries, rows, keys, values, attention: None };
         let is_alike = graph.operands(queries)[1..] == graph.operands(rows)[1..]
             && graph.operands(keys)[2..] == graph.operands(values)[2..];
         (is_alike && found.is_read_once(graph, live) && found.is_in_place(graph, views)).then_some(found)
@@ -186,4 +195,49 @@ pub(super) fn fuse(
         }
         groups[home] = Group { kind: Kind::RopeAppend(found), values: found.members().to_vec(), outputs: Vec::new() };
     }
+}
+
+/// Lets the groups take the attention behind them, where `takes` says that a row computes all of it.
+pub fn take_attention<'a>(
+    mut schedule: Schedule<'a>,
+    takes: &dyn Fn(&Schedule<'a>, &RopeAppend) -> bool,
+) -> Schedule<'a> {
+    let groups: Vec<RopeAppend> = schedule.groups.iter().filter_map(rope_append).collect();
+    for group in groups {
+        let Some(attention) = only_reader(&schedule, &group) else { continue };
+        let fused = RopeAppend { attention: Some(attention), ..group };
+        let (home, position) = (group_of(&schedule, group.keys), group_of(&schedule, attention));
+        let (Some(home), Some(position)) = (home, position) else { continue };
+        if !takes(&schedule, &fused) {
+            continue;
+        }
+        let appended = schedule.groups[home].outputs.iter().filter(|value| **value != group.queries);
+        let outputs = appended.chain(&schedule.groups[position].outputs).copied().collect();
+        let values = fused.members().into_iter().chain([attention]).collect();
+        // Nothing in between reads what is now computed later.
+        schedule.groups[position] = Group { kind: Kind::RopeAppend(fused), values, outputs };
+        schedule.groups.remove(home);
+    }
+    schedule
+}
+
+fn rope_append(group: &Group) -> Option<RopeAppend> {
+    match group.kind {
+        Kind::RopeAppend(group) => Some(group),
+        Kind::Kernel | Kind::Nest | Kind::Repeat | Kind::Fused { .. } => None,
+    }
+}
+
+/// The attention that reads the queries and both caches at the places of the appends, if nothing else of the call does.
+fn only_reader(schedule: &Schedule<'_>, group: &RopeAppend) -> Option<ValueId> {
+    let graph = schedule.graph;
+    let (users, is_all) = readers(schedule, group.queries);
+    let &[attention] = &users[..] else { return None };
+    let is_attention = matches!(graph.op(attention), Some(Op::Attention(_)));
+    let &[q, keys, values, seq, pos, _] = graph.operands(attention) else { return None };
+    let is_alike =
+        (q, keys, values) == (group.queries, group.keys, group.values) && graph.operands(keys)[2..] == [seq, pos];
+    // The new states are the caches themselves, wherever in the call they are written.
+    let is_private = [keys, values].iter().all(|&cache| readers(schedule, cache).0 == users);
+    (is_attention && is_all && is_alike && is_private).then_some(attention)
 }

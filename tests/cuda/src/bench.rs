@@ -69,7 +69,7 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
                     prefill(gpu, compiler, desc, tokens)?;
                 }
             }
-            Family::Attention => {
+            Family::Attention | Family::RopeAttention => {
                 for (n, heads, kv_heads, ctx) in [
                     (1, 20, 5, 512),
                     (8, 20, 5, 512),
@@ -304,6 +304,7 @@ fn attention(
         "ctx" => ctx,
         "heads" => heads,
         "kv_heads" => kv_heads,
+        "q_stride" | "k_stride" | "v_stride" => (heads + 2 * kv_heads) * typical("hd"),
         other => typical(other),
     };
     let hd = dim("hd");
@@ -315,6 +316,9 @@ fn attention(
         caches.push((caches[0].0.duplicate(gpu)?, caches[0].1.duplicate(gpu)?));
     }
     let q = gpu.upload(&cache(DType::F32, n * heads, hd))?;
+    // Of rows that rotate and append: a product of queries, keys and values, and a table of angles.
+    let joined = gpu.upload(&cache(DType::F32, n * (heads + 2 * kv_heads), hd))?;
+    let table = gpu.upload(&cache(DType::F32, n, hd / 2))?;
     let (seq, pos) = (numbers(gpu, 0..n as i32)?, numbers(gpu, vec![ctx as i32 - 1; n as usize])?);
     let span = numbers(gpu, vec![0; 2 * n as usize])?;
     let out = gpu.allocate(4 * (n * heads * hd) as usize)?;
@@ -324,7 +328,11 @@ fn attention(
     for early in [false, true] {
         let each = |at: usize| {
             let (k, v) = &caches[at % copies];
-            let addresses = [&q, k, v, &seq, &pos, &span, &out].map(Buffer::address).to_vec();
+            let addresses = match desc.family {
+                Family::RopeAttention => vec![&joined, &joined, &joined, &table, &table, &seq, &pos, &span, k, v, &out],
+                _ => vec![&q, k, v, &seq, &pos, &span, &out],
+            };
+            let addresses = addresses.into_iter().map(Buffer::address).collect();
             Launch { early, ..launch(desc, kernel, addresses, &dim) }
         };
         let graph = gpu.record(&(0..launches).map(each).collect::<Vec<_>>())?;

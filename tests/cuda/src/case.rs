@@ -63,6 +63,7 @@ pub(crate) fn cases(desc: &CudaKernelDesc) -> Vec<Case> {
         Family::Attention => attentions(desc),
         Family::KvAppend => appends(desc),
         Family::RopeAppend => rope_appends(desc),
+        Family::RopeAttention => rope_attentions(desc),
         Family::Sample => samples(),
     }
 }
@@ -300,6 +301,47 @@ fn rope_appends(desc: &CudaKernelDesc) -> Vec<Case> {
                 dims: dims.map(|dim| dim as i64).to_vec(),
                 args: args.into_iter().chain([rotated]).chain(caches).collect(),
             });
+        }
+    }
+    cases
+}
+
+/// Calls of an attention with its queries not yet turned and the new keys and values not yet in the caches; tokens see all older keys, or windows, or spans
+/// that end before the token, or behind it, and one has no place.
+fn rope_attentions(desc: &CudaKernelDesc) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for [heads, kv_heads, hd, ctx, window, sinks] in [
+        [1, 1, 64, 70, 0, 0],
+        [4, 2, 128, 200, 33, 3],
+        [20, 5, 128, 1100, 0, 0],
+        [20, 5, 128, 2300, 1200, 70],
+        [8, 1, 128, 4098, 0, 0],
+        [12, 6, 128, 1100, 0, 0],
+        [7, 7, 64, 700, 300, 20],
+        [48, 6, 128, 900, 100, 0],
+    ] {
+        let (end, window_start) = (ctx as i32, (ctx - window.max(1)) as i32);
+        for (label, pos, first, reach) in [
+            ("first", 0, 0, 0),
+            ("second", 1, 0, 0),
+            ("middle", end / 2 + 1, 0, 0),
+            ("last", end - 1, 0, 0),
+            ("from", end - 2, window_start / 2, 0),
+            ("reach", end / 3, 0, end),
+            ("apart", end - 1, 0, end / 4),
+            ("unseen", end / 2, end / 2 + 3, 0),
+            ("outside", end, 0, 0),
+        ] {
+            let mut case = attention(desc, label, 1, [heads, kv_heads, hd, ctx, window, sinks]);
+            let mut random = Random::new(heads * 7 + hd + ctx + pos as u64);
+            let strides = [(heads + 2 * kv_heads) * hd, kv_heads * hd + 3, kv_heads * hd];
+            let new = strides.map(|stride| (f32s(&random.floats(stride)), 4));
+            let tables = [(); 2].map(|()| (f32s(&random.floats(hd / 2)), 4));
+            let [_, k, v, seq, _, _, out] = <[_; 7]>::try_from(case.args).expect("the arguments of an attention");
+            let places = [seq, (i32s(&[pos]), 4), (i32s(&[first, reach]), 4)];
+            case.args = new.into_iter().chain(tables).chain(places).chain([k, v, out]).collect();
+            case.dims.extend(strides.iter().map(|stride| *stride as i64).chain([2]));
+            cases.push(case);
         }
     }
     cases

@@ -1,10 +1,12 @@
-//! What rows that rotate and append must write. No scalar row rotates, so that is computed here as it is defined; the scalar rows append.
+//! What rows that rotate and append must write, and those that compute the attention as well. No scalar row rotates, so that is computed here as it is
+//! defined; the scalar rows append.
 
 use anyhow::{Context as _, Result};
 use ir::DType;
-use kernels::cuda::CudaKernelDesc;
-use kernels::{Family, Isa, TABLE};
+use kernels::cuda::{CudaKernelDesc, Rounding};
+use kernels::{CUDA_TABLE, Family, Isa, TABLE};
 
+use crate::bound::{self, Expected};
 use crate::case::Case;
 use crate::check::{Written, floats, on_cpu};
 
@@ -24,6 +26,7 @@ pub(crate) fn expected(desc: &CudaKernelDesc, case: &Case) -> Result<Vec<Written
     let keys = rotated(&k, dim("k_stride"), kv_heads);
     let values = dense(&v, dim("v_stride"), kv_heads * hd).concat();
     let queries = rotated(&q, dim("q_stride"), dim("heads"));
+    // In the place of the queries another row has the spans.
     let mut written = vec![Written { arg: 7, dtype: DType::F32, bytes: bytes(&queries) }];
     for (arg, input, rows) in [(8, 1, keys), (9, 2, values)] {
         let dtype = desc.inputs[input];
@@ -40,6 +43,24 @@ pub(crate) fn expected(desc: &CudaKernelDesc, case: &Case) -> Result<Vec<Written
         written.push(Written { arg, dtype, bytes: on_cpu(append, &call) });
     }
     Ok(written)
+}
+
+/// The caches, and the attention over them.
+pub(crate) fn expected_attention(
+    desc: &CudaKernelDesc,
+    case: &Case,
+    rounding: Rounding,
+) -> Result<(Vec<Written>, Vec<Expected>)> {
+    let mut written = expected(desc, case)?;
+    let queries = written.remove(0).bytes;
+    let is_attention = |row: &&CudaKernelDesc| row.family == Family::Attention && row.inputs == desc.inputs;
+    let attention = CUDA_TABLE.iter().find(is_attention).context("no row computes the attention alone")?;
+    let mut args = vec![(queries, 4)];
+    args.extend(written.iter().map(|cache| (cache.bytes.clone(), 16)));
+    args.extend(case.args[5..8].iter().cloned());
+    let dims = attention.signature.dims.iter().map(|name| case.dim(desc, name)).collect();
+    let expected = bound::attention(attention, &Case { label: case.label, dims, args }, rounding)?;
+    Ok((written, expected))
 }
 
 /// The rows of tokens that lie `stride` numbers apart.
