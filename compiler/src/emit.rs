@@ -8,7 +8,7 @@
 //!
 //! on x86_64, whatever the operating system, and the standard procedure call of the architecture on aarch64. `args` are the base pointers of
 //! the nest's buffers, `dims` its sizes, both in the nest's order; the units `begin..end` are computed. It calls nothing, allocates nothing,
-//! uses less than 4 KiB of stack and holds no absolute address, so the bytes run wherever they are mapped.
+//! uses less than 64 KiB of stack and holds no absolute address, so the bytes run wherever they are mapped.
 //!
 //! The caller promises that each base pointer is valid for all that the nest touches, and that `0 <= begin <= end <=` the nest's units.
 
@@ -20,6 +20,7 @@ pub mod cuda;
 pub mod cuda_c;
 #[expect(unsafe_code, reason = "NVRTC is a C library that is loaded at run time")]
 pub mod nvrtc;
+mod kept;
 mod lanes;
 mod quantise;
 mod values;

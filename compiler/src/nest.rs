@@ -514,10 +514,15 @@ impl Stage {
 impl Nest {
     /// The expressions reachable from `roots`, in arena order, so operands stand before their users.
     pub fn reachable(&self, roots: &[ExprId]) -> Vec<ExprId> {
+        self.reachable_until(roots, None)
+    }
+
+    /// The same without what only `known` needs.
+    pub fn reachable_until(&self, roots: &[ExprId], known: Option<ExprId>) -> Vec<ExprId> {
         let mut reached = vec![false; self.exprs.len()];
         let mut pending = roots.to_vec();
         while let Some(id) = pending.pop() {
-            if !std::mem::replace(&mut reached[id.index()], true) {
+            if !std::mem::replace(&mut reached[id.index()], true) && known != Some(id) {
                 pending.extend(self.exprs[id].operands());
             }
         }

@@ -13,6 +13,7 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use ir::entity::Id;
 
 use super::CodeTarget;
+use super::kept::{self, Kept, Row};
 use super::lanes::{Lanes, Width};
 use super::values::{At, Scope};
 use crate::nest::math::{self, Arithmetic};
@@ -24,10 +25,10 @@ const VECTOR: i64 = 4;
 /// Vectors that hold the lanes of a reduction.
 const VECTORS: i64 = LANES as i64 / VECTOR;
 
-/// A store of at most so many operations a column is unrolled: enough independent work for a wide CPU, little code.
+/// A loop that reduces nothing, of at most so many operations a column, is unrolled: enough independent work for a wide CPU, little code.
 const UNROLL_OPERATIONS: usize = 24;
 
-/// Vectors that an unrolled store handles in one turn of its loop.
+/// Vectors that an unrolled loop handles in one turn.
 const UNROLL: i64 = 4;
 
 /// The function of a nest, before any optimisation. Its ABI is that of [`crate::emit`].
@@ -60,13 +61,15 @@ pub fn function(nest: &Verified, target: CodeTarget, frontend: TargetFrontendCon
         dims,
         coordinates: Vec::new(),
         scalars: vec![None; nest.scalars.len()],
+        kept: kept::kept(nest),
+        row_slot: None,
         lanes_slot: None,
     };
     let (begin, end) = (Bound::unknown(begin), Bound::unknown(end));
     emitter.for_loop(begin, end, 1, &[], |this, unit, _| {
         this.locate(unit);
-        for stage in &nest.stages {
-            this.stage(stage);
+        for (position, stage) in nest.stages.iter().enumerate() {
+            this.stage(position, stage);
         }
         Vec::new()
     });
@@ -90,6 +93,10 @@ pub(super) struct Emitter<'a> {
     pub(super) coordinates: Vec<Value>,
     /// The scalars of the current unit that are set.
     pub(super) scalars: Vec<Option<Value>>,
+    /// What the row on the stack holds between stages.
+    pub(super) kept: Option<Kept>,
+    /// That row, once something uses it.
+    pub(super) row_slot: Option<StackSlot>,
     lanes_slot: Option<StackSlot>,
 }
 
@@ -200,8 +207,17 @@ impl<'a> Emitter<'a> {
         self.coordinates = coordinates;
     }
 
-    fn stage(&mut self, stage: &Stage) {
-        let scope = self.open(&stage.roots());
+    fn stage(&mut self, position: usize, stage: &Stage) {
+        let mut row_of = self.kept_in(position);
+        if let (Some(Row::Written(id)), Stage::Reduce { len, .. }) = (row_of, stage) {
+            // In a loop of its own: a reduction has a register for each of its lanes, and too few are left for values that wait for a store.
+            let scope = self.open(&[id], row_of);
+            self.for_columns(*len, scope.columnar.len(), |this, at| {
+                this.columns(&scope, at);
+            });
+            row_of = Some(Row::Read(id));
+        }
+        let scope = self.open(&stage.roots(), row_of);
         match stage {
             Stage::Scalar { dst, value } => {
                 let value = self.operand(&scope, &[], *value, Width::One);
@@ -218,36 +234,40 @@ impl<'a> Emitter<'a> {
                 self.scalars[dst.index()] = Some(result);
             }
             Stage::Store { len, writes } => self.store_stage(&scope, *len, writes),
-            Stage::StoreRow { buffer, record, body } => self.quantise_stage(&scope, *buffer, record, *body),
+            Stage::StoreRow { buffer, record, body } => self.quantise_stage(&scope, (position, *buffer), record, *body),
         }
     }
 
     fn store_stage(&mut self, scope: &Scope, len: Extent, writes: &[Write]) {
         // The part of each place that is the same for all columns.
         let places: Vec<_> = writes.iter().map(|write| self.row_address(scope, write.buffer, &write.index)).collect();
-        let store = |this: &mut Self, at: At| {
+        self.for_columns(len, scope.columnar.len(), |this, at| {
             let values = this.columns(scope, at);
             let results: Vec<_> =
                 writes.iter().map(|write| this.operand(scope, &values, write.value, at.width)).collect();
             for ((write, place), result) in writes.iter().zip(&places).zip(results) {
                 this.store(&values, write, *place, at, result);
             }
-        };
+        });
+    }
+
+    /// Does something for all columns, many at once where it takes few operations.
+    fn for_columns(&mut self, len: Extent, n_operations: usize, body: impl Fn(&mut Self, At)) {
         let len = self.extent(len);
-        let unroll = if scope.columnar.len() <= UNROLL_OPERATIONS { UNROLL } else { 1 };
+        let unroll = if n_operations <= UNROLL_OPERATIONS { UNROLL } else { 1 };
         let start = self.known(0);
         let unrolled_end = self.round_down(len, unroll * VECTOR);
         self.for_loop(start, unrolled_end, unroll * VECTOR, &[], |this, column, _| {
-            (0..unroll).for_each(|turn| store(this, At::four(column, turn * VECTOR)));
+            (0..unroll).for_each(|turn| body(this, At::four(column, turn * VECTOR)));
             Vec::new()
         });
         let vector_end = self.round_down(len, VECTOR);
         self.for_loop(unrolled_end, vector_end, VECTOR, &[], |this, column, _| {
-            store(this, At::four(column, 0));
+            body(this, At::four(column, 0));
             Vec::new()
         });
         self.for_loop(vector_end, len, 1, &[], |this, column, _| {
-            store(this, At::one(column, 0));
+            body(this, At::one(column, 0));
             Vec::new()
         });
     }

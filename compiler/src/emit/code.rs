@@ -103,7 +103,9 @@ fn target_isa(target: CodeTarget) -> Result<Arc<dyn TargetIsa>, EmitError> {
         ("opt_level", "speed"),
         ("is_pic", "true"),
         ("enable_verifier", "true"),
-        ("enable_probestack", "false"),
+        // A row that is kept on the stack may be larger than the page that guards its end.
+        ("enable_probestack", "true"),
+        ("probestack_strategy", "inline"),
         ("unwind_info", "false"),
     ];
     for (name, value) in settings {

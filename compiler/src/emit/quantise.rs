@@ -4,7 +4,7 @@ use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Value, types};
 use ir::packing::{ABSMAX_FLOOR, RowFormat};
 
-use super::clif::Emitter;
+use super::clif::{Bound, Emitter};
 use super::lanes::{Width, bitcast};
 use super::values::{At, Scope};
 use crate::nest::math::{self, Arithmetic, ROUND_MAGIC};
@@ -24,6 +24,14 @@ struct Both {
     four: Value,
 }
 
+/// What is quantised.
+#[derive(Clone, Copy)]
+struct Quantised {
+    body: ExprId,
+    /// Whether the first pass leaves it in the row on the stack.
+    is_kept: bool,
+}
+
 impl Both {
     fn at(self, width: Width) -> Value {
         match width {
@@ -34,12 +42,19 @@ impl Both {
 }
 
 impl Emitter<'_> {
-    pub(super) fn quantise_stage(&mut self, scope: &Scope, buffer: usize, record: &Index, body: ExprId) {
+    pub(super) fn quantise_stage(
+        &mut self,
+        scope: &Scope,
+        (stage, buffer): (usize, usize),
+        record: &Index,
+        body: ExprId,
+    ) {
+        let row = Quantised { body, is_kept: self.keeps_quantised(stage, body) };
         let elem = self.nest.buffers[buffer].elem;
         let place = self.row_address(scope, buffer, record);
         match (elem, elem.row_format()) {
-            (Elem::Q8 { k }, Some(format)) => self.quantise_q8(scope, k as i64, format, place, body),
-            (Elem::Q4 { k }, Some(format)) => self.quantise_q4(scope, k as i64, format, place, body),
+            (Elem::Q8 { k }, Some(format)) => self.quantise_q8(scope, k as i64, format, place, row),
+            (Elem::Q4 { k }, Some(format)) => self.quantise_q4(scope, k as i64, format, place, row),
             _ => unreachable!("a verified nest stores rows only to buffers of records"),
         }
     }
@@ -73,21 +88,16 @@ impl Emitter<'_> {
         }
     }
 
-    fn quantise_q8(&mut self, scope: &Scope, k: i64, format: RowFormat, place: Value, body: ExprId) {
+    fn quantise_q8(&mut self, scope: &Scope, k: i64, format: RowFormat, place: Value, row: Quantised) {
         let len = self.known(k);
-        let absmax = self.reduce(ReduceOp::Max, Type::F32, len, |this, at| {
-            let x = this.value(scope, at, body);
-            math::abs(&mut this.lanes(at.width), x)
-        });
+        let absmax = self.absmax(scope, len, row);
         let lanes = &mut self.lanes(Width::One);
-        let floor = lanes.f32(ABSMAX_FLOOR);
-        let absmax = math::fold_max(lanes, floor, absmax);
         let greatest = lanes.f32(127.0);
         let factor = lanes.div(greatest, absmax);
         let scale = lanes.div(absmax, greatest);
         let factor = self.both(factor);
         let code = |this: &mut Self, at: At| {
-            let x = this.value(scope, at, body);
+            let x = this.value_again(scope, at, row.body, row.is_kept);
             let scaled = this.lanes(at.width).mul(x, factor.at(at.width));
             this.whole(scaled, at.width)
         };
@@ -128,10 +138,41 @@ impl Emitter<'_> {
         self.builder.ins().store(flags(), sum[0], place, numbers + 4);
     }
 
-    fn quantise_q4(&mut self, scope: &Scope, k: i64, format: RowFormat, place: Value, body: ExprId) {
+    /// The largest magnitude of a row, or [`ABSMAX_FLOOR`]. No order of it is better than another, so it takes half the registers of a reduction.
+    fn absmax(&mut self, scope: &Scope, len: Bound, row: Quantised) -> Value {
+        let fold = |this: &mut Self, acc: Value, at: At| {
+            let x = this.first_value(scope, at, row.body, row.is_kept);
+            let lanes = &mut this.lanes(at.width);
+            let magnitude = math::abs(lanes, x);
+            math::fold_max(lanes, acc, magnitude)
+        };
+        let floor = self.lanes(Width::Four).f32(ABSMAX_FLOOR);
+        let start = self.known(0);
+        let turns_end = self.round_down(len, TURN);
+        let four = self.for_loop(start, turns_end, TURN, &[floor; 4], |this, column, acc| {
+            acc.iter().zip(0..).map(|(&acc, vector)| fold(this, acc, At::four(column, vector * 4))).collect()
+        });
+        let lanes = &mut self.lanes(Width::Four);
+        let (even, odd) = (math::fold_max(lanes, four[0], four[1]), math::fold_max(lanes, four[2], four[3]));
+        let one = math::fold_max(lanes, even, odd);
+        let vectors_end = self.round_down(len, 4);
+        let one = self.for_loop(turns_end, vectors_end, 4, &[one], |this, column, acc| {
+            vec![fold(this, acc[0], At::four(column, 0))]
+        });
+        let lane: Vec<_> = (0..4_u8).map(|lane| self.builder.ins().extractlane(one[0], lane)).collect();
+        let lanes = &mut self.lanes(Width::One);
+        let (even, odd) = (math::fold_max(lanes, lane[0], lane[2]), math::fold_max(lanes, lane[1], lane[3]));
+        let absmax = math::fold_max(lanes, even, odd);
+        self.for_loop(vectors_end, len, 1, &[absmax], |this, column, acc| vec![fold(this, acc[0], At::one(column, 0))])
+            [0]
+    }
+
+    fn quantise_q4(&mut self, scope: &Scope, k: i64, format: RowFormat, place: Value, row: Quantised) {
         let len = self.known(k);
-        let minimum = self.reduce(ReduceOp::Min, Type::F32, len, |this, at| this.value(scope, at, body));
-        let maximum = self.reduce(ReduceOp::Max, Type::F32, len, |this, at| this.value(scope, at, body));
+        let minimum =
+            self.reduce(ReduceOp::Min, Type::F32, len, |this, at| this.first_value(scope, at, row.body, row.is_kept));
+        let maximum =
+            self.reduce(ReduceOp::Max, Type::F32, len, |this, at| this.value_again(scope, at, row.body, row.is_kept));
         let mut lanes = self.lanes(Width::One);
         // One zero of two, as the format says.
         let plus_zero = lanes.f32(0.0);
@@ -148,7 +189,7 @@ impl Emitter<'_> {
         let mask = Both { one: mask, four: self.builder.ins().splat(types::I32X4, mask) };
         let (low, step) = (self.both(minimum), self.both(scale));
         let code = |this: &mut Self, at: At| {
-            let x = this.value(scope, at, body);
+            let x = this.value_again(scope, at, row.body, row.is_kept);
             let mut lanes = this.lanes(at.width);
             let above = lanes.sub(x, low.at(at.width));
             let steps = lanes.div(above, step.at(at.width));

@@ -6,6 +6,7 @@ use cranelift_codegen::ir::{ConstantData, InstBuilder, MemFlagsData, Value, type
 use ir::entity::Id;
 
 use super::clif::Emitter;
+use super::kept::Row;
 use super::lanes::{Width, bitcast};
 use crate::nest::math::{self, Arithmetic};
 use crate::nest::{Axis, Elem, Expr, ExprId, Extent, Index, Type, Write};
@@ -49,6 +50,8 @@ pub(super) struct Scope {
     numbers: Vec<Option<Numbers>>,
     /// The expressions that depend on the column, operands first.
     pub(super) columnar: Vec<ExprId>,
+    /// What the row on the stack is for one of them.
+    pub(super) row_of: Option<Row>,
 }
 
 /// The numbers beside the codes of a record.
@@ -72,9 +75,14 @@ fn column_flags(write: bool) -> MemFlagsData {
 
 impl Emitter<'_> {
     /// Emits what `roots` need before any column.
-    pub(super) fn open(&mut self, roots: &[ExprId]) -> Scope {
+    pub(super) fn open(&mut self, roots: &[ExprId], row_of: Option<Row>) -> Scope {
         let nest = self.nest;
-        let (row, columnar) = nest.schedule(roots);
+        let known = match row_of {
+            Some(Row::Read(id)) => Some(id),
+            Some(Row::Written(_)) | None => None,
+        };
+        let reached = nest.reachable_until(roots, known);
+        let (columnar, row): (Vec<_>, Vec<_>) = reached.into_iter().partition(|id| nest.is_columnar(*id));
         let count = nest.exprs.len();
         let mut scope = Scope {
             row: vec![None; count],
@@ -82,6 +90,7 @@ impl Emitter<'_> {
             address: vec![None; count],
             numbers: vec![None; count],
             columnar,
+            row_of,
         };
         let anywhere = self.int(0);
         for id in row {
@@ -129,7 +138,16 @@ impl Emitter<'_> {
     pub(super) fn columns(&mut self, scope: &Scope, at: At) -> Values {
         let mut values = vec![None; self.nest.exprs.len()];
         for &id in &scope.columnar {
-            values[id.index()] = Some(self.compute(scope, &values, id, at));
+            values[id.index()] = Some(match scope.row_of {
+                Some(Row::Read(known)) if known == id => self.load_kept(at),
+                row_of => {
+                    let value = self.compute(scope, &values, id, at);
+                    if row_of == Some(Row::Written(id)) {
+                        self.store_kept(at, value);
+                    }
+                    value
+                }
+            });
         }
         values
     }
