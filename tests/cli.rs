@@ -127,7 +127,11 @@ fn failures_are_1_and_name_what_where_and_what_to_do() {
     let nothing = directory.path().join("nothing");
     let gpu = ["compile", "tiny", "-o", str(&out), "--target", "cuda:sm_90a", "--nvrtc", str(&nothing)];
     let cases: [(Program, &[&str], &[&str]); 12] = [
-        (Tritter, &["compare", nano(), str(&nothing), "--text", str(&wrong)], &["no artifact", "nothing", "tritterc compile"]),
+        (
+            Tritter,
+            &["compare", nano(), str(&nothing), "--text", str(&wrong)],
+            &["no artifact", "nothing", "tritterc compile"],
+        ),
         (Tritterc, &gpu, &["NVRTC", "CUDA_HOME", "nvidia-cuda-nvrtc", str(&nothing)]),
         (Tritter, &["run", nano(), "--prompt", "a", "--device", "cuda"], &["was compiled for", "a CUDA device"]),
         (Tritterc, &["compile", "9000b", "-o", str(&out)], &["`9000b`", "shipped specs: tiny"]),

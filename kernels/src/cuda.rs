@@ -528,8 +528,8 @@ const FUSED_BLOCKS: u64 = 8 * 132;
 /// Registers of a thread, of 256 in a block, that has activations of so many columns and the weights of 16 or 32 rows.
 fn fused_registers(columns: u64) -> u64 {
     match columns {
-        ..=2560 => 64,
-        ..=6912 => 128,
+        0..=2560 => 64,
+        2561..=6912 => 128,
         _ => 255,
     }
 }
