@@ -43,7 +43,7 @@ fn rows_compile_for_sm_120() {
 }
 
 /// Kernels around which code is generated differ from model to model, and none runs out of registers: small and wide ones, with the norms of BitNet and of
-/// the original Tritter.
+/// the original Tritter; and programs that have each found a fault of them.
 #[test]
 fn whole_models_compile_without_spills() {
     if nvrtc().is_none() {
@@ -57,6 +57,13 @@ fn whole_models_compile_without_spills() {
     let target: Vec<&str> = ["--target", "cuda:sm_90a", "--target", "cuda:sm_80"].into_iter().chain(nvrtc).collect();
     for model in ["125m", "bitnet-2b-4t", "7b", "33b", "70b"] {
         Tritterc.succeed(&[&["compile", model, "-o", &out, "--chunk", "16"], &target[..]].concat());
+    }
+    let programs =
+        std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/programs/fused")).expect("a folder of programs");
+    let programs: Vec<String> = programs.map(|entry| entry.expect("a file").path().display().to_string()).collect();
+    assert!(!programs.is_empty());
+    for program in &programs {
+        Tritterc.succeed(&[&["compile", program, "-o", &out], &target[..]].concat());
     }
 }
 

@@ -21,7 +21,7 @@
 // as long as both sides agree, so a step is two products: planes 0 and 2 (after one shift by 4), and planes 1 and 3 masked with 0x0c, whose
 // sum is 4 times too large, which a shift at the end puts right. So 16 weights cost 5 integer instructions whatever the tokens.
 //
-// Shared memory: the sums of the warps, 64 bytes * ROW_BLOCKS for each token. Bound: memory.
+// Shared memory: the sums, 64 bytes * ROW_BLOCKS for each warp and token; with BEFORE a record and 4 * CHUNK bytes more. Bound: memory.
 #include "lib/mma.cuh"
 
 constexpr int TILES = ceil_div(K, 16), STEPS = ceil_div(TILES, 4), WARPS = THREADS / 32;

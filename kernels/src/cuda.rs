@@ -142,7 +142,7 @@ pub struct CudaKernelDesc {
 pub struct Fuses {
     /// How many parts of the product, of as many rows each, may meet in one column of the result, at most.
     pub parts: u64,
-    /// The columns of the weights, `k`.
+    /// The columns of the weights, `k`, with which it has registers for what is behind it.
     pub columns: RangeInclusive<u64>,
     /// How blocks compute the activations, each for itself, if they can.
     pub activations: Option<Activations>,
@@ -151,7 +151,9 @@ pub struct Fuses {
 /// What blocks that compute activations may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Activations {
-    /// How many there may be.
+    /// The most columns.
+    pub columns: u64,
+    /// How many blocks there may be.
     pub blocks: u64,
     /// Registers of a thread, by the columns: activations stay in them, and more of them leave room for fewer blocks at once.
     pub registers: fn(u64) -> u64,
@@ -288,7 +290,7 @@ impl Specialised {
         self.constants.iter().find(|(name, _)| *name == dim).map(|(_, value)| *value)
     }
 
-    /// Registers of a thread, where the row says so.
+    /// Registers of a thread whose block computes activations, where the row says so.
     pub fn registers(&self) -> Option<u64> {
         let activations = self.desc.fuses.as_ref()?.activations?;
         Some((activations.registers)(self.constant("k")?.unsigned_abs()))
@@ -308,17 +310,22 @@ impl Specialised {
 
     /// The text to be compiled: the prologue, then the source with its headers.
     pub fn source(&self) -> String {
-        expand(&format!("// {}\n{}", self.label(), self.text(self.desc.name)))
+        expand(&format!("// {}\n{}", self.label(), self.text(self.desc.name, false)))
     }
 
-    /// The text with its `#include` lines, for an entry of another name.
-    pub fn text(&self, entry: &str) -> String {
+    /// The text with its `#include` lines, for an entry of another name, whose blocks may compute their activations.
+    pub fn text(&self, entry: &str, computes_activations: bool) -> String {
         let mut text = format!("#define KERNEL {entry}\n");
+        let registers = self.registers().filter(|_| computes_activations);
         for (name, value) in self.desc.defines {
-            text += &format!("#define {name} {value}\n");
-        }
-        if let Some(registers) = self.registers() {
-            text += &format!("#define MIN_BLOCKS {}\n", REGISTERS / registers / u64::from(self.desc.launch.threads));
+            // Activations stay in registers, so that there are fewer blocks at once.
+            text += &match registers.filter(|_| *name == "MIN_BLOCKS") {
+                Some(registers) => {
+                    let blocks = REGISTERS / registers / u64::from(self.desc.launch.threads);
+                    format!("#define {name} {blocks}\n")
+                }
+                None => format!("#define {name} {value}\n"),
+            };
         }
         text += &format!("constexpr int THREADS = {};\n", self.desc.launch.threads);
         for (dim, value) in &self.constants {
@@ -417,8 +424,8 @@ macro_rules! gemv {
         CudaKernelDesc {
             fuses: Some(Fuses {
                 parts: $parts,
-                columns: 1..=8192,
-                activations: Some(Activations { blocks: FUSED_BLOCKS, registers: fused_registers }),
+                columns: 1..=u64::MAX,
+                activations: Some(Activations { columns: 8192, blocks: FUSED_BLOCKS, registers: fused_registers }),
             }),
             ..row!($name, "ternary_gemv.cu", [TOKEN_TILES = "1", ONE_TOKEN = "true", $($define = $value),*], SM_80, 1..=1, TernaryMatmul,
                 [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", $rows), ONE, ONE])
@@ -588,8 +595,8 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     plain!(sample_f32_i32__cuda__t1, "sample.cu", [CLUSTER = "1"], Sample, [F32] => I32, None, 512, [ONE, Blocks::Dim("n")]),
     row!(sample_f32_i32__sm90__t8, "sample.cu", [CLUSTER = "8"], SM_90, ANY, Sample, [F32] => I32, None, 512, Shared::NONE,
         [Blocks::Count(8), Blocks::Dim("n"), ONE]),
-    gemv!(ternary_gemv_q8xt2_f32__sm80__r16t1, [ROW_BLOCKS = "1"], 16, 1),
-    gemv!(ternary_gemv_q8xt2_f32__sm80__r32t1, [ROW_BLOCKS = "2"], 32, 2),
+    gemv!(ternary_gemv_q8xt2_f32__sm80__r16t1, [ROW_BLOCKS = "1", MIN_BLOCKS = "(K <= 6912 ? 4 : 2)"], 16, 1),
+    gemv!(ternary_gemv_q8xt2_f32__sm80__r32t1, [ROW_BLOCKS = "2", MIN_BLOCKS = "3"], 32, 2),
     CudaKernelDesc {
         fuses: Some(Fuses { parts: 2, columns: 1..=u64::MAX, activations: None }),
         ..row!(ternary_gemm_q8xt2_f32__sm80__r32t8, "ternary_gemv.cu", [ROW_BLOCKS = "2", TOKEN_TILES = "1", ONE_TOKEN = "false", MIN_BLOCKS = "3"],

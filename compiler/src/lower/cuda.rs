@@ -93,7 +93,8 @@ pub fn choose_fused(
     let best = rows.min_by_key(|(desc, fuses)| (desc.tokens.end() - desc.tokens.start(), fuses.parts, desc.name));
     let (desc, fuses) = best.filter(|_| is_whole && is_within)?;
     let blocks = desc.launch.grid[0].count(dim).unsigned_abs();
-    Some((desc, fuses.activations.is_some_and(|activations| blocks <= activations.blocks)))
+    let takes_activations = fuses.activations.is_some_and(|most| blocks <= most.blocks && size("k") <= most.columns);
+    Some((desc, takes_activations))
 }
 
 /// The groups of a graph for calls of a range of tokens.

@@ -53,12 +53,27 @@ pub enum NestLowerError {
 ///
 /// If an op has no row-wise form.
 pub fn lower(schedule: &Schedule<'_>, group: &Group, name: &str) -> Result<Lowered, NestLowerError> {
+    lower_with(schedule, group, name, "")
+}
+
+/// The same with a prefix for the names of all buffers, so that they differ from those of other code in one kernel.
+///
+/// # Errors
+///
+/// As [`lower`].
+pub fn lower_with(
+    schedule: &Schedule<'_>,
+    group: &Group,
+    name: &str,
+    prefix: &'static str,
+) -> Result<Lowered, NestLowerError> {
     let first = group.values[0];
     let rows = row_space(schedule, first);
     let mut ctx = Ctx {
         schedule,
         group,
         builder: NestBuilder::new(name),
+        prefix,
         rank: rows.len() + 1,
         buffers: Vec::new(),
         buffer_of: HashMap::new(),
@@ -85,6 +100,8 @@ struct Ctx<'a, 'g> {
     schedule: &'a Schedule<'g>,
     group: &'a Group,
     builder: NestBuilder,
+    /// What the names of buffers begin with.
+    prefix: &'static str,
     /// Dimensions of the group's values: the row space and the column.
     rank: usize,
     buffers: Vec<ValueId>,
@@ -140,6 +157,7 @@ impl Ctx<'_, '_> {
             DType::T2 => return Err(self.unsupported(base)),
         };
         let name = buffer_name(&self.schedule.graph.label(base), self.buffers.len());
+        let name = format!("{}{name}", self.prefix);
         let buffer = match (write, is_stored) {
             (true, _) => self.builder.output(&name, elem),
             (false, true) => self.builder.weight(&name, elem),

@@ -84,12 +84,20 @@ fn before(schedule: &Schedule<'_>, product: ValueId) -> Option<usize> {
     let group = &groups[position];
     let is_stated = |operand: ValueId| matches!(graph.values[views.resolve(operand).base].def, Def::State { .. });
     let reads_state = group.values.iter().flat_map(|&value| graph.operands(value)).any(|&operand| is_stated(operand));
+    // The kernel is told the tokens, and no other size.
+    let is_sized = |value: ValueId| {
+        let dims = graph.ty(value).shape.dims();
+        dims.iter().all(|dim| matches!(dim, Dim::Const(_)) || matches!(dim, Dim::Sym(n) if n.name() == "n"))
+    };
+    let is_sized =
+        group.values.iter().all(|&value| is_sized(value) && graph.operands(value).iter().all(|&x| is_sized(x)));
     let is_private = readers(schedule, x) == (vec![product], true);
     let fits = group.kind == Kind::Nest
         && group.outputs == [x]
         && graph.ty(x).dtype == DType::Q8
         && is_rows(schedule, x)
         && !reads_state
+        && is_sized
         && is_private;
     fits.then_some(position)
 }

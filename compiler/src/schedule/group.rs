@@ -1,7 +1,7 @@
 //! Which values become one kernel, and in which order kernels run.
 //!
 //! Kinds of groups: one op that a row of the kernel table computes; one repeat; *nests*, sets of row-wise ops over the same rows, for which code
-//! is generated; and on GPUs what [`super::rope_append`] finds. A value joins the nest of a producer if both have the same rows and no path
+//! is generated; on GPUs what [`super::rope_append`] finds, and for calls of few tokens what [`super::fuse`] makes of these. A value joins the nest of a producer if both have the same rows and no path
 //! between them leaves the nest and comes back. Row formats, rotary embeddings and joined tensors end a nest: their readers see whole rows.
 
 use std::collections::BTreeSet;

@@ -11,6 +11,10 @@ use super::{Body, Source, c_type};
 use crate::emit::writer::Writer;
 use crate::nest::{Expr, ExprId, Extent, Stage, Verified, Write};
 
+/// Words of shared memory that a nest before a product has at most: beside a record of as many columns, and the sums of the product, in the 48 KiB that
+/// every device gives without being asked.
+const MOST_SCRATCH: u64 = 8192;
+
 /// A product and what is computed with it.
 #[derive(Clone, Debug)]
 pub struct Fused {
@@ -50,7 +54,7 @@ impl Fused {
             let registers = self.special.registers().unwrap_or(64);
             let body = Body::in_block(&part.nest, self.special.desc.launch.threads, registers);
             let body = source.add(&part.nest, body, Body::unit);
-            chunk = body.chunk;
+            chunk = body.chunk.min(MOST_SCRATCH);
             let names = part.nest.buffers.iter().enumerate();
             let names = names.map(|(position, buffer)| if position == part.shared { "record" } else { &buffer.name });
             let arguments: Vec<&str> = names.chain(part.nest.dims.iter().map(String::as_str)).collect();
@@ -78,7 +82,7 @@ impl Fused {
         }
         source.code += "\n";
         source.code += &defines;
-        source.code += &self.special.text(&self.name);
+        source.code += &self.special.text(&self.name, self.before.is_some());
         source.finish(chunk)
     }
 }

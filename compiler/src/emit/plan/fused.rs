@@ -26,13 +26,13 @@ impl Side {
         values: &[ValueId],
         output: ValueId,
         shared: ValueId,
-        name: &str,
+        (name, prefix): (&str, &'static str),
     ) -> Result<Option<Self>, PlanEmitError> {
         if values.is_empty() {
             return Ok(None);
         }
         let group = Group { kind: Kind::Nest, values: values.to_vec(), outputs: vec![output] };
-        let nest::Lowered { nest, buffers } = nest::lower(schedule, &group, name)?;
+        let nest::Lowered { nest, buffers } = nest::lower_with(schedule, &group, name, prefix)?;
         let shared = buffers.iter().position(|&value| value == shared);
         let shared = shared.expect("the schedule puts beside a product what it reads or what reads it");
         Ok(Some(Self { group, part: Part { nest, shared }, buffers }))
@@ -58,8 +58,9 @@ impl PhaseCtx<'_, '_> {
 
         let phase = self.emitter.schedules.phases[self.index].name;
         let name = unique(&mut self.emitter.names, format!("{}_{phase}", nest_name(graph, group)));
-        let before = Side::new(schedule, &group.values[..product], x, x, &format!("{name}_before"))?;
-        let after = Side::new(schedule, &group.values[product + 1..], output, value, &format!("{name}_after"))?;
+        let before = Side::new(schedule, &group.values[..product], x, x, (&format!("{name}_before"), "before_"))?;
+        let after =
+            Side::new(schedule, &group.values[product + 1..], output, value, (&format!("{name}_after"), "after_"))?;
         let size = |value| graph.ty(value).shape.last_const().unwrap_or(1);
         let row = cuda::choose_fused(graph, value, size(value) / size(output), &self.tokens, sm);
         let (desc, _) = row.expect("the schedule fuses only where there is a row");

@@ -23,11 +23,12 @@ const HEADER: &str = "date,model,target_a,device_a,target_b,device_b,greedy_toke
 /// Compare two artifacts of a model: for two targets, say, or with other caches.
 ///
 /// Both continue a prompt, always with the most probable id, and both score a text as `tritter eval` does. Reported are how many ids are
-/// the same before the first that differs, and the nats a token of both. Fails if the nats are further apart than --within.
+/// the same before the first that differs, and the nats a token of both. Fails if the nats are further apart than --within, and with --same-ids if an
+/// id differs.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
-  tritter compare nano nano-gpu --text val.bin
+  tritter compare nano nano-gpu --text val.bin --same-ids
   tritter compare nano nano-gpu --text val.bin --prompt 'import os' --max-new-tokens 200 --csv parity.csv")]
 pub(crate) struct Args {
     /// The artifact to compare with.
@@ -52,8 +53,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     max_new_tokens: usize,
     /// By how many percent the nats of B may differ from those of A.
-    #[arg(long, value_name = "PERCENT", default_value_t = 0.1)]
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.1, value_parser = parse_percent)]
     within: f64,
+    /// Fail as well if the ids differ anywhere.
+    #[arg(long)]
+    same_ids: bool,
     /// Threads of a CPU; one for each by default. Results do not depend on it.
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -63,6 +67,11 @@ pub(crate) struct Args {
     /// Print a JSON report.
     #[arg(long)]
     json: bool,
+}
+
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let percent = text.parse().ok().filter(|percent: &f64| percent.is_finite() && 0.0 <= *percent);
+    percent.ok_or_else(|| "not a percentage of 0 or more".to_owned())
 }
 
 /// What one artifact does.
@@ -103,7 +112,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         b.vocab
     );
     let equal = a.ids.iter().zip(&b.ids).take_while(|(a, b)| a == b).count();
-    let tokens = a.ids.len().max(b.ids.len());
+    // One whose context is shorter ends earlier.
+    let tokens = a.ids.len().min(b.ids.len());
     let (nats_a, nats_b) = (a.evaluation.nats_per_token(), b.evaluation.nats_per_token());
     let percent = 100.0 * (nats_b - nats_a) / nats_a;
     report(args, &a, &b, (equal, tokens), percent)?;
@@ -121,10 +131,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
         csv::append(file, HEADER, &line)?;
     }
-    if percent.abs() <= args.within {
-        return Ok(());
+    let mut problems = Vec::new();
+    if args.within < percent.abs() {
+        problems.push(format!("the nats differ by {percent:.4} %, more than the {} % of --within", args.within));
     }
-    bail!("the nats differ by {percent:.4} %, more than the {} % of --within", args.within)
+    if args.same_ids && equal < tokens {
+        problems.push(format!("of the {tokens} ids only the first {equal} are the same, and --same-ids asks for all"));
+    }
+    ensure!(problems.is_empty(), "{}", problems.join("; "));
+    Ok(())
 }
 
 /// Lets one artifact continue the prompt and score the text.

@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 
 /// Refuses a file that could not be appended to later.
 pub(crate) fn check(path: &Path, header: &str) -> Result<()> {
-    let is_new = !path.exists();
+    // A link that leads nowhere is something, too.
+    let is_new = std::fs::symlink_metadata(path).is_err();
     open(path, header)?;
     if is_new {
         // There is nothing to say yet. If this fails, an empty file is what stays.

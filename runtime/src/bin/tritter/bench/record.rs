@@ -34,7 +34,8 @@ fn line(run: &Run) -> String {
         decode().filter(|step| step.gmac_per_s != 0.0).map(|step| step.kernel.as_str()).collect();
     let mut seen = HashSet::new();
     kernels.retain(|kernel| seen.insert(*kernel));
-    let attention = decode().filter(|step| step.kernel.starts_with("attention"));
+    let attention =
+        decode().filter(|step| step.kernel.starts_with("attention_") || step.kernel.starts_with("rope_attention_"));
     let attention = attention.map(|step| step.gb_per_s / measurement.read_gb_per_s.median).next();
     let batch = measurement.batch.map_or_else(|| "1,1".to_owned(), |b| format!("{},{:.3}", b.sequences, b.ratio));
     let spread = |spread: Spread| format!("{:.2},{:.2},{:.2}", spread.median, spread.min, spread.max);
