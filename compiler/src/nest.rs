@@ -529,6 +529,15 @@ impl Nest {
         self.exprs.ids().filter(|id| reached[id.index()]).collect()
     }
 
+    /// Whether an expression depends on no scalar of a unit, and on memory only in buffers of a kind.
+    pub fn reads_only(&self, id: ExprId, is_kind: impl Fn(&Buffer) -> bool) -> bool {
+        self.reachable(&[id]).into_iter().all(|id| match &self.exprs[id] {
+            Expr::Scalar(_) => false,
+            Expr::Load { buffer, .. } | Expr::LoadRow { buffer, .. } => is_kind(&self.buffers[*buffer]),
+            _ => true,
+        })
+    }
+
     /// The units of a call with these sizes, if they fit in an i64.
     pub fn units(&self, dims: &[i64]) -> Option<i64> {
         self.outer.iter().try_fold(1_i64, |units, extent| {

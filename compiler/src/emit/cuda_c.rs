@@ -197,17 +197,12 @@ fn kept_values(nest: &Verified) -> Vec<ExprId> {
         let is_load = matches!(nest.exprs[id], Expr::Load { .. } | Expr::LoadRow { .. });
         is_load && first_fold.is_some_and(|fold| reached.iter().skip(fold + 1).any(|ids| ids.contains(&id)))
     };
-    let is_fixed = |id: &ExprId| match &nest.exprs[*id] {
-        Expr::Scalar(_) => false,
-        Expr::Load { buffer, .. } | Expr::LoadRow { buffer, .. } => !nest.buffers[*buffer].write,
-        _ => true,
-    };
     let may_keep = |id: ExprId| {
         nest.is_columnar(id)
             && nest.type_of(id) != Type::Bool
             && (1 < stages_of(nest, id) || waits(id))
             && kept_len(nest, id).is_some()
-            && nest.reachable(&[id]).iter().all(is_fixed)
+            && nest.reads_only(id, |buffer| !buffer.write)
     };
     let kept: Vec<ExprId> = nest.exprs.ids().filter(|&id| may_keep(id)).collect();
     // A value is needed for itself only where something that is not kept uses it, or a stage.
@@ -219,15 +214,6 @@ fn kept_values(nest: &Verified) -> Vec<ExprId> {
     };
     let is_leaf = |id: &ExprId| matches!(nest.exprs[*id], Expr::Column);
     kept.iter().copied().filter(|&id| (is_root(id) || is_used(id)) && !is_leaf(&id)).collect()
-}
-
-/// Whether a value depends on parameters of the model alone.
-fn is_of_weights(nest: &Verified, id: ExprId) -> bool {
-    nest.reachable(&[id]).into_iter().all(|id| match &nest.exprs[id] {
-        Expr::Scalar(_) => false,
-        Expr::Load { buffer, .. } | Expr::LoadRow { buffer, .. } => nest.buffers[*buffer].is_weight,
-        _ => true,
-    })
 }
 
 /// Whether the threads of a unit have to meet between the stages `since` and the next one: it reads what they wrote, or uses the same shared memory.
@@ -368,7 +354,8 @@ impl<'a> Body<'a> {
     fn keep(&mut self, w: &mut Writer) {
         let kept = std::mem::take(&mut self.kept);
         let count = kept.len();
-        let (first, rest): (Vec<ExprId>, Vec<ExprId>) = kept.into_iter().partition(|&id| is_of_weights(self.nest, id));
+        let (first, rest): (Vec<ExprId>, Vec<ExprId>) =
+            kept.into_iter().partition(|&id| self.nest.reads_only(id, |buffer| buffer.is_weight));
         let weights = first.len();
         for (position, id) in first.into_iter().chain(rest).enumerate() {
             if position == weights {

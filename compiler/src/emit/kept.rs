@@ -35,17 +35,13 @@ pub(super) enum Row {
 /// The expression that is worth keeping most: the one with the most before it of those that several stages use and none of them changes.
 pub(super) fn kept(nest: &Verified) -> Option<Kept> {
     let reached: Vec<_> = nest.stages.iter().map(|stage| nest.reachable(&stage.roots())).collect();
-    let is_fixed = |id: ExprId| match &nest.exprs[id] {
-        Expr::Scalar(_) => false,
-        Expr::Load { buffer, .. } | Expr::LoadRow { buffer, .. } => !nest.buffers[*buffer].write,
-        _ => true,
-    };
     let candidates = nest.exprs.ids().filter(|&id| is_computed(nest, id)).filter_map(|id| {
         let before = nest.reachable(&[id]);
         let users: Vec<_> = (0..nest.stages.len()).filter(|stage| reached[*stage].contains(&id)).collect();
         let mut lens = users.iter().map(|stage| columns(nest, &nest.stages[*stage]));
         let len = lens.next()??;
-        let is_kept = 1 < users.len() && lens.all(|other| other == Some(len)) && before.iter().all(|id| is_fixed(*id));
+        let is_kept =
+            1 < users.len() && lens.all(|other| other == Some(len)) && nest.reads_only(id, |buffer| !buffer.write);
         is_kept.then(|| (before.len(), Kept { id, first: users[0], last: users[users.len() - 1] }))
     });
     // Of equals the first.

@@ -4,7 +4,9 @@
 //! value of a repeat has one buffer. Its last writer writes it in place where nothing of the round still reads the old value; else a copy ends
 //! the round.
 
+mod buffers;
 mod fused;
+mod repeat;
 mod rope_append;
 
 use std::collections::HashMap;
@@ -14,8 +16,8 @@ use ir::entity::Id;
 use ir::graph::Def;
 use ir::packing::{RowFormat, TernaryLayout};
 use ir::plan::{
-    ALIGNMENT, Access, Arg, Buffer, BufferId, Call, Code, Expr, Grid, Io, Kernel, KernelId, Phase, Plan, ROUND, Role,
-    Step, SymbolBound, VERSION, manifest,
+    Access, Arg, Buffer, BufferId, Call, Code, Expr, Grid, Kernel, KernelId, Phase, Plan, Role, Step, SymbolBound,
+    VERSION, manifest,
 };
 use ir::{Dim, Graph, Op, Program, TensorType, ValueId, Verified};
 use kernels::{Family, Signature, Specialised};
@@ -27,11 +29,10 @@ use crate::lower::cpu::{self, NoKernel};
 use crate::lower::cuda;
 use crate::lower::nest::{self, Lowered, NestLowerError};
 use crate::nest::Extent;
-use crate::schedule::group::storage_owner;
 use crate::schedule::memory::{self, Request};
 use crate::schedule::{Group, Kind, Schedule, ScheduleError};
 use crate::target::{Hardware, Machine};
-use crate::weights::{StoredTensor, WeightPlan};
+use crate::weights::WeightPlan;
 
 /// What the plan says of itself.
 #[derive(Clone, Debug)]
@@ -288,66 +289,6 @@ impl<'a> Emitter<'a> {
         Ok(())
     }
 
-    /// Finds the weight-time values that steps read, and gives each a tensor and a buffer.
-    fn collect_weights(&mut self) -> Result<(), PlanEmitError> {
-        let schedules = &self.schedules.any;
-        for (graph_index, schedule) in schedules.iter().enumerate() {
-            let graph = schedule.graph;
-            if !self.runs(graph) {
-                continue;
-            }
-            let rounds = u32::try_from(self.program.rounds(&graph.name)).unwrap_or(u32::MAX);
-            let is_body = graph_index + 1 != schedules.len();
-            for group in &schedule.groups {
-                let read: Vec<ValueId> = match group.kind {
-                    Kind::Nest => self.nests[&nest_key(graph_index, group)].1.buffers.clone(),
-                    // It reads none.
-                    Kind::RopeAppend(_) => Vec::new(),
-                    Kind::Kernel | Kind::Repeat | Kind::Fused { .. } => {
-                        let operands = graph.operands(group.values[0]).iter();
-                        operands.map(|&operand| schedule.views.resolve(operand).base).collect()
-                    }
-                };
-                for (position, value) in read.into_iter().enumerate() {
-                    let reader = graph.op(group.values[0]).filter(|_| group.kind == Kind::Kernel && position == 1);
-                    let layout = reader.and_then(cost::layout_of);
-                    if !schedule.views.is_weight_time(value) || self.weights.contains(graph_index, value, layout) {
-                        continue;
-                    }
-                    let dtype = cpu::stored_dtype_of(graph, value);
-                    self.weights.add(self.program, graph_index, value, StoredTensor { dtype, layout }, is_body, rounds);
-                }
-            }
-            // What a body gives or a state becomes may be a weight as it is; it is copied from there.
-            for value in graph.outputs.iter().copied().chain(graph.updates.iter().map(|update| update.value)) {
-                let value = schedule.views.resolve(value).base;
-                if schedule.views.is_weight_time(value) && !self.weights.contains(graph_index, value, None) {
-                    let stored = StoredTensor { dtype: graph.ty(value).dtype, layout: None };
-                    self.weights.add(self.program, graph_index, value, stored, is_body, rounds);
-                }
-            }
-        }
-        self.weights.lay_out();
-        for tensor in self.weights.tensors() {
-            let buffer = BufferId::new(self.plan.buffers.len());
-            self.plan.buffers.push(Buffer {
-                name: tensor.name.clone(),
-                role: Role::Weight,
-                offset: tensor.offset,
-                bytes: tensor.bytes,
-                rounds: tensor.rounds,
-                stride: tensor.stride,
-            });
-            let place = Place { buffer, offset: round_offset(tensor.rounds, tensor.stride) };
-            match tensor.stored.layout {
-                Some(layout) => drop(self.packed.insert((tensor.graph, tensor.value, layout), place)),
-                None => drop(self.fixed[tensor.graph].insert(tensor.value, place)),
-            }
-        }
-        self.plan.weights_bytes = self.weights.bytes();
-        Ok(())
-    }
-
     /// The position of one of the program's graphs.
     fn index_of(&self, graph: &Graph) -> usize {
         let position = self.schedules.any.iter().position(|schedule| std::ptr::eq(schedule.graph, graph));
@@ -360,64 +301,6 @@ impl<'a> Emitter<'a> {
         let too_large = || PlanEmitError::TooLarge { value: graph.label(value), ty: ty.to_string() };
         let lookup = |symbol: &str| Some(if symbol == "n" { max_tokens } else { self.max_of(symbol) });
         bytes_expr(ty).evaluate(&lookup).filter(|bytes| *bytes < 1 << 62).ok_or_else(too_large)
-    }
-
-    fn shared_buffer(&mut self, name: String, role: Role, bytes: u64, rounds: u32) -> BufferId {
-        let stride = bytes.next_multiple_of(ALIGNMENT);
-        let id = BufferId::new(self.plan.buffers.len());
-        self.plan.buffers.push(Buffer { name, role, offset: self.shared_bytes, bytes, rounds, stride });
-        self.shared_bytes = self.shared_bytes.saturating_add(stride.saturating_mul(u64::from(rounds)));
-        id
-    }
-
-    /// The places of states, inputs and outputs.
-    fn fixed_buffers(&mut self) -> Result<(), PlanEmitError> {
-        let max_tokens = self.max_of("n");
-        let (program, schedules) = (self.program, &self.schedules.any);
-        for (graph_index, graph) in program.graphs.iter().enumerate() {
-            if !self.runs(graph) {
-                continue;
-            }
-            let rounds = u32::try_from(program.rounds(&graph.name)).unwrap_or(u32::MAX);
-            for (value, key) in graph.states() {
-                let bytes = self.bytes(graph, value, max_tokens)?;
-                let buffer = self.shared_buffer(key.to_string(), Role::State, bytes, rounds);
-                let stride = self.plan.buffer(buffer).stride;
-                self.fixed[graph_index].insert(value, Place { buffer, offset: round_offset(rounds, stride) });
-            }
-        }
-        let entry_index = program.graphs.len() - 1;
-        let entry = program.entry();
-        let names: Vec<String> = entry.inputs.iter().map(|&input| entry.label(input)).collect();
-        const CHOOSING: [&str; 7] = ["ids", "seq", "pos", "span", "rows", "settings", "draws"];
-        let is_known = match entry.outputs.len() {
-            1 => names == CHOOSING[..5],
-            2 => names == CHOOSING,
-            _ => false,
-        };
-        if !is_known {
-            return Err(PlanEmitError::Signature(format!(
-                "it takes ({}) and returns {} values",
-                names.join(", "),
-                entry.outputs.len()
-            )));
-        }
-        for &input in &entry.inputs {
-            let bytes = self.bytes(entry, input, max_tokens)?;
-            let buffer = self.shared_buffer(entry.label(input), Role::Input, bytes, 1);
-            self.plan.inputs.push(io(entry, input, entry.label(input), buffer));
-            self.fixed[entry_index].insert(input, Place { buffer, offset: Expr::from(0) });
-        }
-        for (&output, name) in entry.outputs.iter().zip(["logits", "next"]) {
-            if schedules[entry_index].views.is_weight_time(output) {
-                return Err(PlanEmitError::Signature(format!("{name} do not depend on the inputs")));
-            }
-            let bytes = self.bytes(entry, output, max_tokens)?;
-            let buffer = self.shared_buffer(name.to_owned(), Role::Output, bytes, 1);
-            self.plan.outputs.push(io(entry, output, name.to_owned(), buffer));
-        }
-        self.plan.vocab = entry.ty(entry.outputs[0]).shape.last_const().unwrap_or(0);
-        Ok(())
     }
 
     fn phase(&mut self, index: usize, phase: &'a PhaseSchedules<'a>) -> Result<Phase, PlanEmitError> {
@@ -770,95 +653,11 @@ impl<'a> PhaseCtx<'_, 'a> {
             from: format!("{}.{}", graph.name, labels.join("+")),
         }))
     }
-
-    fn repeat(
-        &mut self,
-        schedule: &Schedule<'_>,
-        value: ValueId,
-        places: &mut Places,
-        steps: &mut Vec<Step>,
-    ) -> Result<(), PlanEmitError> {
-        let graph = schedule.graph;
-        let Def::Op { op: Op::Repeat(repeat), inputs } = &graph.values[value].def else {
-            unreachable!("groups of this kind hold a repeat");
-        };
-        let program = self.emitter.program;
-        let body_index =
-            program.graphs.iter().position(|body| *body.name == *repeat.body).expect("the verifier found the body");
-        let schedules = self.schedules;
-        let body_schedule = &schedules[body_index];
-        let body = body_schedule.graph;
-        let initial = self.place(schedule, inputs[0], places);
-        let carried = match self.may_carry_in(schedule, value, inputs[0], &initial) {
-            true => initial,
-            false => {
-                let carried = self.output(graph, value, places)?;
-                steps.push(self.copy(graph, inputs[0], initial, carried.clone()));
-                carried
-            }
-        };
-        places.insert(value, carried.clone());
-        if !self.emitter.runs(body) {
-            return Ok(());
-        }
-        let mut body_places = self.emitter.fixed[body_index].clone();
-        body_places.insert(body.inputs[0], carried.clone());
-        for (&parameter, &argument) in body.inputs.iter().zip(inputs).skip(1) {
-            let place = self.place(schedule, argument, places);
-            body_places.insert(parameter, place);
-        }
-        let result = body.outputs[0];
-        let wanted = match writes_in_place(body_schedule, body.inputs[0], result) {
-            true => vec![(result, carried.clone())],
-            false => Vec::new(),
-        };
-        let mut body_steps = self.graph(body_index, &mut body_places, &wanted)?;
-        let source = self.place(body_schedule, result, &body_places);
-        if source.buffer != carried.buffer {
-            body_steps.push(self.copy(body, result, source, carried));
-        }
-        steps.push(Step::Repeat { count: repeat.count, steps: body_steps });
-        Ok(())
-    }
-
-    /// Whether the rounds may overwrite the buffer of the first carried value: it is scratch, and nothing else reads it.
-    fn may_carry_in(&self, schedule: &Schedule<'_>, repeat: ValueId, initial: ValueId, place: &Place) -> bool {
-        let graph = schedule.graph;
-        let owner = storage_owner(graph, &schedule.views, initial);
-        let is_read_elsewhere = graph.values.ids().any(|user| {
-            let operands = graph.operands(user).iter().enumerate();
-            // An append lies in its cache as a view does, but reads what it appends.
-            let is_access = !schedule.views.is_view(user) || matches!(graph.op(user), Some(Op::KvAppend(_)));
-            let mut reads = operands.filter(|(position, operand)| {
-                storage_owner(graph, &schedule.views, **operand) == owner
-                    && !(user == repeat && *position == 0)
-                    && is_access
-            });
-            reads.next().is_some()
-        });
-        // Results and new states are copied from it at the end.
-        let mut roots = graph.outputs.iter().copied().chain(graph.updates.iter().map(|update| update.value));
-        let is_kept = roots.any(|root| storage_owner(graph, &schedule.views, root) == owner);
-        let is_scratch = matches!(self.emitter.plan.buffer(place.buffer).role, Role::Scratch(_));
-        is_scratch && !is_read_elsewhere && !is_kept
-    }
 }
 
 /// Whether a value can be computed in a buffer given from outside: it has storage of its own, and is no append to a cache.
 fn may_preplace(schedule: &Schedule<'_>, value: ValueId) -> bool {
     schedule.views.resolve(value).base == value && !matches!(schedule.graph.op(value), Some(Op::Repeat(_)))
-}
-
-/// Whether the last writer of a round may write over the carried value: neither it nor a later group reads the old one.
-fn writes_in_place(schedule: &Schedule<'_>, carried: ValueId, result: ValueId) -> bool {
-    let Some(writer) = schedule.groups.iter().position(|group| group.outputs.contains(&result)) else { return false };
-    let reads = |group: &Group| {
-        let operands = group.values.iter().flat_map(|&value| schedule.graph.operands(value));
-        operands.into_iter().any(|&operand| schedule.views.resolve(operand).base == carried)
-    };
-    may_preplace(schedule, result)
-        && !schedule.groups[writer..].iter().any(reads)
-        && !schedule.graph.updates.iter().any(|update| schedule.views.resolve(update.value).base == carried)
 }
 
 /// The arguments of a row of a table, whose places are in the order of its signature.
@@ -873,15 +672,6 @@ fn args(signature: &Signature, places: Vec<Place>) -> Vec<Arg> {
         offset: place.offset,
     });
     args.collect()
-}
-
-fn round_offset(rounds: u32, stride: u64) -> Expr {
-    if rounds <= 1 { Expr::from(0) } else { Expr::symbol(ROUND) * Expr::from(stride) }
-}
-
-fn io(graph: &Graph, value: ValueId, name: String, buffer: BufferId) -> Io {
-    let ty = graph.ty(value);
-    Io { name, buffer, dtype: ty.dtype, shape: ty.shape.dims().iter().map(Expr::from).collect() }
 }
 
 /// Bytes of one row of a type along its innermost dimension.

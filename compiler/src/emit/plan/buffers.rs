@@ -1,0 +1,140 @@
+//! What lies at the same place in every phase: weights, states, inputs, outputs.
+
+use ir::entity::Id;
+use ir::plan::{ALIGNMENT, Buffer, BufferId, Expr, Io, ROUND, Role};
+use ir::{Graph, ValueId};
+
+use super::{Emitter, Place, PlanEmitError, nest_key};
+use crate::egraph::cost;
+use crate::lower::cpu;
+use crate::schedule::Kind;
+use crate::weights::StoredTensor;
+
+impl Emitter<'_> {
+    /// Finds the weight-time values that steps read, and gives each a tensor and a buffer.
+    pub(super) fn collect_weights(&mut self) -> Result<(), PlanEmitError> {
+        let schedules = &self.schedules.any;
+        for (graph_index, schedule) in schedules.iter().enumerate() {
+            let graph = schedule.graph;
+            if !self.runs(graph) {
+                continue;
+            }
+            let rounds = u32::try_from(self.program.rounds(&graph.name)).unwrap_or(u32::MAX);
+            let is_body = graph_index + 1 != schedules.len();
+            for group in &schedule.groups {
+                let read: Vec<ValueId> = match group.kind {
+                    Kind::Nest => self.nests[&nest_key(graph_index, group)].1.buffers.clone(),
+                    // It reads none.
+                    Kind::RopeAppend(_) => Vec::new(),
+                    Kind::Kernel | Kind::Repeat | Kind::Fused { .. } => {
+                        let operands = graph.operands(group.values[0]).iter();
+                        operands.map(|&operand| schedule.views.resolve(operand).base).collect()
+                    }
+                };
+                for (position, value) in read.into_iter().enumerate() {
+                    let reader = graph.op(group.values[0]).filter(|_| group.kind == Kind::Kernel && position == 1);
+                    let layout = reader.and_then(cost::layout_of);
+                    if !schedule.views.is_weight_time(value) || self.weights.contains(graph_index, value, layout) {
+                        continue;
+                    }
+                    let dtype = cpu::stored_dtype_of(graph, value);
+                    self.weights.add(self.program, graph_index, value, StoredTensor { dtype, layout }, is_body, rounds);
+                }
+            }
+            // What a body gives or a state becomes may be a weight as it is; it is copied from there.
+            for value in graph.outputs.iter().copied().chain(graph.updates.iter().map(|update| update.value)) {
+                let value = schedule.views.resolve(value).base;
+                if schedule.views.is_weight_time(value) && !self.weights.contains(graph_index, value, None) {
+                    let stored = StoredTensor { dtype: graph.ty(value).dtype, layout: None };
+                    self.weights.add(self.program, graph_index, value, stored, is_body, rounds);
+                }
+            }
+        }
+        self.weights.lay_out();
+        for tensor in self.weights.tensors() {
+            let buffer = BufferId::new(self.plan.buffers.len());
+            self.plan.buffers.push(Buffer {
+                name: tensor.name.clone(),
+                role: Role::Weight,
+                offset: tensor.offset,
+                bytes: tensor.bytes,
+                rounds: tensor.rounds,
+                stride: tensor.stride,
+            });
+            let place = Place { buffer, offset: round_offset(tensor.rounds, tensor.stride) };
+            match tensor.stored.layout {
+                Some(layout) => drop(self.packed.insert((tensor.graph, tensor.value, layout), place)),
+                None => drop(self.fixed[tensor.graph].insert(tensor.value, place)),
+            }
+        }
+        self.plan.weights_bytes = self.weights.bytes();
+        Ok(())
+    }
+
+    fn shared_buffer(&mut self, name: String, role: Role, bytes: u64, rounds: u32) -> BufferId {
+        let stride = bytes.next_multiple_of(ALIGNMENT);
+        let id = BufferId::new(self.plan.buffers.len());
+        self.plan.buffers.push(Buffer { name, role, offset: self.shared_bytes, bytes, rounds, stride });
+        self.shared_bytes = self.shared_bytes.saturating_add(stride.saturating_mul(u64::from(rounds)));
+        id
+    }
+
+    /// The places of states, inputs and outputs.
+    pub(super) fn fixed_buffers(&mut self) -> Result<(), PlanEmitError> {
+        let max_tokens = self.max_of("n");
+        let (program, schedules) = (self.program, &self.schedules.any);
+        for (graph_index, graph) in program.graphs.iter().enumerate() {
+            if !self.runs(graph) {
+                continue;
+            }
+            let rounds = u32::try_from(program.rounds(&graph.name)).unwrap_or(u32::MAX);
+            for (value, key) in graph.states() {
+                let bytes = self.bytes(graph, value, max_tokens)?;
+                let buffer = self.shared_buffer(key.to_string(), Role::State, bytes, rounds);
+                let stride = self.plan.buffer(buffer).stride;
+                self.fixed[graph_index].insert(value, Place { buffer, offset: round_offset(rounds, stride) });
+            }
+        }
+        let entry_index = program.graphs.len() - 1;
+        let entry = program.entry();
+        let names: Vec<String> = entry.inputs.iter().map(|&input| entry.label(input)).collect();
+        const CHOOSING: [&str; 7] = ["ids", "seq", "pos", "span", "rows", "settings", "draws"];
+        let is_known = match entry.outputs.len() {
+            1 => names == CHOOSING[..5],
+            2 => names == CHOOSING,
+            _ => false,
+        };
+        if !is_known {
+            return Err(PlanEmitError::Signature(format!(
+                "it takes ({}) and returns {} values",
+                names.join(", "),
+                entry.outputs.len()
+            )));
+        }
+        for &input in &entry.inputs {
+            let bytes = self.bytes(entry, input, max_tokens)?;
+            let buffer = self.shared_buffer(entry.label(input), Role::Input, bytes, 1);
+            self.plan.inputs.push(io(entry, input, entry.label(input), buffer));
+            self.fixed[entry_index].insert(input, Place { buffer, offset: Expr::from(0) });
+        }
+        for (&output, name) in entry.outputs.iter().zip(["logits", "next"]) {
+            if schedules[entry_index].views.is_weight_time(output) {
+                return Err(PlanEmitError::Signature(format!("{name} do not depend on the inputs")));
+            }
+            let bytes = self.bytes(entry, output, max_tokens)?;
+            let buffer = self.shared_buffer(name.to_owned(), Role::Output, bytes, 1);
+            self.plan.outputs.push(io(entry, output, name.to_owned(), buffer));
+        }
+        self.plan.vocab = entry.ty(entry.outputs[0]).shape.last_const().unwrap_or(0);
+        Ok(())
+    }
+}
+
+fn round_offset(rounds: u32, stride: u64) -> Expr {
+    if rounds <= 1 { Expr::from(0) } else { Expr::symbol(ROUND) * Expr::from(stride) }
+}
+
+fn io(graph: &Graph, value: ValueId, name: String, buffer: BufferId) -> Io {
+    let ty = graph.ty(value);
+    Io { name, buffer, dtype: ty.dtype, shape: ty.shape.dims().iter().map(Expr::from).collect() }
+}

@@ -1,0 +1,95 @@
+//! A repeat as a step: the steps of its body once, and one buffer for the value that the rounds carry.
+
+use ir::graph::Def;
+use ir::plan::{Role, Step};
+use ir::{Op, ValueId};
+
+use super::{PhaseCtx, Place, Places, PlanEmitError, may_preplace};
+use crate::schedule::group::storage_owner;
+use crate::schedule::{Group, Schedule};
+
+impl PhaseCtx<'_, '_> {
+    pub(super) fn repeat(
+        &mut self,
+        schedule: &Schedule<'_>,
+        value: ValueId,
+        places: &mut Places,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), PlanEmitError> {
+        let graph = schedule.graph;
+        let Def::Op { op: Op::Repeat(repeat), inputs } = &graph.values[value].def else {
+            unreachable!("groups of this kind hold a repeat");
+        };
+        let program = self.emitter.program;
+        let body_index =
+            program.graphs.iter().position(|body| *body.name == *repeat.body).expect("the verifier found the body");
+        let schedules = self.schedules;
+        let body_schedule = &schedules[body_index];
+        let body = body_schedule.graph;
+        let initial = self.place(schedule, inputs[0], places);
+        let carried = match self.may_carry_in(schedule, value, inputs[0], &initial) {
+            true => initial,
+            false => {
+                let carried = self.output(graph, value, places)?;
+                steps.push(self.copy(graph, inputs[0], initial, carried.clone()));
+                carried
+            }
+        };
+        places.insert(value, carried.clone());
+        if !self.emitter.runs(body) {
+            return Ok(());
+        }
+        let mut body_places = self.emitter.fixed[body_index].clone();
+        body_places.insert(body.inputs[0], carried.clone());
+        for (&parameter, &argument) in body.inputs.iter().zip(inputs).skip(1) {
+            let place = self.place(schedule, argument, places);
+            body_places.insert(parameter, place);
+        }
+        let result = body.outputs[0];
+        let wanted = match writes_in_place(body_schedule, body.inputs[0], result) {
+            true => vec![(result, carried.clone())],
+            false => Vec::new(),
+        };
+        let mut body_steps = self.graph(body_index, &mut body_places, &wanted)?;
+        let source = self.place(body_schedule, result, &body_places);
+        if source.buffer != carried.buffer {
+            body_steps.push(self.copy(body, result, source, carried));
+        }
+        steps.push(Step::Repeat { count: repeat.count, steps: body_steps });
+        Ok(())
+    }
+
+    /// Whether the rounds may overwrite the buffer of the first carried value: it is scratch, and nothing else reads it.
+    fn may_carry_in(&self, schedule: &Schedule<'_>, repeat: ValueId, initial: ValueId, place: &Place) -> bool {
+        let graph = schedule.graph;
+        let owner = storage_owner(graph, &schedule.views, initial);
+        let is_read_elsewhere = graph.values.ids().any(|user| {
+            let operands = graph.operands(user).iter().enumerate();
+            // An append lies in its cache as a view does, but reads what it appends.
+            let is_access = !schedule.views.is_view(user) || matches!(graph.op(user), Some(Op::KvAppend(_)));
+            let mut reads = operands.filter(|(position, operand)| {
+                storage_owner(graph, &schedule.views, **operand) == owner
+                    && !(user == repeat && *position == 0)
+                    && is_access
+            });
+            reads.next().is_some()
+        });
+        // Results and new states are copied from it at the end.
+        let mut roots = graph.outputs.iter().copied().chain(graph.updates.iter().map(|update| update.value));
+        let is_kept = roots.any(|root| storage_owner(graph, &schedule.views, root) == owner);
+        let is_scratch = matches!(self.emitter.plan.buffer(place.buffer).role, Role::Scratch(_));
+        is_scratch && !is_read_elsewhere && !is_kept
+    }
+}
+
+/// Whether the last writer of a round may write over the carried value: neither it nor a later group reads the old one.
+fn writes_in_place(schedule: &Schedule<'_>, carried: ValueId, result: ValueId) -> bool {
+    let Some(writer) = schedule.groups.iter().position(|group| group.outputs.contains(&result)) else { return false };
+    let reads = |group: &Group| {
+        let operands = group.values.iter().flat_map(|&value| schedule.graph.operands(value));
+        operands.into_iter().any(|&operand| schedule.views.resolve(operand).base == carried)
+    };
+    may_preplace(schedule, result)
+        && !schedule.groups[writer..].iter().any(reads)
+        && !schedule.graph.updates.iter().any(|update| schedule.views.resolve(update.value).base == carried)
+}
