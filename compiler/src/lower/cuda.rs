@@ -43,17 +43,7 @@ pub fn choose(
 /// The same for what is no one op, if there is a row. `size` gives the sizes by the names of the signature, 0 where only a call knows it.
 pub(crate) fn best(wanted: &Wanted, sm: Sm, size: &dyn Fn(&str) -> i64) -> Option<&'static CudaKernelDesc> {
     let tokens = &wanted.tokens;
-    let fits = |desc: &&CudaKernelDesc| {
-        desc.family == wanted.family
-            && desc.inputs == wanted.inputs
-            && desc.output == wanted.output
-            && desc.layout == wanted.layout
-            && desc.requires.compiles_for(sm)
-            && desc.tokens.start() <= tokens.start()
-            && tokens.end() <= desc.tokens.end()
-            && (desc.takes)(size)
-    };
-    CUDA_TABLE.iter().filter(fits).min_by_key(|desc| {
+    CUDA_TABLE.iter().filter(|desc| fits(desc, wanted, sm, size)).min_by_key(|desc| {
         let range = desc.tokens.end() - desc.tokens.start();
         let dim = |name: &str| size(name).unsigned_abs();
         let time = desc.tile.map_or(0, |tile| tile.nanoseconds(*tokens.end(), dim("k"), dim("m")));
@@ -61,6 +51,18 @@ pub(crate) fn best(wanted: &Wanted, sm: Sm, size: &dyn Fn(&str) -> i64) -> Optio
         let is_exact = desc.accuracy == Accuracy::Exact;
         (desc.is_plain(), range, std::cmp::Reverse(desc.requires), time, is_exact, desc.name)
     })
+}
+
+/// Whether a row computes what is wanted on a target, where `size` gives the sizes.
+fn fits(desc: &CudaKernelDesc, wanted: &Wanted, sm: Sm, size: &dyn Fn(&str) -> i64) -> bool {
+    desc.family == wanted.family
+        && desc.inputs == wanted.inputs
+        && desc.output == wanted.output
+        && desc.layout == wanted.layout
+        && desc.requires.compiles_for(sm)
+        && desc.tokens.start() <= wanted.tokens.start()
+        && wanted.tokens.end() <= desc.tokens.end()
+        && (desc.takes)(size)
 }
 
 /// The row for a product that other computations may join, where these take so many equal parts of its columns together; and whether its activations may
@@ -72,23 +74,14 @@ pub fn choose_fused(
     tokens: &RangeInclusive<u64>,
     sm: Sm,
 ) -> Option<(&'static CudaKernelDesc, bool)> {
-    let Wanted { family, inputs, output, layout, tokens } = cpu::wanted(graph, value, tokens);
+    let wanted = cpu::wanted(graph, value, tokens);
     let size = |name: &str| cpu::dim(graph, value, name, 0).and_then(|expr| expr.as_const()).unwrap_or(0);
+    let dim = |name: &str| i64::try_from(size(name)).unwrap_or(i64::MAX);
     // Tiles of 16 rows do not straddle two parts.
     let is_whole = parts == 1 || size("m") % (16 * parts) == 0;
-    let dim = |name: &str| i64::try_from(size(name)).unwrap_or(i64::MAX);
-    let fits = |desc: &&CudaKernelDesc| {
-        desc.family == family
-            && desc.inputs == inputs
-            && desc.output == output
-            && desc.layout == layout
-            && desc.requires.compiles_for(sm)
-            && desc.tokens.start() <= tokens.start()
-            && tokens.end() <= desc.tokens.end()
-            && (desc.takes)(&dim)
-    };
-    let is_within = extent::broken_limit(family, &inputs, &dim).is_none();
-    let rows = CUDA_TABLE.iter().filter(fits).filter_map(|desc| Some((desc, desc.fuses.as_ref()?)));
+    let is_within = extent::broken_limit(wanted.family, &wanted.inputs, &dim).is_none();
+    let rows = CUDA_TABLE.iter().filter(|desc| fits(desc, &wanted, sm, &dim));
+    let rows = rows.filter_map(|desc| Some((desc, desc.fuses.as_ref()?)));
     let rows = rows.filter(|(_, fuses)| parts <= fuses.parts && fuses.columns.contains(&size("k")));
     let best = rows.min_by_key(|(desc, fuses)| (desc.tokens.end() - desc.tokens.start(), fuses.parts, desc.name));
     let (desc, fuses) = best.filter(|_| is_whole && is_within)?;
