@@ -23,5 +23,5 @@ pub mod report;
 mod error;
 
 pub use error::CompileError;
-pub use pipeline::{Compiled, Options, compile};
+pub use pipeline::{Compiled, Options, Planned, PlanningOptions, compile, plan};
 pub use target::Target;

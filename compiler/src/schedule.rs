@@ -5,7 +5,9 @@ pub mod group;
 pub mod rope_append;
 pub mod fuse;
 pub mod memory;
+pub mod residency;
 
+pub use residency::{Residency, Tier};
 pub use group::{Group, Kind, Schedule, ScheduleError};
 pub use rope_append::RopeAppend;
 pub use view::{View, Views};
