@@ -66,6 +66,8 @@ pub struct PlanningOptions {
 /// A plan without its code: all sizes, places, steps and predicted times.
 #[derive(Debug)]
 pub struct Planned {
+    /// The program in its final form.
+    pub program: Verified<Program>,
     /// The plan. Generated kernels of a CPU have no places in it.
     pub plan: Plan,
     /// The tensors to be stored.
@@ -79,11 +81,8 @@ pub struct Planned {
 /// If the program uses something that the target has no kernel for; and every failure that is a bug of tritter.
 pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -> Result<Compiled, CompileError> {
     let mut stages = Stages { times: Vec::new(), dumps: Vec::new(), keep: options.dumps };
-    let planning = PlanningOptions {
-        rewrite: options.rewrite.clone(),
-        context: options.context,
-        sequences: options.sequences,
-    };
+    let planning =
+        PlanningOptions { rewrite: options.rewrite.clone(), context: options.context, sequences: options.sequences };
     let (program, rewriting, emitted) = stages.plan(&program, target, &planning)?;
     let Emitted { mut plan, weights, nests, specialised, fused } = emitted;
 
@@ -130,15 +129,11 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
 /// # Errors
 ///
 /// As [`compile`].
-pub fn plan(
-    program: &Verified<Program>,
-    target: &Target,
-    options: &PlanningOptions,
-) -> Result<Planned, CompileError> {
+pub fn plan(program: &Verified<Program>, target: &Target, options: &PlanningOptions) -> Result<Planned, CompileError> {
     let mut stages = Stages { times: Vec::new(), dumps: Vec::new(), keep: false };
-    let (_, _, Emitted { plan, weights, .. }) = stages.plan(program, target, options)?;
+    let (program, _, Emitted { plan, weights, .. }) = stages.plan(program, target, options)?;
     ir::plan::check(&plan)?;
-    Ok(Planned { plan, weights })
+    Ok(Planned { program, plan, weights })
 }
 
 /// Times and keeps what the passes give.

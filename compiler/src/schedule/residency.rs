@@ -34,3 +34,45 @@ impl Default for Residency {
         Self { streamed: 0, split: 1, slots: 0, host_embedding: false, source: Tier::Host }
     }
 }
+
+/// Cuts tensors that lie one behind another, of so many bytes each, into at most `split` runs whose largest is as small as can be; gives the bytes of
+/// each run.
+pub fn cut(tensors: &[u64], split: u32) -> Vec<u64> {
+    let runs = |limit: u64| {
+        let mut runs: Vec<u64> = Vec::new();
+        for &bytes in tensors {
+            match runs.last_mut() {
+                Some(last) if last.saturating_add(bytes) <= limit => *last += bytes,
+                _ => runs.push(bytes),
+            }
+        }
+        runs
+    };
+    // No run is smaller than the largest tensor, and one run may hold all.
+    let (mut low, mut high) = (
+        tensors.iter().copied().max().unwrap_or(0),
+        tensors.iter().fold(0, |sum: u64, &bytes| sum.saturating_add(bytes)),
+    );
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match runs(middle).len() <= split.max(1) as usize {
+            true => high = middle,
+            false => low = middle + 1,
+        }
+    }
+    runs(high)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_as_even_as_tensors_allow() {
+        assert_eq!(cut(&[4, 4, 4, 4], 2), [8, 8]);
+        assert_eq!(cut(&[1, 9, 1, 1], 3), [1, 9, 2]);
+        assert_eq!(cut(&[1, 9, 1, 1], 9), [1, 9, 2]);
+        assert_eq!(cut(&[3, 5], 1), [8]);
+        assert_eq!(cut(&[], 4), [0_u64; 0]);
+    }
+}

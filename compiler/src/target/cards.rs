@@ -44,35 +44,45 @@ impl Card {
         Target::cuda(self.capability.unwrap_or(Sm::LEAST)).with_machine(self.machine.clone())
     }
 
-    /// The card of a name: as the table has it, or as a driver reports it. Case, spaces and hyphens do not matter, nor does what a driver's name has
-    /// before and behind.
+    /// The card of a name: as the table has it, whatever its case, spaces and hyphens; or as a driver reports it, which puts other words before and
+    /// behind. A word such as `Laptop`, `SUPER` or `PCIe` behind makes it another card.
     pub fn find(name: &str) -> Option<&'static Card> {
-        let wanted = plain(name);
-        let exact = cards().iter().find(|card| plain(card.name) == wanted);
-        // `NVIDIA GeForce RTX 4090 Laptop GPU` is another card.
-        let is_other = |rest: &str| ["laptop", "super", "ti", "d", "s", "pcie", "nvl", "max"].iter().any(|word| rest.starts_with(word));
-        let contained = || {
-            cards().iter().filter(|card| card.capability.is_some()).find(|card| {
-                let (series, size) = card.name.split_once("A100-").map_or((card.name, None), |(_, size)| ("A100", Some(size)));
-                let found = wanted.find(&plain(series));
-                found.is_some_and(|at| {
-                    let rest = &wanted[at + plain(series).len()..];
-                    !is_other(rest) && size.is_none_or(|size| rest.contains(&format!("{size}gb")))
-                })
+        const OTHERS: [&str; 8] = ["laptop", "super", "ti", "d", "max", "pcie", "nvl", "mobile"];
+        let exact = cards().iter().find(|card| plain(card.name) == plain(name));
+        let given = words(name);
+        let is_reported = |card: &&Card| {
+            // The two sizes of one card differ in a word of their own: `A100-SXM4-80GB`.
+            let (series, size) = match card.name.split_once('-') {
+                Some((series, size)) => (words(series), Some(format!("{size}gb"))),
+                None => (words(card.name), None),
+            };
+            let at = given.windows(series.len()).position(|window| window == series);
+            at.is_some_and(|at| {
+                let behind = &given[at + series.len()..];
+                !behind.iter().any(|word| OTHERS.contains(&word.as_str()))
+                    && size.is_none_or(|size| behind.contains(&size))
             })
         };
-        exact.or_else(contained)
+        exact.or_else(|| cards().iter().find(is_reported))
     }
 }
 
+/// Letters and digits, in lower case.
 fn plain(name: &str) -> String {
-    name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
+    words(name).concat()
+}
+
+/// The runs of letters and digits, in lower case.
+fn words(name: &str) -> Vec<String> {
+    let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    words.map(str::to_ascii_lowercase).collect()
 }
 
 /// All cards, in the order of the table.
 pub fn cards() -> &'static [Card] {
     static CARDS: LazyLock<Vec<Card>> = LazyLock::new(|| {
-        let table: Table<'static> = ron::from_str(include_str!("cards.ron")).expect("the table is well formed, as a test shows");
+        let table: Table<'static> =
+            ron::from_str(include_str!("cards.ron")).expect("the table is well formed, as a test shows");
         table.cards.iter().map(|row| row.card(&table)).collect()
     });
     &CARDS
@@ -169,6 +179,45 @@ impl CardRow<'static> {
                 source: Source::Card(self.name),
                 ..machine
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_card_has_its_numbers_and_its_name() {
+        assert_eq!(cards().len(), 14);
+        for card in cards() {
+            assert_eq!(Card::find(card.name), Some(card), "{}", card.name);
+            let machine = card.target().machine;
+            assert!(8 << 30 < card.memory_bytes && card.driver_bytes < 1 << 30, "{}", card.name);
+            assert!(400.0 < machine.read_gb_per_s && machine.products.iter().all(|rate| rate.one < rate.many * 2.0));
+            assert_eq!(machine.source, Source::Card(card.name));
+        }
+    }
+
+    #[test]
+    fn a_driver_s_name_finds_its_card_and_no_other() {
+        let found = |name: &str| Card::find(name).map(|card| card.name);
+        assert_eq!(found("NVIDIA H100 80GB HBM3"), Some("H100"));
+        assert_eq!(found("NVIDIA GeForce RTX 4090"), Some("RTX 4090"));
+        assert_eq!(found("rtx4070ti"), Some("RTX 4070 Ti"));
+        assert_eq!(found("NVIDIA A100-SXM4-80GB"), Some("A100-80"));
+        assert_eq!(found("NVIDIA A100-SXM4-40GB"), Some("A100-40"));
+        assert_eq!(found("a10"), Some("A10"));
+        for other in [
+            "NVIDIA GeForce RTX 4090 Laptop GPU",
+            "NVIDIA GeForce RTX 4080 SUPER",
+            "NVIDIA L40S",
+            "NVIDIA H100 PCIe",
+            "NVIDIA A100",
+            "RTX 2080",
+            "",
+        ] {
+            assert_eq!(found(other), None, "{other}");
         }
     }
 }

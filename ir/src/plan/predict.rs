@@ -82,7 +82,10 @@ mod tests {
 
     #[test]
     fn tokens_of_a_tile_read_their_keys_together() {
-        assert_eq!((read(KEYS, 4096, 8), read(KEYS, 4096, 32), read(KEYS, 4096, 512)), (Some(4096), Some(128), Some(64)));
+        assert_eq!(
+            (read(KEYS, 4096, 8), read(KEYS, 4096, 32), read(KEYS, 4096, 512)),
+            (Some(4096), Some(128), Some(64))
+        );
         assert_eq!(read("n", 4096, 512), Some(4096));
     }
 
