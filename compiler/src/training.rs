@@ -11,9 +11,9 @@
 //!
 //! One sequence is trained on at a time. Activations are those of a call that holds all its tokens; caches, which training does not need, are left out.
 
+use ir::DType;
 use ir::param::ParamBinding;
 use ir::plan::{Expr, Role};
-use ir::DType;
 
 use crate::Planned;
 

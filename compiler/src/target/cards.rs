@@ -20,6 +20,8 @@ pub struct Card {
     pub capability: Option<Sm>,
     /// Bytes of its memory, as its driver reports them.
     pub memory_bytes: u64,
+    /// Whether a screen usually hangs on it, which takes some of them.
+    pub is_desktop: bool,
     /// What the driver takes of them for a program.
     pub driver_bytes: u64,
     /// How weights get there.
@@ -88,9 +90,10 @@ pub fn cards() -> &'static [Card] {
     &CARDS
 }
 
-/// The link that is taken for a device that the table lacks.
-pub fn usual_link() -> Link {
-    cards()[0].link
+/// What is taken for a device that the table lacks: the link of most cards in use, and what a driver takes of any.
+pub fn usual() -> (Link, u64) {
+    let card = cards().iter().find(|card| card.name == "RTX 3090").unwrap_or(&cards()[0]);
+    (card.link, card.driver_bytes)
 }
 
 #[derive(Deserialize)]
@@ -131,6 +134,7 @@ struct RowsRow {
 struct CardRow<'a> {
     name: &'a str,
     capability: Option<String>,
+    desktop: bool,
     memory_mib: u64,
     read_gb_per_s: f64,
     link: u32,
@@ -166,6 +170,7 @@ impl CardRow<'static> {
             name: self.name,
             capability,
             memory_bytes: self.memory_mib << 20,
+            is_desktop: self.desktop,
             driver_bytes: table.driver_mib << 20,
             link: Link {
                 host_gb_per_s: link.expect("the table has every generation").gb_per_s,

@@ -310,15 +310,16 @@ fn whole(value: f64) -> u64 {
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.source {
-            Source::Guess => write!(f, "guessed")?,
-            Source::Card(name) => write!(f, "{name}, from its data sheet")?,
-            Source::Tuning(hash) => write!(f, "tuning {}", &hash[..16.min(hash.len())])?,
-        }
-        let Self { threads, read_gb_per_s, step_us, .. } = self;
-        write!(f, ": {threads} threads, {read_gb_per_s:.1} GB/s, {step_us:.2} us a step")?;
+        let Self { threads, read_gb_per_s, step_us, source, .. } = self;
         let ternary = self.rate(Family::TernaryMatmul, DType::Q8, DType::T2);
-        write!(f, ", int8 by ternary {:.0} to {:.0} GMAC/s a thread", ternary.one, ternary.many)
+        match source {
+            Source::Guess => write!(f, "guessed: {threads} threads, ")?,
+            Source::Card(name) => write!(f, "{name}, from its data sheet: ")?,
+            Source::Tuning(hash) => write!(f, "tuning {}: {threads} threads, ", &hash[..16.min(hash.len())])?,
+        }
+        write!(f, "{read_gb_per_s:.1} GB/s, {step_us:.2} us a step")?;
+        let each = if matches!(source, Source::Card(_)) { "" } else { " a thread" };
+        write!(f, ", int8 by ternary {:.0} to {:.0} GMAC/s{each}", ternary.one, ternary.many)
     }
 }
 

@@ -250,7 +250,7 @@ fn a_budget_takes_the_fastest_point_within_it_or_names_the_least() {
     let (front, _) = search(&profiles, &offers, link);
     let least = front.points().iter().map(|point| point.device_bytes).min().unwrap();
     for device_bytes in (0..20_000).step_by(250) {
-        let limits = Limits { device_bytes, host_bytes: 3_000 };
+        let limits = Limits { device_bytes, driver_bytes: 500, host_bytes: 3_000 };
         let within = front.points().iter().filter(|point| limits.hold(point));
         match (choose(&profiles, &offers, link, limits), within.map(|point| point.token_ns).min()) {
             (Ok(found), Some(fastest)) => {

@@ -46,7 +46,8 @@ pub(crate) fn monitors() -> Option<u32> {
     if std::env::consts::OS != "windows" {
         return None;
     }
-    let command = "(Get-CimInstance -Namespace root/wmi -ClassName WmiMonitorBasicDisplayParams | Measure-Object).Count";
+    let command =
+        "(Get-CimInstance -Namespace root/wmi -ClassName WmiMonitorBasicDisplayParams | Measure-Object).Count";
     output("powershell", &["-NoProfile", "-Command", command])?.trim().parse().ok()
 }
 
