@@ -5,7 +5,9 @@ pub mod group;
 pub mod rope_append;
 pub mod fuse;
 pub mod memory;
+pub mod residency;
 
 pub use group::{Group, Kind, Schedule, ScheduleError};
+pub use residency::Residency;
 pub use rope_append::RopeAppend;
 pub use view::{View, Views};

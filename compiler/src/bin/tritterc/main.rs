@@ -9,6 +9,7 @@ mod compile;
 mod diff;
 mod emit;
 mod explain;
+mod memory;
 mod model;
 mod nvrtc;
 mod opt;
