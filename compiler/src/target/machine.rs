@@ -36,6 +36,8 @@ pub struct Machine {
 pub enum Source {
     /// They are guessed.
     Guess,
+    /// They follow from the data sheet of a card of this name, and from what kernels reach of it.
+    Card(&'static str),
     /// They are of a tuning file with this BLAKE3 hash of its rates, in hexadecimal.
     Tuning(String),
 }
@@ -58,6 +60,11 @@ pub struct ProductRate {
 }
 
 impl ProductRate {
+    /// What it is the rate of.
+    fn kind(&self) -> (Family, DType, DType, Option<TernaryLayout>) {
+        (self.family, self.activations, self.weights, self.layout)
+    }
+
     /// Seconds of one thread for `macs` in a call of `tokens` tokens: weights are unpacked once, so the first token takes the time of one alone
     /// and each further one that of one among many.
     pub fn seconds(&self, macs: u64, tokens: u64) -> f64 {
@@ -130,6 +137,16 @@ impl Machine {
             step_us: 2.0,
             threads: 1,
             source: Source::Guess,
+        }
+    }
+
+    /// Puts other rates, in the order of [`products`], in the place of those that it has.
+    pub(super) fn set_products(&mut self, rates: [(f64, f64); 7]) {
+        for product in products(rates) {
+            let kind = product.kind();
+            if let Some(own) = self.products.iter_mut().find(|own| own.kind() == kind) {
+                *own = product;
+            }
         }
     }
 
@@ -300,6 +317,7 @@ impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.source {
             Source::Guess => write!(f, "guessed")?,
+            Source::Card(name) => write!(f, "{name}, from its data sheet")?,
             Source::Tuning(hash) => write!(f, "tuning {}", &hash[..16.min(hash.len())])?,
         }
         let Self { threads, read_gb_per_s, step_us, .. } = self;

@@ -3,14 +3,12 @@
 use std::str::FromStr;
 
 use compiler::Target;
-use compiler::schedule::Residency;
+use compiler::schedule::{Residency, Tier};
 use compiler::target::Hardware;
-use ir::plan::{Budget, Source};
+use ir::plan::Budget;
 
 /// What a GPU's driver takes for its context and a model's kernels: 0.6 GB were measured on an H100.
 const DRIVER_BYTES: u64 = 600_000_000;
-/// Buffers that pieces are read ahead into, where they come from the disk.
-const DISK_BUFFERS: u32 = 3;
 
 /// What a command line says of memory.
 #[derive(Clone, Debug, clap::Args)]
@@ -53,8 +51,8 @@ impl MemoryArgs {
             slots: self.slots,
             host_embedding: self.host_embedding,
             source: match self.stream_from {
-                StreamFrom::Host => Source::Host,
-                StreamFrom::Disk => Source::Disk { buffers: DISK_BUFFERS },
+                StreamFrom::Host => Tier::Host,
+                StreamFrom::Disk => Tier::Disk,
             },
         }
     }
