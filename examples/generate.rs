@@ -10,8 +10,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use compiler::emit::nvrtc::Search;
+use compiler::schedule::Residency;
 use compiler::weights::Checkpoint;
 use compiler::{Options, Target, artifact, compile, rewrite};
+use ir::plan::Budget;
 use models::{BuildOptions, HeadFormat, import};
 use runtime::Session;
 use runtime::generate::{Event, Request};
@@ -76,6 +78,8 @@ fn compile_checkpoint(checkpoint: &Path, directory: &Path) -> Result<()> {
         sequences: u64::from(options.sequences),
         dumps: false,
         nvrtc: Search::default(),
+        residency: Residency::default(),
+        budget: Budget::default(),
         allow_spills: false,
     };
     let compiled = compile(model.program, &Target::native(), &compile_options)?;

@@ -8,8 +8,10 @@ use std::path::Path;
 
 use anyhow::Result;
 use compiler::emit::nvrtc::Search;
+use compiler::schedule::Residency;
 use compiler::weights::RandomWeights;
 use compiler::{Options, Target, artifact, compile, rewrite};
+use ir::plan::Budget;
 use models::spec::KvFormat;
 use models::{BuildOptions, HeadFormat, Naming};
 use runtime::{Session, session::Token};
@@ -53,6 +55,8 @@ fn main() -> Result<()> {
         sequences: 1,
         dumps: false,
         nvrtc: Search::default(),
+        residency: Residency::default(),
+        budget: Budget::default(),
         allow_spills: false,
     };
     let compiled = compile(model.program, &Target::native(), &compile_options)?;

@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 
+use compiler::schedule::Residency;
 use compiler::{CompileError, Target};
 use ir::entity::Id;
 use ir::graph::{Def, Graph, SymbolDecl};
@@ -317,6 +318,7 @@ fn build(target: &Target, optimise: bool) -> Build {
         target: target.clone(),
         optimise,
         packing: None,
+        residency: Residency::default(),
     }
 }
 

@@ -3,8 +3,10 @@
 //! `INSTA_UPDATE=always cargo test -p tritter-tests --test snapshots` writes down what comes out; with `INSTA_UPDATE=no` nothing is written.
 
 use compiler::emit::nvrtc::Search;
+use compiler::schedule::Residency;
 use compiler::{Compiled, Options, rewrite};
 use insta::assert_snapshot;
+use ir::plan::Budget;
 use tritter_tests::binary::Program;
 use tritter_tests::session::{Build, Model};
 
@@ -18,6 +20,8 @@ fn compiled(target: &str) -> Compiled {
         sequences: build.sequences.into(),
         dumps: true,
         nvrtc: Search::default(),
+        residency: Residency::default(),
+        budget: Budget::default(),
         allow_spills: false,
     };
     compiler::compile(program, &build.target, &options).unwrap()

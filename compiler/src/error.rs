@@ -1,6 +1,6 @@
 //! Why something could not be compiled.
 
-use ir::plan::PlanErrors;
+use ir::plan::{BudgetError, PlanErrors};
 use ir::verify::VerifyErrors;
 
 use crate::emit::EmitError;
@@ -31,7 +31,14 @@ pub enum CompileError {
     /// NVRTC is missing, a CUDA kernel could not be compiled, or its registers run out.
     #[error(transparent)]
     Cuda(#[from] CudaError),
+    /// The plan takes more memory than it may.
+    #[error("{}\nmake the context, the chunk or the sequences smaller, stream more layers, or take a smaller format of caches", lines(.0))]
+    Budget(Vec<BudgetError>),
     /// The plan breaks its own rules. Always a bug in tritter.
     #[error("internal error: the plan is not consistent:\n{0}")]
     Check(#[from] PlanErrors),
+}
+
+fn lines(errors: &[BudgetError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }

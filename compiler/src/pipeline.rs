@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ir::entity::Id;
-use ir::plan::{Code as CodePlace, Plan};
+use ir::plan::{Budget, Certificate, Code as CodePlace, Plan};
 use ir::{Program, Verified};
 
 use crate::emit::cuda::{CudaError, CudaKernel};
@@ -13,6 +13,7 @@ use crate::emit::{self, Code, CodeTarget, cuda};
 use crate::error::CompileError;
 use crate::report::{Dump, Report};
 use crate::rewrite;
+use crate::schedule::Residency;
 use crate::target::{Hardware, Target};
 use crate::weights::WeightPlan;
 
@@ -25,6 +26,10 @@ pub struct Options {
     pub context: u64,
     /// Sequences that the caches hold.
     pub sequences: u64,
+    /// Where the layers' weights are while calls run.
+    pub residency: Residency,
+    /// What running the plan may take of memory.
+    pub budget: Budget,
     /// Whether to keep a readable form of every stage.
     pub dumps: bool,
     /// Where NVRTC may be, which only CUDA targets need.
@@ -61,6 +66,10 @@ pub struct PlanningOptions {
     pub context: u64,
     /// Sequences that the caches hold.
     pub sequences: u64,
+    /// Where the layers' weights are while calls run.
+    pub residency: Residency,
+    /// What running the plan may take of memory.
+    pub budget: Budget,
 }
 
 /// A plan without its code: all sizes, places, steps and predicted times.
@@ -81,8 +90,8 @@ pub struct Planned {
 /// If the program uses something that the target has no kernel for; and every failure that is a bug of tritter.
 pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -> Result<Compiled, CompileError> {
     let mut stages = Stages { times: Vec::new(), dumps: Vec::new(), keep: options.dumps };
-    let planning =
-        PlanningOptions { rewrite: options.rewrite.clone(), context: options.context, sequences: options.sequences };
+    let Options { rewrite, context, sequences, residency, budget, .. } = options.clone();
+    let planning = PlanningOptions { rewrite, context, sequences, residency, budget };
     let (program, rewriting, emitted) = stages.plan(&program, target, &planning)?;
     let Emitted { mut plan, weights, nests, specialised, fused } = emitted;
 
@@ -114,6 +123,8 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
         stages.dump(&format!("{}.s", listing.name), || listing.assembly.clone());
     }
 
+    // The promise of memory is proved by itself, because who asked for too much is to be told so.
+    Certificate::prove(&plan).map_err(CompileError::Budget)?;
     // The same check that every reader runs.
     stages.time("check", || ir::plan::check(&plan))?;
     stages.dump("plan.ron", || plan.to_ron());
@@ -132,6 +143,7 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
 pub fn plan(program: &Verified<Program>, target: &Target, options: &PlanningOptions) -> Result<Planned, CompileError> {
     let mut stages = Stages { times: Vec::new(), dumps: Vec::new(), keep: false };
     let (program, _, Emitted { plan, weights, .. }) = stages.plan(program, target, options)?;
+    Certificate::prove(&plan).map_err(CompileError::Budget)?;
     ir::plan::check(&plan)?;
     Ok(Planned { program, plan, weights })
 }
@@ -164,6 +176,8 @@ impl Stages {
             machine: target.machine.clone(),
             context: options.context,
             sequences: options.sequences,
+            residency: options.residency,
+            budget: options.budget,
         };
         let emitted = self.time("plan", || emit::plan::emit(&program, &plan_options))?;
         self.dump("nests.txt", || {

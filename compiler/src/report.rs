@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use ir::entity::Id;
-use ir::plan::{Plan, Role, Step};
+use ir::plan::{Certificate, Plan, Role, Step};
 
 use crate::emit::cuda::CudaKernel;
 use crate::emit::nvrtc::Resources;
@@ -46,8 +46,18 @@ pub struct Report {
 /// The certificate in short: bytes by what they are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Packed weights, mapped.
+    /// Packed weights, wherever they are.
     pub weights: u64,
+    /// Those that stay on the device.
+    pub resident: u64,
+    /// Those that are copied for each call.
+    pub streamed: u64,
+    /// Those that are read from the host's memory.
+    pub host: u64,
+    /// What the driver is taken to need.
+    pub overhead: u64,
+    /// The slots that streamed weights are copied to.
+    pub slots: u64,
     /// Key-value caches.
     pub states: u64,
     /// Inputs and outputs.
@@ -56,12 +66,24 @@ pub struct Memory {
     pub scratch: u64,
     /// The slab: all but the weights.
     pub slab: u64,
+    /// Memory of the host that is kept for weights, beside a GPU.
+    pub pinned: u64,
 }
 
 impl Memory {
-    /// Weights and slab.
+    /// All that is taken of the device's memory.
     pub fn peak(self) -> u64 {
-        self.weights.saturating_add(self.slab)
+        self.overhead.saturating_add(self.resident).saturating_add(self.slab)
+    }
+}
+
+impl Memory {
+    /// What the device's memory is taken for, and bytes.
+    pub fn parts(self) -> impl Iterator<Item = (&'static str, u64)> {
+        let Self { overhead, resident, slots, states, io, scratch, .. } = self;
+        let always = [("weights", resident), ("caches", states), ("in, out", io), ("scratch", scratch)];
+        let sometimes = [("driver", overhead), ("slots", slots)];
+        sometimes.into_iter().filter(|(_, bytes)| *bytes != 0).chain(always)
     }
 }
 
@@ -75,16 +97,27 @@ impl Report {
         cuda: &[CudaKernel],
         times: Vec<(&'static str, Duration)>,
     ) -> Self {
-        let mut memory = Memory { weights: weights.bytes(), slab: plan.slab_bytes, ..Memory::default() };
+        let mut memory = Memory {
+            weights: weights.bytes(),
+            resident: plan.placement.resident_bytes,
+            streamed: plan.placement.streamed_bytes(),
+            host: plan.placement.host_bytes(),
+            overhead: plan.budget.overhead_bytes,
+            slab: plan.slab_bytes,
+            pinned: Certificate::of(plan).host_bytes(),
+            ..Memory::default()
+        };
         for buffer in &plan.buffers {
             let bytes = buffer.end().map_or(u64::MAX, |end| end - buffer.offset);
             match buffer.role {
                 Role::State => memory.states = memory.states.saturating_add(bytes),
                 Role::Input | Role::Output => memory.io = memory.io.saturating_add(bytes),
+                Role::Slots => memory.slots = memory.slots.saturating_add(bytes),
                 Role::Weight | Role::Scratch(_) => {}
             }
         }
-        memory.scratch = memory.slab.saturating_sub(memory.states).saturating_sub(memory.io);
+        let kept = memory.states.saturating_add(memory.io).saturating_add(memory.slots);
+        memory.scratch = memory.slab.saturating_sub(kept);
         let phases = plan.phases.iter().map(|phase| {
             let mut calls = BTreeMap::new();
             count(plan, &phase.steps, 1, &mut calls);
@@ -132,10 +165,13 @@ impl fmt::Display for Report {
         writeln!(f, "target   {}", self.target)?;
         writeln!(f, "machine  {}", self.machine)?;
         writeln!(f)?;
-        let Memory { weights, states, io, scratch, .. } = self.memory;
         writeln!(f, "memory   {} in all", human_bytes(self.memory.peak()))?;
-        for (what, bytes) in [("weights", weights), ("caches", states), ("in, out", io), ("scratch", scratch)] {
-            writeln!(f, "  {what:<8} {:>12}", human_bytes(bytes))?;
+        self.memory.parts().try_for_each(|(what, bytes)| writeln!(f, "  {what:<8} {:>12}", human_bytes(bytes)))?;
+        let Memory { streamed, host, .. } = self.memory;
+        for (bytes, what) in [(streamed, "copied to slots for each call"), (host, "read from the host's memory")] {
+            if bytes != 0 {
+                writeln!(f, "  and {} of weights are {what}", human_bytes(bytes))?;
+            }
         }
         for (name, tokens, calls) in &self.phases {
             let total: u64 = calls.values().sum();

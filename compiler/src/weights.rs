@@ -115,6 +115,8 @@ pub struct PlannedTensor {
     pub stride: u64,
     /// Its bytes, padded to [`ALIGNMENT`].
     pub bytes: u64,
+    /// Whether calls read single rows of it, and never all.
+    pub is_gathered: bool,
 }
 
 /// The tensors of the weights file, in its order: what all rounds share, then round by round, so that a layer is one run of bytes.
@@ -181,7 +183,15 @@ impl WeightPlan {
             offset: 0,
             stride: 0,
             bytes,
+            is_gathered: false,
         });
+    }
+
+    /// Notes which tensors of a graph are only gathered from.
+    pub(crate) fn mark_gathered(&mut self, graph: usize, is_gathered: &dyn Fn(ValueId) -> bool) {
+        for tensor in self.tensors.iter_mut().filter(|tensor| tensor.graph == graph) {
+            tensor.is_gathered = tensor.stored.layout.is_none() && is_gathered(tensor.value);
+        }
     }
 
     /// Gives every tensor its place.

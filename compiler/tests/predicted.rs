@@ -1,7 +1,9 @@
 //! Predicted times of plans beside what was measured: figures of README.md and `runtime/results`.
 
 use compiler::rewrite;
+use compiler::schedule::Residency;
 use compiler::target::Card;
+use ir::plan::Budget;
 use ir::plan::CallSizes;
 use models::spec::KvFormat;
 use models::{BuildOptions, HeadFormat, Naming};
@@ -24,7 +26,13 @@ fn a_card_s_plan_takes_as_long_as_was_measured() {
         naming: Naming::Own,
     };
     let model = models::build(&spec, &options).expect("the options fit the spec");
-    let planning = compiler::PlanningOptions { rewrite: rewrite::Options::all(), context: 4096, sequences: 8 };
+    let planning = compiler::PlanningOptions {
+        rewrite: rewrite::Options::all(),
+        context: 4096,
+        sequences: 8,
+        residency: Residency::default(),
+        budget: Budget::default(),
+    };
     // Milliseconds on an H100 80GB HBM3 and on an H200, 2026-11-23.
     let of_h100 = [
         ("decode behind 512 to 768 tokens", CallSizes::behind(672, 1), 0.756),

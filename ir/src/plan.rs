@@ -1,15 +1,17 @@
 //! The plan: all that the runtime needs to know to run a program, as one readable file.
 //!
-//! A plan is a program over buffers. There are two address spaces: the *weights*, a read-only file that is mapped, and the *slab*, which the
-//! runtime allocates once. Buffers have fixed places in them. [`Phase`]s are lists of [`Step`]s for a range of tokens in a call; all share
+//! A plan is a program over buffers. There are two address spaces: the *weights*, a read-only file, and the *slab*, which the runtime allocates
+//! once. A [`Placement`] says where the weights are while calls run. Buffers have fixed places in them. [`Phase`]s are lists of [`Step`]s for a range of tokens in a call; all share
 //! weights, states, inputs and outputs, and each lays its scratch buffers out anew in the same part of the slab.
 //!
 //! These are the only types of the project that are stored on disk, hence the version, and the one check that writer and reader both run.
 
+pub mod certificate;
 pub mod check;
 pub mod expr;
 pub mod grid;
 pub mod manifest;
+pub mod placement;
 pub mod predict;
 pub mod tuning;
 
@@ -18,15 +20,17 @@ use serde::{Deserialize, Serialize};
 use crate::dtype::DType;
 use crate::entity::id;
 
+pub use certificate::{Budget, BudgetError, Certificate};
 pub use check::{PlanError, PlanErrors, check};
 pub use expr::Expr;
 pub use grid::Grid;
 pub use manifest::{Manifest, Part};
+pub use placement::{Home, Placement, Segment, Slot, Source};
 pub use predict::{CallSizes, CallTime};
 pub use tuning::{KernelRate, Tuning, TuningError, TuningErrors};
 
 /// The version of the artifact format that this build writes and reads.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Every buffer starts at a multiple of this many bytes: a cache line, and the widest vector.
 pub const ALIGNMENT: u64 = 64;
@@ -68,6 +72,10 @@ pub struct Plan {
     pub slab_bytes: u64,
     /// Bytes of the weights' data.
     pub weights_bytes: u64,
+    /// Where the weights are while calls run.
+    pub placement: Placement,
+    /// What running it may take.
+    pub budget: Budget,
     /// Symbols that a call resolves, with their bounds.
     pub symbols: Vec<SymbolBound>,
     /// What the caller gives, in order: `ids`, `seq`, `pos`, `span`, `rows`.
@@ -92,6 +100,8 @@ pub struct Machine {
     pub threads: u32,
     /// Bytes that all threads together read from memory in a microsecond; at least 1.
     pub read_bytes_per_us: u64,
+    /// Bytes that are copied to the device in a microsecond: over the link to a GPU, or from the disk; at least 1.
+    pub link_bytes_per_us: u64,
     /// Nanoseconds to start a step on all threads and to end it.
     pub step_ns: u64,
 }
@@ -215,6 +225,8 @@ pub enum Role {
     Input,
     /// Read by the caller, in the slab.
     Output,
+    /// Holds the slots that streamed weights are copied to.
+    Slots,
     /// Used within one call of one phase, in the slab. The number is the phase.
     Scratch(usize),
 }
@@ -489,6 +501,13 @@ impl Plan {
         let read = u128::from(bytes) * 1000 / u128::from(self.machine.read_bytes_per_us.max(1));
         let read = u64::try_from(read).unwrap_or(u64::MAX);
         self.machine.step_ns.saturating_add(read.max(compute))
+    }
+
+    /// Nanoseconds that the copies of streamed weights are taken to need for a call.
+    pub fn copy_ns(&self) -> u64 {
+        let time =
+            u128::from(self.placement.streamed_bytes()) * 1000 / u128::from(self.machine.link_bytes_per_us.max(1));
+        u64::try_from(time).unwrap_or(u64::MAX)
     }
 
     /// The phase that calls of so many tokens take.

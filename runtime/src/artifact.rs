@@ -10,10 +10,11 @@ pub(crate) use check::CUDA as CUDA_TARGETS;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ir::plan::manifest::{self, Compilation, Manifest, Part};
-use ir::plan::{Plan, ReadError};
+use ir::plan::{Home, Placement, Plan, ReadError};
 use memmap2::{Mmap, MmapMut};
 
 use crate::device::any::DeviceKind;
@@ -145,7 +146,8 @@ impl Artifact {
         let data_start = weights.as_ref().and_then(|map| check::weights(map, plan.as_ref(), &mut problems));
         match (plan, weights, data_start) {
             (Some(plan), Some(map), Some(data_start)) if problems.is_empty() => {
-                let weights = WeightMap { map: Some(map), data_start, path: dir.join(manifest::WEIGHTS) };
+                let weights =
+                    WeightMap { map: Some(map), data_start, file_start: data_start, path: dir.join(manifest::WEIGHTS) };
                 Ok(Self { dir: dir.into(), plan, weights, code, cubins, tokenizer, bytes: total })
             }
             _ => Err(RuntimeError::Artifact { dir: dir.into(), problems }),
@@ -212,6 +214,23 @@ fn available_bytes() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }
 
+/// Memory of zeros, on huge pages where the system has them.
+fn anonymous(bytes: usize) -> std::io::Result<MmapMut> {
+    let map = MmapMut::map_anon(bytes.max(1))?;
+    // A hint that a system may not know.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    Ok(map)
+}
+
+/// For each segment that stays on the device, where it begins there, and its bytes among all weights.
+pub(crate) fn resident_segments(placement: &Placement) -> impl Iterator<Item = (u64, Range<usize>)> {
+    placement.segments.iter().filter_map(|segment| match segment.home {
+        Home::Device(at) => Some((at, segment.offset as usize..(segment.offset + segment.bytes) as usize)),
+        Home::Host | Home::Slot(_) => None,
+    })
+}
+
 /// Where the weights of a running model are read from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightPages {
@@ -226,14 +245,16 @@ pub enum WeightPages {
 #[derive(Debug)]
 pub struct WeightMap {
     map: Option<Mmap>,
+    /// Where the data starts in the map, and in the file.
     data_start: usize,
+    file_start: usize,
     path: PathBuf,
 }
 
 impl WeightMap {
     /// No weights.
     pub fn empty() -> Self {
-        Self { map: None, data_start: 0, path: PathBuf::new() }
+        Self { map: None, data_start: 0, file_start: 0, path: PathBuf::new() }
     }
 
     /// The bytes of all tensors: offsets in the plan count from its start, which is aligned to [`ir::plan::ALIGNMENT`].
@@ -256,13 +277,53 @@ impl WeightMap {
         if available_bytes().is_some_and(|available| available < bytes) {
             return Err(error(std::io::ErrorKind::OutOfMemory.into()));
         }
-        let mut copy = MmapMut::map_anon(data.len().max(1)).map_err(error)?;
-        // A hint that a system may not know.
-        #[cfg(target_os = "linux")]
-        let _ = copy.advise(memmap2::Advice::HugePage);
+        let mut copy = anonymous(data.len()).map_err(error)?;
         copy[..data.len()].copy_from_slice(data);
         let copy = copy.make_read_only().map_err(error)?;
-        Ok(Self { map: Some(copy), data_start: 0, path: self.path })
+        Ok(Self { map: Some(copy), data_start: 0, file_start: self.file_start, path: self.path })
+    }
+
+    /// The part of the weights that stays on the device, in memory of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Memory`] if the system has no room for it.
+    pub(crate) fn resident(&self, placement: &Placement) -> Result<Mmap, RuntimeError> {
+        let bytes = placement.resident_bytes;
+        let error = |source| RuntimeError::Memory { bytes, purpose: "the weights that stay in memory", source };
+        if available_bytes().is_some_and(|available| available < bytes) {
+            return Err(error(std::io::ErrorKind::OutOfMemory.into()));
+        }
+        let length = usize::try_from(bytes).map_err(|_| error(std::io::ErrorKind::OutOfMemory.into()))?;
+        let mut copy = anonymous(length).map_err(error)?;
+        for (at, segment) in resident_segments(placement) {
+            copy[at as usize..][..segment.len()].copy_from_slice(&self.data()[segment]);
+        }
+        copy.make_read_only().map_err(error)
+    }
+
+    /// The same map with none of its pages in memory: checking the file has read all of them.
+    ///
+    /// # Errors
+    ///
+    /// If the file is there no more.
+    pub(crate) fn mapped_anew(self) -> Result<Self, RuntimeError> {
+        let Self { path, file_start, .. } = self;
+        let file = File::open(&path).map_err(RuntimeError::io("open", &path))?;
+        let map = map(&file).map_err(RuntimeError::io("map", &path))?;
+        Ok(Self { map: Some(map), data_start: file_start, file_start, path })
+    }
+
+    /// The file that the weights are read from piece by piece, and where each piece of a placement is in it.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be opened.
+    pub(crate) fn pieces(&self, placement: &Placement) -> Result<(File, Vec<(u64, usize)>), RuntimeError> {
+        let file = File::open(&self.path).map_err(RuntimeError::io("open", &self.path))?;
+        let start = self.file_start as u64;
+        let places = placement.pieces().map(|(segment, _)| (start + segment.offset, segment.bytes as usize));
+        Ok((file, places.collect()))
     }
 
     /// The file.

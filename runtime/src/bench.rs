@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::device::Device;
 use crate::device::cpu::last_level_cache_bytes;
+use crate::device::cuda::MemoryUse;
 use crate::error::RuntimeError;
 use crate::sample::Random;
 use crate::session::{Choice, Ids, Session, Token};
@@ -90,6 +91,17 @@ pub struct BatchRate {
     pub predicted_seconds: f64,
 }
 
+/// The copying of streamed weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CopyRate {
+    /// Bytes that are copied for each call.
+    pub bytes: u64,
+    /// The same copies with nothing beside them, in units of 10^9 bytes a second.
+    pub link_gb_per_s: Spread,
+    /// What a call copies by its time, over the mean of what the link did right before and right after, in pairs.
+    pub share: Spread,
+}
+
 /// What was measured. Rates are a second.
 #[derive(Clone, Debug)]
 pub struct Measurement {
@@ -125,6 +137,10 @@ pub struct Measurement {
     pub predicted_decode_tokens_per_s: f64,
     /// Bytes of the last-level cache, or 0 if that is not known.
     pub cache_bytes: u64,
+    /// The copying of weights, if some are streamed.
+    pub copies: Option<CopyRate>,
+    /// What was taken of the device's memory after the first pass and after the last, if its driver says so.
+    pub memory: Option<[MemoryUse; 2]>,
     /// Several sequences in one call, if that was asked for.
     pub batch: Option<BatchRate>,
     /// The steps of prefill, then those of decoding, then those of a batch.
@@ -203,6 +219,9 @@ pub fn measure(
         prefill_macs += cost.macs;
         prefill_ns += cost.nanoseconds;
     }
+    let first_use = session.device().memory_use()?;
+    let streamed = session.plan().placement.streamed_bytes();
+    let (mut links, mut copy_shares) = (Vec::new(), Vec::new());
     let mut stretch_tokens = STRETCH;
     for _ in 0..REPEATS {
         let time = prefill(session, 0, &ids[..prompt], workload)?.as_secs_f64();
@@ -222,6 +241,7 @@ pub fn measure(
         }
         let mut timed = 0.0;
         let mut before = session.device().read_rate()? / 1e9;
+        let mut link_before = session.device().link_rate()?.map(|rate| rate / 1e9);
         let mut start_of_stretch = prompt + skipped;
         for stretch in ids[prompt + skipped..].chunks(stretch_tokens) {
             let start = Instant::now();
@@ -238,6 +258,13 @@ pub fn measure(
             weight_shares.push(share(token.weight_bytes));
             reads.push(before);
             before = after;
+            let link_after = session.device().link_rate()?.map(|rate| rate / 1e9);
+            if let (Some(before), Some(after)) = (link_before, link_after) {
+                let copied = (streamed * stretch.len() as u64) as f64 / 1e9 / time;
+                copy_shares.push(share_of(copied, (before + after) / 2.0));
+                links.push(before);
+            }
+            link_before = link_after;
             advance(stretch.len())?;
         }
         reads.push(before);
@@ -290,6 +317,12 @@ pub fn measure(
         predicted_prefill_tokens_per_s: prompt as f64 * per_second(prefill_ns),
         predicted_decode_tokens_per_s: per_second(token.nanoseconds),
         cache_bytes: last_level_cache_bytes(),
+        copies: (!links.is_empty()).then(|| CopyRate {
+            bytes: streamed,
+            link_gb_per_s: Spread::of(links),
+            share: Spread::of(copy_shares),
+        }),
+        memory: first_use.zip(session.device().memory_use()?).map(|(first, last)| [first, last]),
         batch,
         steps,
     })

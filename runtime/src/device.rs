@@ -6,6 +6,7 @@
 pub mod any;
 pub mod cpu;
 pub mod cuda;
+mod reader;
 
 use std::time::Duration;
 
@@ -13,11 +14,13 @@ use ir::plan::KernelId;
 
 use crate::error::RuntimeError;
 
-/// A byte of one of the two address spaces.
+/// A byte that kernels read or write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Of the weights, counted from the start of their data.
-    Weights(u64),
+    /// Of the weights that stay on the device.
+    Resident(u64),
+    /// Of the weights that stay in the host's memory, counted from the start of all weights.
+    Host(u64),
     /// Of the slab.
     Slab(u64),
 }
@@ -44,6 +47,16 @@ pub enum Work {
         to: u64,
         /// How many; at least 1.
         bytes: u64,
+    },
+    /// Go on when a piece of the streamed weights is in its slot.
+    Await {
+        /// Which.
+        piece: usize,
+    },
+    /// A piece is needed no more in this call: its slot is free for the next.
+    Release {
+        /// Which.
+        piece: usize,
     },
 }
 

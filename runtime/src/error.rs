@@ -70,6 +70,21 @@ pub enum RuntimeError {
         /// What the driver can still give.
         free: u64,
     },
+    /// Streamed weights could not be read while the model ran.
+    #[error(
+        "the weights in {} could not be read at byte {offset}: {source}; the file was changed or its disk fails, and the model cannot go on", path.display()
+    )]
+    Stream {
+        /// The file.
+        path: PathBuf,
+        /// The first byte that was wanted.
+        offset: u64,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Weights are streamed no more, after an error that was reported.
+    #[error("the weights are streamed no more after the error before this; open the model again")]
+    StreamEnded,
     /// The artifact was compiled for another kind of device than the caller wants.
     #[error(
         "the artifact was compiled for `{target}`, which does not run on {wanted}; compile it again with another --target"

@@ -4,9 +4,10 @@
 //! it is kept: a token of decoding evaluates nothing. What a call costs depends on the symbol `keys`, too; that is evaluated when it is
 //! asked for.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use ir::plan::{Arg, Code, Expr, Phase, Plan, ROUND, Role, Step};
+use ir::plan::{Arg, Code, Expr, Home, Phase, Plan, ROUND, Role, Step, placement};
 
 use crate::device::{Device, Place, Work};
 use crate::error::RuntimeError;
@@ -91,6 +92,19 @@ pub(crate) struct Origin {
     pub(crate) step: usize,
     /// The round of its repeat.
     pub(crate) round: Option<u64>,
+    /// What it is.
+    pub(crate) part: Part,
+}
+
+/// What a work is to the step that it came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The step itself.
+    Step,
+    /// The waiting for weights that it reads, of so many bytes.
+    Wait(u64),
+    /// That it needs weights no more.
+    Release,
 }
 
 /// The steps of a phase with those of repeats in their places, once each.
@@ -166,8 +180,12 @@ impl<D: Device> Executor<D> {
         self.prepare(sizes)?;
         let prepared = self.prepared.last().expect("a call was just prepared");
         let steps = flat_steps(&self.plan.phases[prepared.phase]);
-        let costs = prepared.origins.iter().map(|origin| cost_of(&self.plan, steps[origin.step], sizes, origin.round));
-        Ok(costs.fold(Cost::default(), Cost::plus))
+        let of_steps = prepared.origins.iter().filter(|origin| origin.part == Part::Step);
+        let costs = of_steps.map(|origin| cost_of(&self.plan, steps[origin.step], sizes, origin.round));
+        let mut cost = costs.fold(Cost::default(), Cost::plus);
+        // Weights are copied while others are read, and whichever takes longer is what a call takes.
+        cost.nanoseconds = cost.nanoseconds.max(self.plan.copy_ns());
+        Ok(cost)
     }
 
     /// Makes the last of `prepared` the one of these sizes.
@@ -183,25 +201,29 @@ impl<D: Device> Executor<D> {
             let max = self.plan.phases.last().map_or(0, |phase| phase.max_tokens);
             return Err(RuntimeError::TooManyTokens { tokens: sizes.n as usize, max });
         };
-        let mut resolver = Resolver { plan: &self.plan, sizes, works: Vec::new(), origins: Vec::new() };
+        let slots = placement::slots_buffer(&self.plan).map_or(0, |buffer| buffer.offset);
+        let pieces = self.plan.placement.piece_numbers();
+        let (plan, works, origins, uses) = (&self.plan, Vec::new(), Vec::new(), Vec::new());
+        let mut resolver = Resolver { plan, sizes, slots, pieces, works, origins, uses };
         let mut position = 0;
         for step in &self.plan.phases[phase].steps {
             match step {
                 Step::Repeat { count, steps } => {
                     for round in 0..u64::from(*count) {
                         for (inner, step) in steps.iter().enumerate() {
-                            resolver.resolve(step, Origin { step: position + inner, round: Some(round) });
+                            resolver
+                                .resolve(step, Origin { step: position + inner, round: Some(round), part: Part::Step });
                         }
                     }
                     position += steps.len();
                 }
                 step => {
-                    resolver.resolve(step, Origin { step: position, round: None });
+                    resolver.resolve(step, Origin { step: position, round: None, part: Part::Step });
                     position += 1;
                 }
             }
         }
-        let Resolver { works, origins, .. } = resolver;
+        let (works, origins) = resolver.finish();
         let program = self.device.load(&works)?;
         if KEPT <= self.prepared.len() {
             self.prepared.remove(0);
@@ -215,8 +237,14 @@ impl<D: Device> Executor<D> {
 struct Resolver<'a> {
     plan: &'a Plan,
     sizes: Sizes,
+    /// Where the slots' buffer starts.
+    slots: u64,
+    /// For each segment of the weights, which of the pieces it is.
+    pieces: Vec<Option<usize>>,
     works: Vec<Work>,
     origins: Vec<Origin>,
+    /// Works that read pieces, and which.
+    uses: Vec<(usize, usize)>,
 }
 
 impl Resolver<'_> {
@@ -225,10 +253,24 @@ impl Resolver<'_> {
             let value = expr.evaluate(&|symbol| self.sizes.of(symbol, origin.round));
             value.expect("the plan was checked to resolve at the largest values of its symbols")
         };
-        let place = |arg: &Arg| {
+        let mut uses = Vec::new();
+        let mut place = |arg: &Arg| {
             let buffer = self.plan.buffer(arg.buffer);
             let offset = buffer.offset + value(&arg.offset);
-            if buffer.role == Role::Weight { Place::Weights(offset) } else { Place::Slab(offset) }
+            if buffer.role != Role::Weight {
+                return Place::Slab(offset);
+            }
+            // A tensor of no bytes is nowhere.
+            let Some((position, segment)) = self.plan.placement.find(offset) else { return Place::Resident(0) };
+            let within = offset - segment.offset;
+            match segment.home {
+                Home::Device(at) => Place::Resident(at + within),
+                Home::Host => Place::Host(offset),
+                Home::Slot(slot) => {
+                    uses.extend(self.pieces[position]);
+                    Place::Slab(self.slots + self.plan.placement.slots[slot as usize].offset + within)
+                }
+            }
         };
         let work = match step {
             Step::Call(call) => {
@@ -241,7 +283,7 @@ impl Resolver<'_> {
                 if grid.contains(&0) || (is_table && call.dims.iter().any(is_empty)) {
                     return;
                 }
-                let args = call.args.iter().map(place).collect();
+                let args = call.args.iter().map(&mut place).collect();
                 let dims = call.dims.iter().map(|dim| value(dim) as i64).collect();
                 Work::Launch { kernel: call.kernel, grid, args, dims }
             }
@@ -257,7 +299,40 @@ impl Resolver<'_> {
             }
             Step::Repeat { .. } => unreachable!("the plan was checked to have no repeats in repeats"),
         };
+        self.uses.extend(uses.into_iter().map(|piece| (self.works.len(), piece)));
         self.works.push(work);
         self.origins.push(origin);
+    }
+
+    /// The works with the waiting for each piece before its first use, and its release after its last.
+    fn finish(self) -> (Vec<Work>, Vec<Origin>) {
+        if self.uses.is_empty() {
+            return (self.works, self.origins);
+        }
+        let mut spans: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
+        for (work, piece) in self.uses {
+            spans.entry(piece).and_modify(|(_, last)| *last = work).or_insert((work, work));
+        }
+        let mut begins = vec![Vec::new(); self.works.len()];
+        let mut ends = begins.clone();
+        for (&piece, &(first, last)) in &spans {
+            begins[first].push(piece);
+            ends[last].push(piece);
+        }
+        let bytes: Vec<u64> = self.plan.placement.pieces().map(|(segment, _)| segment.bytes).collect();
+        let (mut works, mut origins) = (Vec::new(), Vec::new());
+        for (position, (work, origin)) in self.works.into_iter().zip(self.origins).enumerate() {
+            for &piece in &begins[position] {
+                works.push(Work::Await { piece });
+                origins.push(Origin { part: Part::Wait(bytes[piece]), ..origin });
+            }
+            works.push(work);
+            origins.push(origin);
+            for &piece in &ends[position] {
+                works.push(Work::Release { piece });
+                origins.push(Origin { part: Part::Release, ..origin });
+            }
+        }
+        (works, origins)
     }
 }

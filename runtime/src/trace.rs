@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ir::plan::{Plan, Step};
 
-use crate::executor::{Cost, Origin, Sizes, cost_of, flat_steps};
+use crate::executor::{Cost, Origin, Part, Sizes, cost_of, flat_steps};
 
 /// Times of the steps of all calls that it was given to.
 #[derive(Clone, Debug, Default)]
@@ -135,18 +135,36 @@ impl Trace {
         }
         for (origin, time) in origins.iter().zip(times) {
             let step = steps[origin.step];
-            let cost = cost_of(plan, step, sizes, origin.round);
-            let row = self.rows.entry((phase, origin.step)).or_insert_with(|| new_row(plan, phase, step));
+            let (position, cost) = match origin.part {
+                Part::Step => (origin.step, cost_of(plan, step, sizes, origin.round)),
+                Part::Wait(bytes) => (WAITS, Cost { bytes, weight_bytes: bytes, ..Cost::default() }),
+                // It takes no time, and is nothing to look at.
+                Part::Release => {
+                    start += *time;
+                    continue;
+                }
+            };
+            let row = self.rows.entry((phase, position));
+            let row =
+                row.or_insert_with(|| if position == WAITS { waits(plan, phase) } else { new_row(plan, phase, step) });
             row.launches += 1;
             row.cost = row.cost.plus(cost);
             row.time += *time;
             if let Some(timeline) = &mut self.timeline {
-                let row = (phase, origin.step);
+                let row = (phase, position);
                 timeline.steps.push(StepSpan { row, round: origin.round, cost, start, time: *time });
                 start += *time;
             }
         }
     }
+}
+
+/// The position of the row for all waiting for weights, after those of all steps.
+const WAITS: usize = usize::MAX;
+
+fn waits(plan: &Plan, phase: usize) -> Row {
+    let (phase, from) = (plan.phases[phase].name.clone(), "streamed weights".to_owned());
+    Row { phase, from, kernel: "wait".to_owned(), launches: 0, cost: Cost::default(), time: Duration::ZERO }
 }
 
 fn new_row(plan: &Plan, phase: usize, step: &Step) -> Row {

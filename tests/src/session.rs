@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use compiler::emit::nvrtc::Search;
+use compiler::schedule::Residency;
 use compiler::weights::{Checkpoint, RandomWeights, WeightSource};
 use compiler::{Compiled, Options, Target, artifact, rewrite};
 use ir::packing::TernaryLayout;
 use ir::param::ParamBinding;
+use ir::plan::Budget;
 use ir::reference::Tensor;
 use ir::{DType, Program, Verified};
 use kernels::Requires;
@@ -35,6 +37,8 @@ pub struct Build {
     pub optimise: bool,
     /// How ternary weights are packed, if that is not the optimiser's choice.
     pub packing: Option<TernaryLayout>,
+    /// Where the layers' weights are.
+    pub residency: Residency,
 }
 
 impl Build {
@@ -42,7 +46,16 @@ impl Build {
     pub fn new(context: usize) -> Self {
         let context = context as u32;
         let target = Target::native();
-        Self { context, sequences: 1, chunk: context, kv: KvFormat::F32, target, optimise: true, packing: None }
+        Self {
+            context,
+            sequences: 1,
+            chunk: context,
+            kv: KvFormat::F32,
+            target,
+            optimise: true,
+            packing: None,
+            residency: Residency::default(),
+        }
     }
 
     /// The same for another CPU.
@@ -191,6 +204,8 @@ pub fn compile(program: Verified<Program>, build: &Build) -> anyhow::Result<Comp
         sequences: build.sequences.into(),
         dumps: false,
         nvrtc: nvrtc(),
+        residency: build.residency,
+        budget: Budget::default(),
         allow_spills: false,
     };
     Ok(compiler::compile(program, &build.target, &options)?)

@@ -6,6 +6,7 @@
 
 mod buffers;
 mod fused;
+pub mod placement;
 mod repeat;
 mod rope_append;
 
@@ -16,8 +17,8 @@ use ir::entity::Id;
 use ir::graph::Def;
 use ir::packing::{RowFormat, TernaryLayout};
 use ir::plan::{
-    Access, Arg, Buffer, BufferId, Call, Code, Expr, Grid, Kernel, KernelId, Phase, Plan, Role, Step, SymbolBound,
-    VERSION, manifest,
+    Access, Arg, Budget, Buffer, BufferId, Call, Code, Expr, Grid, Kernel, KernelId, Phase, Placement, Plan, Role,
+    Step, SymbolBound, VERSION, manifest,
 };
 use ir::{Dim, Graph, Op, Program, TensorType, ValueId, Verified};
 use kernels::{CudaKernelDesc, Family, Signature, Specialised};
@@ -30,7 +31,7 @@ use crate::lower::cuda;
 use crate::lower::nest::{self, Lowered, NestLowerError};
 use crate::nest::Extent;
 use crate::schedule::memory::{self, Request};
-use crate::schedule::{Group, Kind, Schedule, ScheduleError};
+use crate::schedule::{Group, Kind, Residency, Schedule, ScheduleError};
 use crate::target::{Hardware, Machine};
 use crate::weights::WeightPlan;
 
@@ -45,6 +46,10 @@ pub struct PlanOptions {
     pub context: u64,
     /// Sequences.
     pub sequences: u64,
+    /// Where the layers' weights are.
+    pub residency: Residency,
+    /// What running the plan may take.
+    pub budget: Budget,
 }
 
 /// Why there is no plan.
@@ -71,6 +76,20 @@ pub enum PlanEmitError {
         value: String,
         /// Its type.
         ty: String,
+    },
+    /// More layers are to be streamed than there are.
+    #[error("{streamed} layers are to be streamed, the model repeats {layers}; stream at most as many")]
+    Residency {
+        /// Layers of the body that is repeated.
+        layers: u32,
+        /// Those to be streamed.
+        streamed: u32,
+    },
+    /// With one slot nothing could be copied while a layer is computed.
+    #[error("streamed layers need at least 2 slots, to copy one piece while another is read; {slots} was asked for")]
+    Slots {
+        /// Those asked for.
+        slots: u32,
     },
     /// The entry has another signature than the runtime calls.
     #[error(
@@ -134,6 +153,7 @@ pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitte
     let mut emitter = Emitter::new(program, options, &schedules);
     emitter.lower_nests()?;
     emitter.collect_weights()?;
+    emitter.place_weights()?;
     emitter.fixed_buffers()?;
     let phases = schedules.phases.iter().enumerate().map(|(index, phase)| emitter.phase(index, phase));
     let phases = phases.collect::<Result<Vec<_>, _>>()?;
@@ -217,6 +237,8 @@ impl<'a> Emitter<'a> {
             vocab: 0,
             slab_bytes: 0,
             weights_bytes: 0,
+            placement: Placement::resident(0),
+            budget: options.budget,
             symbols,
             inputs: Vec::new(),
             outputs: Vec::new(),

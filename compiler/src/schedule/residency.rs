@@ -1,8 +1,9 @@
 //! Where the weights of layers are while calls run: on the device, or copied there piece by piece for each call.
 //!
 //! What all rounds share is on the device always, but for an embedding table that may stay in host memory. A streamed layer is cut into pieces of
-//! nearly equal bytes; a piece is copied into one of a few slots, each as large as the largest piece. Pieces are copied in the order of their use,
-//! round and round over the tokens, each as soon as its slot is free. Streamed layers stand evenly among those that stay.
+//! nearly equal bytes; a piece is copied into one of a few slots, each as large as the largest piece that comes there. Pieces are copied in the order of their use,
+//! round and round over the tokens, each as soon as its slot is free. Streamed layers stand evenly among those that stay. What a plan makes of it is an
+//! [`ir::plan::Placement`].
 
 /// Where the layers' weights are while calls run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,9 +21,10 @@ pub struct Residency {
 }
 
 /// A memory that weights are streamed from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Tier {
     /// Pinned host memory.
+    #[default]
     Host,
     /// A disk, through a pinned ring in host memory.
     Disk,
@@ -32,6 +34,14 @@ impl Default for Residency {
     /// Nothing is streamed.
     fn default() -> Self {
         Self { streamed: 0, split: 1, slots: 0, host_embedding: false, source: Tier::Host }
+    }
+}
+
+impl Residency {
+    /// Whether a layer is streamed, of so many in all.
+    pub fn streams(&self, layer: u32, layers: u32) -> bool {
+        let (layer, layers, streamed) = (u64::from(layer), u64::from(layers.max(1)), u64::from(self.streamed));
+        layer * streamed / layers != (layer + 1) * streamed / layers
     }
 }
 
@@ -66,6 +76,19 @@ pub fn cut(tensors: &[u64], split: u32) -> Vec<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_many_layers_as_wanted_are_streamed_and_evenly() {
+        for layers in [1, 2, 7, 80] {
+            for streamed in 0..=layers {
+                let residency = Residency { streamed, ..Residency::default() };
+                let which: Vec<u32> = (0..layers).filter(|&layer| residency.streams(layer, layers)).collect();
+                assert_eq!(which.len(), streamed as usize);
+                let gaps = which.windows(2).map(|pair| pair[1] - pair[0]);
+                assert!(gaps.clone().max().unwrap_or(0) <= gaps.min().unwrap_or(0) + 1, "{which:?}");
+            }
+        }
+    }
 
     #[test]
     fn pieces_are_as_even_as_tensors_allow() {

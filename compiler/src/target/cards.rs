@@ -103,7 +103,7 @@ struct Table<'a> {
     links: Vec<LinkRow>,
     disk_gb_per_s: f64,
     copy_us: f64,
-    driver_mib: u64,
+    driver_mb: u64,
     rows: Vec<RowsRow>,
     #[serde(borrow)]
     cards: Vec<CardRow<'a>>,
@@ -171,7 +171,7 @@ impl CardRow<'static> {
             capability,
             memory_bytes: self.memory_mib << 20,
             is_desktop: self.desktop,
-            driver_bytes: table.driver_mib << 20,
+            driver_bytes: table.driver_mb * 1_000_000,
             link: Link {
                 host_gb_per_s: link.expect("the table has every generation").gb_per_s,
                 disk_gb_per_s: table.disk_gb_per_s,
@@ -179,6 +179,7 @@ impl CardRow<'static> {
             },
             machine: Machine {
                 read_gb_per_s: self.read_gb_per_s * table.read_share,
+                link_gb_per_s: link.expect("the table has every generation").gb_per_s,
                 f32_gflop_per_s: f32 * rows.elementwise,
                 step_us: rows.step_us,
                 source: Source::Card(self.name),

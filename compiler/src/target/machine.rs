@@ -17,6 +17,8 @@ use super::{Hardware, Target};
 pub struct Machine {
     /// Gigabytes a second that all threads together read from memory.
     pub read_gb_per_s: f64,
+    /// Gigabytes a second that are copied to the device: over the link to a GPU, from the disk to a CPU's memory.
+    pub link_gb_per_s: f64,
     /// How fast products and attention are, for each kind that rows of the kernel table exist for.
     pub products: Vec<ProductRate>,
     /// 10^9 plain elementwise operations on f32 a second and thread.
@@ -105,6 +107,7 @@ impl Machine {
         };
         Self {
             read_gb_per_s: 30.0,
+            link_gb_per_s: 2.0,
             products: products(rates),
             f32_gflop_per_s,
             step_us: 1.0,
@@ -128,6 +131,7 @@ impl Machine {
         let is_there = |product: &ProductRate| product.layout != Some(TernaryLayout::Tile16Base3);
         Self {
             read_gb_per_s: 3_000.0,
+            link_gb_per_s: 50.0,
             products: products(rates).into_iter().filter(is_there).collect(),
             f32_gflop_per_s: 10_000.0,
             step_us: 2.0,
@@ -248,6 +252,7 @@ impl Machine {
         ir::plan::Machine {
             threads: self.threads,
             read_bytes_per_us: whole(self.read_gb_per_s * 1e3).max(1),
+            link_bytes_per_us: whole(self.link_gb_per_s * 1e3).max(1),
             step_ns: whole(self.step_us * 1e3),
         }
     }

@@ -2,12 +2,15 @@
 //!
 //! Independent of how the compiler lays buffers out: lifetimes are computed again from the steps. The rules: ids exist; sizes and offsets are
 //! below 2^64 and lie inside the slab or the weights for all rounds; expressions use known symbols; scratch buffers that live at the same time
-//! do not overlap, nor does anything else in the slab; a scratch buffer is written before it is read.
+//! do not overlap, nor does anything else in the slab; a scratch buffer is written before it is read; streamed weights are in their slots when
+//! they are read, see [`placement`].
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
+use super::placement::{self, PlacementError};
 use super::{ALIGNMENT, Access, Arg, BufferId, Call, Code, Expr, Grid, Phase, Plan, ROUND, Role, Step, manifest};
+use super::{BudgetError, Certificate};
 use crate::entity::Id;
 
 /// One broken rule.
@@ -83,6 +86,20 @@ pub enum PlanError {
         /// The byte.
         offset: u64,
     },
+    /// The weights cannot be where they are said to be.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    /// It takes more memory than it may.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
+    /// A step uses the slots of streamed weights by itself.
+    #[error("{place}: {buffer} is for streamed weights")]
+    SlotsUsed {
+        /// Where.
+        place: String,
+        /// The buffer.
+        buffer: BufferId,
+    },
     /// A scratch buffer of another phase is used.
     #[error("{place}: {buffer} belongs to another phase")]
     OtherPhase {
@@ -110,6 +127,9 @@ pub enum PlanError {
     /// The machine that is assumed reads nothing.
     #[error("the plan assumes a machine that reads 0 bytes a microsecond")]
     NoReadRate,
+    /// The machine that is assumed copies nothing.
+    #[error("the plan assumes a machine that copies 0 bytes a microsecond")]
+    NoLinkRate,
     /// A call that computes, and never ends at the rate assumed.
     #[error("{place}: it has work to do, and a rate of {rate} is assumed")]
     NoRate {
@@ -186,6 +206,9 @@ pub fn check(plan: &Plan) -> Result<(), PlanErrors> {
     if plan.machine.read_bytes_per_us == 0 {
         errors.push(PlanError::NoReadRate);
     }
+    if plan.machine.link_bytes_per_us == 0 {
+        errors.push(PlanError::NoLinkRate);
+    }
     for kernel in &plan.kernels {
         let Code::Cuda { file, threads, shared_bytes, .. } = &kernel.code else { continue };
         let is_block = (1..=1024).contains(threads) && *shared_bytes <= MAX_SHARED_BYTES;
@@ -216,6 +239,11 @@ pub fn check(plan: &Plan) -> Result<(), PlanErrors> {
     }
     if errors.is_empty() {
         overlaps(plan, &lives, &mut errors);
+        let mut of_placement = Vec::new();
+        placement::check(plan, &mut of_placement);
+        errors.extend(of_placement.into_iter().map(PlanError::from));
+        let over = Certificate::prove(plan).err().unwrap_or_default();
+        errors.extend(over.into_iter().map(PlanError::from));
     }
     if errors.is_empty() { Ok(()) } else { Err(PlanErrors(errors)) }
 }
@@ -367,6 +395,7 @@ impl Walk<'_> {
             Role::Weight if arg.access != Access::Read => {
                 self.errors.push(PlanError::WeightWritten { place: place.to_owned(), buffer: arg.buffer });
             }
+            Role::Slots => self.errors.push(PlanError::SlotsUsed { place: place.to_owned(), buffer: arg.buffer }),
             Role::Scratch(phase) if phase != self.index => {
                 self.errors.push(PlanError::OtherPhase { place: place.to_owned(), buffer: arg.buffer });
             }

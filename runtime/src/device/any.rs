@@ -6,7 +6,7 @@ use std::time::Duration;
 use ir::plan::Plan;
 
 use super::cpu::{CpuDevice, CpuProgram};
-use super::cuda::{CudaDevice, CudaProgram};
+use super::cuda::{CudaDevice, CudaProgram, MemoryUse};
 use super::{Device, Ticket, Work};
 use crate::artifact::CUDA_TARGETS;
 use crate::error::RuntimeError;
@@ -69,6 +69,30 @@ impl AnyDevice {
         match self {
             AnyDevice::Cpu(device) => device.read_rate(),
             AnyDevice::Cuda(device) => device.copy_rate(),
+        }
+    }
+
+    /// Bytes a second that streamed weights are copied to a GPU with, with nothing beside; none if none are, or on a CPU.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn link_rate(&mut self) -> Result<Option<f64>, RuntimeError> {
+        match self {
+            AnyDevice::Cpu(_) => Ok(None),
+            AnyDevice::Cuda(device) => device.link_rate(),
+        }
+    }
+
+    /// What is taken of a GPU's memory.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn memory_use(&mut self) -> Result<Option<MemoryUse>, RuntimeError> {
+        match self {
+            AnyDevice::Cpu(_) => Ok(None),
+            AnyDevice::Cuda(device) => device.memory_use().map(Some),
         }
     }
 

@@ -11,15 +11,17 @@ mod tune;
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ir::entity::Id;
-use ir::plan::{self, Plan, Tuning};
+use ir::plan::{self, Home, Placement, Plan, Segment, Tuning, placement};
 use kernels::{CpuKernel, KernelDesc};
+use memmap2::Mmap;
 
 use self::code::{Code, GeneratedKernel};
 use self::pool::{Pool, Stages};
+use super::reader::{self, Pieces, Reader};
 use super::{Device, Place, READINGS, Ticket, Work};
 use crate::artifact::WeightMap;
 use crate::error::{ArtifactProblem, RuntimeError};
@@ -40,9 +42,11 @@ const COPY_UNIT: u64 = 16 << 10;
 pub struct CpuDevice {
     memory: Arc<Memory>,
     kernels: Vec<Function>,
-    /// Where the tensors of the weights start, and their bytes.
+    /// Where the tensors of the resident weights start, and their bytes.
     tensors: BTreeMap<u64, u64>,
     pool: Pool,
+    /// What brings the weights that are not resident, if there are such.
+    streaming: Option<Streaming>,
     /// What the read rate was measured on, if it was.
     read_buffer: Option<Arc<ceiling::Buffer>>,
     /// What was read last, by the numbers of the readings.
@@ -53,7 +57,10 @@ pub struct CpuDevice {
 
 /// What programs point to.
 struct Memory {
+    /// All weights, of which only rows are read if some have memory of their own.
     weights: WeightMap,
+    /// Those that stay in memory, if not all do.
+    resident: Option<Mmap>,
     slab: Slab,
     /// Kept for the functions in it.
     _code: Code,
@@ -66,6 +73,43 @@ enum Function {
     Generated(GeneratedKernel),
     /// Copies from the first argument to the second; the dims are the bytes of all units and of one.
     Copy,
+    /// Waits for a piece of the streamed weights.
+    Await(usize),
+    /// Gives its slot back.
+    Release(usize),
+}
+
+/// Weights that are read into slots of the slab while others are computed with.
+struct Streaming {
+    handle: reader::Handle,
+    /// For each piece, its slot.
+    slots: Arc<[u32]>,
+    /// How many calls there were.
+    calls: u64,
+    _reader: Reader,
+}
+
+/// The slots as the reader sees them.
+struct Slots {
+    memory: Arc<Memory>,
+    /// For each slot, where it starts in the slab.
+    starts: Vec<u64>,
+    /// For each piece, its slot.
+    of_piece: Arc<[u32]>,
+}
+
+// SAFETY: a slot is given back by the release of its piece, which comes after all launches that read it, and read again only after the wait for
+// the next piece in it.
+unsafe impl reader::Target for Slots {
+    fn buffer_of(&self, number: u64) -> usize {
+        self.of_piece[(number % self.of_piece.len() as u64) as usize] as usize
+    }
+
+    fn buffer(&mut self, buffer: usize, bytes: usize) -> Result<&mut [u8], RuntimeError> {
+        let start = self.memory.region(Place::Slab(self.starts[buffer]), bytes as u64);
+        // SAFETY: the bytes are inside the slab, and nobody else uses them while the slot is the reader's.
+        Ok(unsafe { std::slice::from_raw_parts_mut(start, bytes) })
+    }
 }
 
 /// A list of launches with all pointers resolved.
@@ -123,6 +167,18 @@ struct Run {
     start: Instant,
     /// For each launch, when it was done, in nanoseconds after the start; empty if nobody wants to know.
     ends: Vec<AtomicU64>,
+    pieces: Option<PiecesOfRun>,
+}
+
+/// The streamed weights of one run.
+struct PiecesOfRun {
+    handle: reader::Handle,
+    /// For each piece, its slot.
+    slots: Arc<[u32]>,
+    /// The number of the reading that brings the first piece.
+    first: u64,
+    /// Whether a piece did not come: what is left is not done then.
+    has_failed: AtomicBool,
 }
 
 /// How fast this machine is, see [`crate::tune::measure`].
@@ -168,16 +224,24 @@ impl CpuDevice {
             return Err(RuntimeError::Artifact { dir: weights.path().into(), problems });
         }
         let slab = Slab::new(plan.slab_bytes)?;
-        let weights_of_plan = plan.buffers.iter().filter(|buffer| buffer.role == plan::Role::Weight);
-        let tensors = weights_of_plan.flat_map(|buffer| {
-            (0..u64::from(buffer.rounds)).map(|round| (buffer.offset + round * buffer.stride, buffer.bytes))
-        });
-        let tensors = tensors.collect();
+        let (placement, mut resident) = (&plan.placement, None);
+        let weights = if placement.segments.iter().all(|segment| matches!(segment.home, Home::Device(_))) {
+            weights
+        } else {
+            resident = Some(weights.resident(placement)?);
+            weights.mapped_anew()?
+        };
+        let memory = Arc::new(Memory { weights, resident, slab, _code: code });
+        let streaming = match placement::slots_buffer(plan) {
+            None => None,
+            Some(buffer) => Some(Streaming::new(&memory, placement, buffer.offset)?),
+        };
         Ok(Self {
-            memory: Arc::new(Memory { weights, slab, _code: code }),
+            memory,
             kernels,
-            tensors,
+            tensors: resident_tensors(plan),
             pool: Pool::new(threads)?,
+            streaming,
             read_buffer: None,
             readings: Default::default(),
             n_readings: 0,
@@ -213,7 +277,7 @@ impl CpuDevice {
 
     /// What a kernel of the table reads of the weights, if its units are rows of them: the largest of its weights.
     fn stream(&self, desc: &KernelDesc, units: u64, args: &[Place], dims: &[i64]) -> Option<Stream> {
-        let weights = desc.signature.args.iter().zip(args).filter(|(_, place)| matches!(place, Place::Weights(_)));
+        let weights = desc.signature.args.iter().zip(args).filter(|(_, place)| matches!(place, Place::Resident(_)));
         let sized = weights.filter_map(|(arg, &place)| {
             // Weights do not depend on how many sequences there are.
             Some((kernels::extent::arg_bytes(desc, arg.name, &|name| dim(desc, name, dims), 1)?, place))
@@ -226,27 +290,67 @@ impl CpuDevice {
     /// by itself what comes next.
     fn gains(&self, args: &[Place]) -> Vec<Gains> {
         let tensors = args.iter().filter_map(|&place| match place {
-            Place::Weights(offset) => Some((place, *self.tensors.get(&offset)?)),
-            Place::Slab(_) => None,
+            Place::Resident(offset) => Some((place, *self.tensors.get(&offset)?)),
+            Place::Host(_) | Place::Slab(_) => None,
         });
         let few = tensors.filter(|(_, bytes)| *bytes <= GAINS);
         few.map(|(place, bytes)| Gains { start: self.region(place, bytes), bytes }).collect()
     }
 
+    fn region(&self, place: Place, bytes: u64) -> *mut u8 {
+        self.memory.region(place, bytes)
+    }
+}
+
+impl Memory {
     /// The start of `bytes` bytes at a place.
     fn region(&self, place: Place, bytes: u64) -> *mut u8 {
+        let of_bytes = |data: &[u8], offset| (data.as_ptr().cast_mut(), offset, data.len() as u64);
         let (base, offset, space) = match place {
-            Place::Weights(offset) => {
-                let data = self.memory.weights.data();
-                (data.as_ptr().cast_mut(), offset, data.len() as u64)
-            }
-            Place::Slab(offset) => (self.memory.slab.base(), offset, self.memory.slab.bytes()),
+            Place::Resident(offset) => of_bytes(self.resident.as_deref().unwrap_or(self.weights.data()), offset),
+            Place::Host(offset) => of_bytes(self.weights.data(), offset),
+            Place::Slab(offset) => (self.slab.base(), offset, self.slab.bytes()),
         };
         let end = offset.checked_add(bytes);
         assert!(end.is_some_and(|end| end <= space), "{bytes} bytes at {place:?} leave its {space} bytes");
         // SAFETY: the offset is inside the allocation, or one past its end.
         unsafe { base.add(offset as usize) }
     }
+}
+
+impl Streaming {
+    /// A reader into the slots, which begin at a place of the slab.
+    fn new(memory: &Arc<Memory>, placement: &Placement, slots_start: u64) -> Result<Self, RuntimeError> {
+        let (file, places) = memory.weights.pieces(placement)?;
+        let pieces = Pieces { file: Box::new(file), path: memory.weights.path().into(), places };
+        let of_piece: Arc<[u32]> = placement.pieces().map(|(_, slot)| slot).collect();
+        let starts: Vec<u64> = placement.slots.iter().map(|slot| slots_start + slot.offset).collect();
+        let n_slots = starts.len();
+        let slots = Slots { memory: Arc::clone(memory), starts, of_piece: Arc::clone(&of_piece) };
+        let reader = Reader::new(pieces, n_slots, slots)?;
+        Ok(Self { handle: reader.handle(), slots: of_piece, calls: 0, _reader: reader })
+    }
+
+    /// The pieces of the next call, which reads all of them.
+    fn next(&mut self) -> PiecesOfRun {
+        let first = self.calls * self.slots.len() as u64;
+        self.calls += 1;
+        let (handle, slots) = (self.handle.clone(), Arc::clone(&self.slots));
+        PiecesOfRun { handle, slots, first, has_failed: AtomicBool::new(false) }
+    }
+}
+
+/// Where the tensors that stay in memory start there, and their bytes.
+fn resident_tensors(plan: &Plan) -> BTreeMap<u64, u64> {
+    let weights = plan.buffers.iter().filter(|buffer| buffer.role == plan::Role::Weight);
+    let rounds = weights.flat_map(|buffer| {
+        (0..u64::from(buffer.rounds)).map(|round| (buffer.offset + round * buffer.stride, buffer.bytes))
+    });
+    let resident = rounds.filter_map(|(offset, bytes)| match plan.placement.find(offset) {
+        Some((_, Segment { offset: start, home: Home::Device(at), .. })) => Some((at + offset - start, bytes)),
+        _ => None,
+    });
+    resident.collect()
 }
 
 impl Device for CpuDevice {
@@ -273,7 +377,7 @@ impl Device for CpuDevice {
                 Work::Launch { kernel, args, .. } if matches!(self.kernels[kernel.index()], Function::Generated(_)) => {
                     self.gains(args)
                 }
-                Work::Launch { .. } | Work::Copy { .. } => Vec::new(),
+                _ => Vec::new(),
             });
             let (mut grain, mut stream) = (1, None);
             let (function, units) = match work {
@@ -290,7 +394,7 @@ impl Device for CpuDevice {
                 Work::Copy { from, to, bytes } => {
                     // Units of a copy inside one region could overtake each other, so it is done in one.
                     let overlaps = match from {
-                        Place::Weights(_) => false,
+                        Place::Resident(_) | Place::Host(_) => false,
                         Place::Slab(from) => *from < to + bytes && *to < from + bytes,
                     };
                     let unit = if overlaps { *bytes } else { COPY_UNIT };
@@ -298,6 +402,8 @@ impl Device for CpuDevice {
                     program.dims.extend([*bytes as i64, unit as i64]);
                     (Function::Copy, bytes.div_ceil(unit))
                 }
+                Work::Await { piece } => (Function::Await(*piece), 1),
+                Work::Release { piece } => (Function::Release(*piece), 1),
             };
             program.launches.push(Launch { function, units, args, dims, grain, stream });
         }
@@ -323,12 +429,17 @@ impl Device for CpuDevice {
 
     fn run(&mut self, program: &Arc<CpuProgram>, times: Option<&mut Vec<Duration>>) -> Result<(), RuntimeError> {
         let count = if times.is_some() { program.launches.len() } else { 0 };
+        let streams = program.launches.iter().any(|launch| matches!(launch.function, Function::Await(_)));
         let run = Arc::new(Run {
             program: Arc::clone(program),
             start: Instant::now(),
             ends: (0..count).map(|_| AtomicU64::new(0)).collect(),
+            pieces: self.streaming.as_mut().filter(|_| streams).map(Streaming::next),
         });
         self.pool.run(Arc::clone(&run) as Arc<dyn Stages>)?;
+        if let Some(pieces) = run.pieces.as_ref().filter(|pieces| pieces.has_failed.load(Ordering::SeqCst)) {
+            return Err(pieces.handle.error());
+        }
         if let Some(times) = times {
             let mut last = 0;
             for end in &run.ends {
@@ -423,11 +534,31 @@ impl Stages for Run {
 
     fn execute(&self, stage: usize, begin: u64, end: u64) {
         for position in self.program.stages[stage].clone() {
-            self.program.call(&self.program.launches[position], begin as i64, end as i64);
+            let launch = &self.program.launches[position];
+            match &self.pieces {
+                None => self.program.call(launch, begin as i64, end as i64),
+                Some(pieces) => self.stream(pieces, launch, begin as i64, end as i64),
+            }
             if let Some(end) = self.ends.get(position) {
                 // Each of its pieces does this before it counts as done, so the last one's time stays.
                 end.fetch_max(self.start.elapsed().as_nanos() as u64, Ordering::Relaxed);
             }
+        }
+    }
+}
+
+impl Run {
+    /// Does a launch of a run whose weights come while it runs. After a piece that did not come nothing more is computed.
+    fn stream(&self, pieces: &PiecesOfRun, launch: &Launch, begin: i64, end: i64) {
+        if pieces.has_failed.load(Ordering::SeqCst) {
+            return;
+        }
+        match launch.function {
+            Function::Await(piece) if !pieces.handle.wait(pieces.first + piece as u64) => {
+                pieces.has_failed.store(true, Ordering::SeqCst);
+            }
+            Function::Release(piece) => pieces.handle.free(pieces.slots[piece] as usize),
+            _ => self.program.call(launch, begin, end),
         }
     }
 }
@@ -447,6 +578,8 @@ impl CpuProgram {
             Function::Table(_, kernel) => unsafe { kernel(args, dims, begin, end) },
             // SAFETY: as above; the generated function is what the plan's grid, pointers and sizes were made for.
             Function::Generated(kernel) => unsafe { kernel(args, dims, begin, end) },
+            // Without streamed weights there is nothing to wait for.
+            Function::Await(_) | Function::Release(_) => {}
             Function::Copy => {
                 let (bytes, unit) = (self.dims[launch.dims], self.dims[launch.dims + 1]);
                 let (start, end) = ((begin * unit) as usize, bytes.min(end * unit) as usize);
@@ -472,12 +605,14 @@ mod tests {
             version: plan::VERSION,
             model: "test".to_owned(),
             target: String::new(),
-            machine: plan::Machine { threads: 1, read_bytes_per_us: 1, step_ns: 0 },
+            machine: plan::Machine { threads: 1, read_bytes_per_us: 1, link_bytes_per_us: 1, step_ns: 0 },
             context: 0,
             sequences: 0,
             vocab: 0,
             slab_bytes,
             weights_bytes: 0,
+            placement: plan::Placement::resident(0),
+            budget: plan::Budget::default(),
             symbols: Vec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),

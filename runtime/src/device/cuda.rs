@@ -1,11 +1,12 @@
 //! A GPU as a device: its memory, the cubins of an artifact, and one stream.
 //!
-//! Weights are uploaded once; slab and weights are one allocation each, refused before anything is allocated if they do not fit. A program is a
-//! CUDA graph: what differs from call to call of the same sizes (ids, positions, sequences) is read from the slab, so that the same graph runs
+//! Weights that stay on the device are uploaded once; they and the slab are one allocation, refused before anything is allocated if it does not fit.
+//! The others are copied while calls run, see [`streaming`]. A program is a CUDA graph: what differs from call to call of the same sizes (ids, positions, sequences) is read from the slab, so that the same graph runs
 //! again. A kernel that waits itself for those before it is started while they still run, which hides the time that a start takes. Only when
-//! times are wanted are the launches queued one by one, with events between them.
+//! times are wanted, or weights are copied beside them, are the launches queued one by one, with events between them.
 
 mod driver;
+mod streaming;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,16 +14,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ir::entity::Id;
-use ir::plan::{Code, Plan, Role};
+use ir::plan::{Certificate, Code, Plan, Role, placement};
 use kernels::Sm;
 
 use self::driver::{Context, Event, Function, Graph, Launch, Memory, Module, Pinned, Stream};
+use self::streaming::{HostWeights, Streaming};
 use super::{Device, Place, READINGS, Ticket, Work};
 use crate::artifact::{CUDA_TARGETS, WeightMap};
 use crate::error::{ArtifactProblem, RuntimeError};
 
 /// Memory that is left to the driver, for graphs and the code of kernels.
 const RESERVED_BYTES: u64 = 64 << 20;
+
+/// What the slab starts at a multiple of: what the widest copies like.
+const SLAB_ALIGNMENT: u64 = 256;
 
 /// Calls that are queued beyond the one whose result is waited for: while one is computed, the host queues the next.
 const CALLS_AHEAD: usize = 2;
@@ -32,6 +37,8 @@ const READ_BYTES: usize = 1 << 20;
 
 /// Bytes of each of the two buffers whose copying measures memory: far more than the cache.
 const RATE_BYTES: u64 = 1 << 30;
+/// The least that says something about memory: twice the cache of an H100.
+const LEAST_RATE_BYTES: u64 = 100 << 20;
 
 /// The GPU that the driver shows first.
 pub struct CudaDevice {
@@ -39,6 +46,12 @@ pub struct CudaDevice {
     stream: Stream,
     memory: Arc<Memories>,
     kernels: Vec<Kernel>,
+    /// What brings the weights that do not stay on the device, if there are such.
+    streaming: Option<Box<Streaming>>,
+    /// What was taken of the device's memory.
+    taken: MemoryUse,
+    /// Bytes that the budget has beyond what the model takes, if there is one.
+    budget_left: Option<u64>,
     /// What the input buffers of the slab will hold when the next program runs, and for calls before that what they held: a call is queued while
     /// the copies of others are under way.
     inputs: Vec<Staging>,
@@ -77,8 +90,43 @@ impl Staging {
 
 /// What programs point to.
 struct Memories {
-    weights: Memory,
-    slab: Memory,
+    /// The weights that stay on the device, and after them the slab.
+    device: Memory,
+    resident_bytes: u64,
+    slab_start: u64,
+    /// Weights that are read over the link.
+    host: Option<HostWeights>,
+}
+
+impl Memories {
+    fn slab(&self, offset: u64, bytes: u64) -> u64 {
+        self.device.address(self.slab_start + offset, bytes)
+    }
+
+    fn address(&self, place: Place, bytes: u64) -> u64 {
+        match place {
+            Place::Slab(offset) => self.slab(offset, bytes),
+            Place::Resident(offset) => {
+                assert!(offset + bytes <= self.resident_bytes, "{bytes} bytes at {place:?} leave the resident weights");
+                self.device.address(offset, bytes)
+            }
+            Place::Host(offset) => match &self.host {
+                Some(host) => host.address(offset, bytes),
+                None => unreachable!("places of the host are of weights that the plan has there"),
+            },
+        }
+    }
+}
+
+/// What a model takes of a device's memory, as its driver counts it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Bytes in use before anything of the model was there: the driver's context, and whatever other programs have.
+    pub before: u64,
+    /// Bytes in use since.
+    pub now: u64,
+    /// Bytes of the device.
+    pub total: u64,
 }
 
 struct Kernel {
@@ -100,6 +148,8 @@ pub struct CudaProgram {
 enum Step {
     Launch { kernel: usize, launch: Launch },
     Copy { from: u64, to: u64, bytes: u64 },
+    Await { piece: usize },
+    Release { piece: usize },
 }
 
 /// Major and minor version of the compute capability of the GPU that the driver shows first.
@@ -128,25 +178,40 @@ impl CudaDevice {
             let problems = vec![ArtifactProblem::Target { target: plan.target.clone(), reason }];
             return Err(RuntimeError::Artifact { dir: weights.path().into(), problems });
         }
-        let data = weights.data();
-        let needed = (data.len() as u64).saturating_add(plan.slab_bytes).saturating_add(RESERVED_BYTES);
-        let free = context.free_bytes()?;
+        let placement = &plan.placement;
+        let slab_start = placement.resident_bytes.next_multiple_of(SLAB_ALIGNMENT);
+        let needed = slab_start.saturating_add(plan.slab_bytes).saturating_add(RESERVED_BYTES);
+        let (free, total) = context.memory_bytes()?;
+        let before = total - free;
         if free < needed {
             return Err(RuntimeError::DeviceMemory { needed, free });
         }
         let kernels = load_kernels(&context, plan, cubins, weights)?;
-        let memory = Memories {
-            weights: Memory::zeroed(&context, data.len() as u64)?,
-            slab: Memory::zeroed(&context, plan.slab_bytes)?,
+        let memory = Arc::new(Memories {
+            device: Memory::zeroed(&context, slab_start + plan.slab_bytes)?,
+            resident_bytes: placement.resident_bytes,
+            slab_start,
+            host: HostWeights::new(&context, placement, weights)?,
+        });
+        streaming::upload_resident(placement, weights, &memory.device)?;
+        let streaming = match placement::slots_buffer(plan) {
+            None => None,
+            Some(buffer) => {
+                let address = |offset, bytes| memory.slab(buffer.offset + offset, bytes);
+                Some(Box::new(Streaming::new(&context, placement, weights, &address)?))
+            }
         };
-        memory.weights.write(0, data)?;
+        let budget = plan.budget.device_bytes;
         let input_bytes = input_bytes(plan, weights)?;
         let stagings =
             |bytes: usize| (0..READINGS).map(|_| Staging::new(&context, bytes)).collect::<Result<Vec<_>, _>>();
         Ok(Self {
             stream: Stream::new(&context)?,
-            memory: Arc::new(memory),
+            memory,
             kernels,
+            streaming,
+            taken: MemoryUse { before, now: 0, total },
+            budget_left: budget.map(|budget| budget.saturating_sub(Certificate::of(plan).device_bytes())),
             inputs: stagings((input_bytes.end - input_bytes.start) as usize)?,
             staging: 0,
             readings: stagings(0)?,
@@ -161,7 +226,8 @@ impl CudaDevice {
         })
     }
 
-    /// Bytes a second that the device reads and writes together when it copies within its memory.
+    /// Bytes a second that the device reads and writes together when it copies within its memory; 0 if what the model's budget leaves is too little
+    /// to measure it with.
     ///
     /// # Errors
     ///
@@ -169,8 +235,12 @@ impl CudaDevice {
     pub fn copy_rate(&mut self) -> Result<f64, RuntimeError> {
         const COPIES: u32 = 8;
         self.context.make_current()?;
-        let free = self.context.free_bytes()?;
-        let bytes = RATE_BYTES.min(free / 4);
+        let (free, _) = self.context.memory_bytes()?;
+        let left = self.budget_left.map_or(free, |left| left.min(free));
+        let bytes = RATE_BYTES.min(left / 4);
+        if bytes < LEAST_RATE_BYTES {
+            return Ok(0.0);
+        }
         let (from, to) = (Memory::zeroed(&self.context, bytes)?, Memory::zeroed(&self.context, bytes)?);
         let (start, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
         let copy = || self.stream.copy(from.address(0, bytes), to.address(0, bytes), bytes);
@@ -182,16 +252,44 @@ impl CudaDevice {
         Ok(2.0 * f64::from(COPIES) * bytes as f64 / end.seconds_since(&start)?)
     }
 
-    fn address(&self, place: Place, bytes: u64) -> u64 {
-        match place {
-            Place::Weights(offset) => self.memory.weights.address(offset, bytes),
-            Place::Slab(offset) => self.memory.slab.address(offset, bytes),
-        }
+    /// Bytes a second that are copied to the device from where streamed weights wait, with nothing beside it; none if none are streamed.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn link_rate(&mut self) -> Result<Option<f64>, RuntimeError> {
+        self.context.make_current()?;
+        self.wait()?;
+        let Some(streaming) = &mut self.streaming else { return Ok(None) };
+        let seconds = streaming.sweep(&self.context)?;
+        Ok(Some(streaming.bytes() as f64 / seconds))
+    }
+
+    /// What is taken of the device's memory now.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn memory_use(&mut self) -> Result<MemoryUse, RuntimeError> {
+        self.context.make_current()?;
+        let (free, total) = self.context.memory_bytes()?;
+        self.taken.now = total - free;
+        Ok(self.taken)
     }
 
     /// Queues one step; an error says which.
+    fn queue_step(&mut self, step: &Step) -> Result<(), RuntimeError> {
+        match (step, &mut self.streaming) {
+            (Step::Await { piece }, Some(streaming)) => streaming.wait_for(*piece, &self.stream),
+            (Step::Release { piece }, Some(streaming)) => streaming.release(*piece, &self.stream),
+            (step, _) => self.queue(step),
+        }
+    }
+
+    /// Queues one step that needs nothing but its memory; an error says which.
     fn queue(&self, step: &Step) -> Result<(), RuntimeError> {
         match step {
+            Step::Await { .. } | Step::Release { .. } => Ok(()),
             Step::Launch { kernel, launch } => self.stream.launch(launch).map_err(|error| match error {
                 RuntimeError::Cuda { call, reason, step: None } => {
                     RuntimeError::Cuda { call, reason, step: Some(self.kernels[*kernel].name.clone()) }
@@ -216,7 +314,7 @@ impl CudaDevice {
         if bytes == 0 {
             return Ok(());
         }
-        let to = self.memory.slab.address(written.start, bytes);
+        let to = self.memory.slab(written.start, bytes);
         self.is_busy = true;
         let Staging { memory, done } = &self.inputs[self.staging];
         self.stream.upload(memory, (written.start - self.input_bytes.start) as usize, to, bytes as usize)?;
@@ -316,20 +414,23 @@ impl Device for CudaDevice {
                         starts_early: *waits
                             && self.has_early_start
                             && matches!(steps.last(), Some(Step::Launch { .. })),
-                        pointers: args.iter().map(|&place| self.address(place, 0)).collect(),
+                        pointers: args.iter().map(|&place| self.memory.address(place, 0)).collect(),
                         sizes: dims.iter().map(size).collect::<Result<_, _>>()?,
                     };
                     Step::Launch { kernel: kernel.index(), launch }
                 }
                 Work::Copy { from, to, bytes } => Step::Copy {
-                    from: self.address(*from, *bytes),
-                    to: self.address(Place::Slab(*to), *bytes),
+                    from: self.memory.address(*from, *bytes),
+                    to: self.memory.slab(*to, *bytes),
                     bytes: *bytes,
                 },
+                Work::Await { piece } => Step::Await { piece: *piece },
+                Work::Release { piece } => Step::Release { piece: *piece },
             });
         }
-        // A graph of nothing cannot be launched everywhere.
-        let graph = match steps.is_empty() {
+        // A graph of nothing cannot be launched everywhere, and one that runs again cannot wait for another copy each time.
+        let streams = steps.iter().any(|step| matches!(step, Step::Await { .. }));
+        let graph = match streams || steps.is_empty() {
             true => None,
             false => Some(self.stream.record(|| steps.iter().try_for_each(|step| self.queue(step)))?),
         };
@@ -343,13 +444,13 @@ impl Device for CudaDevice {
         let Some(times) = times else {
             return match &program.graph {
                 Some(graph) => self.stream.run(graph),
-                None => Ok(()),
+                None => program.steps.iter().try_for_each(|step| self.queue_step(step)),
             };
         };
         let events = (0..=program.steps.len()).map(|_| Event::new(&self.context)).collect::<Result<Vec<_>, _>>()?;
         self.stream.mark(&events[0])?;
         for (step, event) in program.steps.iter().zip(&events[1..]) {
-            self.queue(step)?;
+            self.queue_step(step)?;
             self.stream.mark(event)?;
         }
         self.wait()?;
@@ -371,7 +472,7 @@ impl Device for CudaDevice {
                 self.wait()?;
             }
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            return self.memory.slab.write(offset, &bytes);
+            return self.memory.device.write(self.memory.slab_start + offset, &bytes);
         }
         let Staging { memory, done } = &mut self.inputs[self.staging];
         if self.written.is_empty() {
@@ -390,14 +491,13 @@ impl Device for CudaDevice {
         self.context.make_current()?;
         self.upload()?;
         self.is_busy = true;
-        let slab = &self.memory.slab;
-        self.stream.copy(slab.address(from, bytes), slab.address(to, bytes), bytes)
+        self.stream.copy(self.memory.slab(from, bytes), self.memory.slab(to, bytes), bytes)
     }
 
     fn queue_read(&mut self, offset: u64, count: usize) -> Result<Ticket, RuntimeError> {
         self.context.make_current()?;
         let bytes = 4 * count;
-        let from = self.memory.slab.address(offset, bytes as u64);
+        let from = self.memory.slab(offset, bytes as u64);
         let ticket = Ticket { number: self.n_readings, count };
         self.n_readings += 1;
         let Staging { memory, done } = &mut self.readings[(ticket.number % READINGS) as usize];
@@ -428,7 +528,7 @@ impl Device for CudaDevice {
         assert!(offset.is_multiple_of(4), "floats at byte {offset} are not aligned");
         self.context.make_current()?;
         let bytes = 4 * count;
-        let from = self.memory.slab.address(offset, bytes as u64);
+        let from = self.memory.slab(offset, bytes as u64);
         if self.outputs.bytes() < bytes {
             self.outputs = Pinned::new(&self.context, bytes)?;
         }

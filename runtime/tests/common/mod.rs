@@ -8,8 +8,8 @@ use ir::DType;
 use ir::entity::Id;
 use ir::plan::manifest::{self, Compilation, Manifest, Part};
 use ir::plan::{
-    Access, Arg, Buffer, BufferId, Call, Code, Expr, Io, Kernel, KernelId, Machine, Phase, Plan, Rate, Role, Step,
-    SymbolBound, VERSION,
+    Access, Arg, Budget, Buffer, BufferId, Call, Code, Expr, Io, Kernel, KernelId, Machine, Phase, Placement, Plan,
+    Rate, Role, Step, SymbolBound, VERSION,
 };
 use tempfile::TempDir;
 use tokenizer::Tokenizer;
@@ -36,12 +36,14 @@ impl Draft {
             version: VERSION,
             model: "hand-made".to_owned(),
             target: std::env::consts::ARCH.to_owned(),
-            machine: Machine { threads: 1, read_bytes_per_us: 1000, step_ns: 500 },
+            machine: Machine { threads: 1, read_bytes_per_us: 1000, link_bytes_per_us: 1000, step_ns: 500 },
             context,
             sequences,
             vocab,
             slab_bytes: 0,
             weights_bytes: 0,
+            placement: Placement::resident(0),
+            budget: Budget::default(),
             symbols: vec![bound("n", MAX_TOKENS), bound("m", MAX_TOKENS), bound("keys", MAX_TOKENS * context)],
             inputs: Vec::new(),
             outputs: Vec::new(),
@@ -174,6 +176,7 @@ impl Draft {
             stride: bytes.next_multiple_of(64),
         });
         self.plan.weights_bytes += u64::from(layers) * bytes.next_multiple_of(64);
+        self.plan.placement = Placement::resident(self.plan.weights_bytes);
         let (sequences, context) = (self.plan.sequences, self.plan.context);
         let cache = self.slab_buffer("layers.{}.cache", Role::State, 8 * sequences * context, layers);
         let kernel = self.kernel("kv_append_f32_f32__scalar__t1", Code::Table);
@@ -232,6 +235,7 @@ impl Draft {
         // Tensors follow each other without gaps, so each is as long as it is aligned.
         assert_eq!(bytes % 64, 0, "tests take sizes that need no padding");
         self.plan.weights_bytes += bytes;
+        self.plan.placement = Placement::resident(self.plan.weights_bytes);
         self.push(Buffer { name: name.to_owned(), role: Role::Weight, offset, bytes, rounds: 1, stride: 0 })
     }
 

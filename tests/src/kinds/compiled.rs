@@ -5,9 +5,11 @@
 //! gaps, ids below the width of the logits. A target that this CPU does not have is listed by the test program as ignored.
 
 use anyhow::{Context, ensure};
+use compiler::schedule::Residency;
 use compiler::{Options, Target, artifact, rewrite};
 use ir::graph::Program;
 use ir::mask::Span;
+use ir::plan::Budget;
 use ir::reference::Tensor;
 use ir::verify::Verified;
 use ir::{DType, ValueId};
@@ -54,7 +56,16 @@ fn on(
     rewrite: rewrite::Options,
 ) -> anyhow::Result<()> {
     let (sequences, context) = cache_size(program);
-    let options = Options { rewrite, context, sequences, dumps: false, nvrtc: session::nvrtc(), allow_spills: false };
+    let options = Options {
+        rewrite,
+        context,
+        sequences,
+        residency: Residency::default(),
+        budget: Budget::default(),
+        dumps: false,
+        nvrtc: session::nvrtc(),
+        allow_spills: false,
+    };
     let compiled = compiler::compile(program.clone(), target, &options)?;
     for run in runs {
         let directory = tempfile::tempdir()?;

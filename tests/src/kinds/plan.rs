@@ -13,10 +13,11 @@
 use anyhow::{Context, ensure};
 use compiler::emit::nvrtc::Search;
 use compiler::emit::plan::{PlanOptions, emit};
+use compiler::schedule::Residency;
 use compiler::target::Hardware;
 use compiler::{Options, Target, rewrite};
 use ir::entity::Id;
-use ir::plan::{Buffer, BufferId, Plan, Role, Step};
+use ir::plan::{Budget, Buffer, BufferId, Plan, Role, Step};
 
 use super::{Kind, run};
 use crate::filetest::Case;
@@ -45,6 +46,8 @@ impl Kind for Short {
             sequences: 1,
             dumps: false,
             nvrtc: Search::default(),
+            residency: Residency::default(),
+            budget: Budget::default(),
             allow_spills: false,
         };
         let target: Target = case.string("target")?.unwrap_or("x86_64").parse()?;
@@ -53,8 +56,10 @@ impl Kind for Short {
             // Its code would need NVRTC.
             hardware @ Hardware::Cuda(_) => {
                 let (program, _) = rewrite::optimise(&program, &target, &options.rewrite)?;
-                let (context, sequences, machine) = (options.context, options.sequences, target.machine.clone());
-                let plan = emit(&program, &PlanOptions { hardware, machine, context, sequences })?.plan;
+                let Options { context, sequences, residency, budget, .. } = options;
+                let machine = target.machine.clone();
+                let plan =
+                    emit(&program, &PlanOptions { hardware, machine, context, sequences, residency, budget })?.plan;
                 ir::plan::check(&plan)?;
                 plan
             }
@@ -91,6 +96,7 @@ fn short(plan: &Plan, only: Option<&str>) -> anyhow::Result<String> {
 fn buffer_line(id: BufferId, buffer: &Buffer) -> String {
     let role = match buffer.role {
         Role::Weight => "weight",
+        Role::Slots => "slots",
         Role::State => "state",
         Role::Input => "input",
         Role::Output => "output",

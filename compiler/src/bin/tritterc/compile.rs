@@ -15,6 +15,7 @@ use compiler::{Compiled, Options, Target};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ir::plan::manifest;
 
+use crate::memory::MemoryArgs;
 use crate::model::{self, BuildArgs, Named};
 use crate::nvrtc;
 use crate::opt::Packing;
@@ -53,6 +54,8 @@ pub(crate) struct Args {
     tuning: Option<PathBuf>,
     #[command(flatten)]
     build: BuildArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
     /// Fill the weights from this seed instead of a checkpoint.
     #[arg(long, value_name = "SEED")]
     random_weights: Option<u64>,
@@ -85,6 +88,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         sequences: u64::from(built.sequences),
         dumps: args.dump.is_some(),
         nvrtc: nvrtc::search(args.nvrtc.as_deref()),
+        residency: args.memory.residency(),
+        budget: args.memory.budget(&args.targets),
         allow_spills: args.allow_spills,
     };
     if args.tuning.is_some() && 1 < args.targets.len() {
@@ -181,6 +186,11 @@ impl Summary<'_> {
             "artifact_bytes": self.artifact_bytes,
             "peak_bytes": report.memory.peak(),
             "weights_bytes": report.memory.weights,
+            "resident_bytes": report.memory.resident,
+            "streamed_bytes": report.memory.streamed,
+            "slots_bytes": report.memory.slots,
+            "driver_bytes": report.memory.overhead,
+            "host_bytes": report.memory.pinned,
             "cache_bytes": report.memory.states,
             "scratch_bytes": report.memory.scratch,
             "has_weights": self.has_weights,
@@ -203,13 +213,15 @@ impl Summary<'_> {
         for one in self.compiled {
             let memory = one.report.memory;
             let on = if targets.len() == 1 { String::new() } else { format!("{} ", one.report.target) };
-            text += &format!(
-                "{on}needs {}: weights {}, caches {}, scratch {}\n",
-                human_bytes(memory.peak()),
-                human_bytes(memory.weights),
-                human_bytes(memory.states),
-                human_bytes(memory.scratch)
-            );
+            let parts: Vec<String> =
+                memory.parts().map(|(what, bytes)| format!("{what} {}", human_bytes(bytes))).collect();
+            text += &format!("{on}needs {}: {}\n", human_bytes(memory.peak()), parts.join("; "));
+            if memory.streamed != 0 {
+                text += &format!("{on}copies {} of weights for each call\n", human_bytes(memory.streamed));
+            }
+            if memory.pinned != 0 {
+                text += &format!("{on}keeps {} of weights in the host's memory\n", human_bytes(memory.pinned));
+            }
         }
         if self.has_weights {
             text += &format!("run it: tritter run {} --prompt \"...\"\n", self.output.display());

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use compiler::schedule::Residency;
 use compiler::{Compiled, Options, Target};
+use ir::plan::Budget;
 
 use crate::model::{self, BuildArgs};
 use crate::nvrtc;
@@ -45,6 +47,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         sequences: u64::from(built.sequences),
         dumps: true,
         nvrtc: nvrtc::search(args.nvrtc.as_deref()),
+        residency: Residency::default(),
+        budget: Budget::default(),
         allow_spills: true,
     };
     let compiled = compiler::compile(built.program, &model::tuned(&args.target, args.tuning.as_deref())?, &options)?;

@@ -5,11 +5,13 @@ mod device;
 mod show;
 
 use std::process::ExitCode;
-use std::str::FromStr;
 
 use anyhow::Result;
+use compiler::schedule::Residency;
 use compiler::training::{self, Method, TrainingBytes};
+use ir::plan::Budget;
 
+use crate::memory::Bytes;
 use crate::model::{self, BuildArgs, Head, Kv, Named};
 use crate::opt::Packing;
 use crate::{say, say_json};
@@ -39,10 +41,10 @@ pub(crate) struct Args {
     /// How much of the device may be used, the driver's part included, such as 14GB or 12.5GiB [default: what is free; of a card that is named, what its
     /// size leaves].
     #[arg(long, value_name = "SIZE")]
-    budget: Option<Size>,
+    budget: Option<Bytes>,
     /// How much host memory may be pinned [default: what is available here; not limited for a card that is named].
     #[arg(long, value_name = "SIZE")]
-    host_memory: Option<Size>,
+    host_budget: Option<Bytes>,
     /// Positions that the caches hold [default: the model's, at most 4096]; with --train the tokens of a sequence [default: at most 2048].
     #[arg(long, value_name = "N")]
     context: Option<u32>,
@@ -93,42 +95,6 @@ impl From<Train> for Method {
     }
 }
 
-/// Bytes on a command line: a number with a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Size(pub(crate) u64);
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const UNITS: [(&str, f64); 9] = [
-            ("KiB", 1024.0),
-            ("MiB", 1_048_576.0),
-            ("GiB", 1_073_741_824.0),
-            ("TiB", 1_099_511_627_776.0),
-            ("kB", 1e3),
-            ("MB", 1e6),
-            ("GB", 1e9),
-            ("TB", 1e12),
-            ("B", 1.0),
-        ];
-        let malformed = || format!("`{text}` is not a size such as 14GB, 12.5GiB or 800MB");
-        let of_unit = |(unit, factor): &(&str, f64)| {
-            let at = text.len().checked_sub(unit.len()).filter(|&at| text.is_char_boundary(at))?;
-            let (number, end) = text.split_at(at);
-            end.eq_ignore_ascii_case(unit).then_some((number.trim(), *factor))
-        };
-        let (number, factor) = UNITS.iter().find_map(of_unit).ok_or_else(malformed)?;
-        let value: f64 = number.parse().map_err(|_| malformed())?;
-        let bytes = value * factor;
-        if value.is_finite() && (0.0..1e18).contains(&bytes) {
-            Ok(Size(bytes.round() as u64))
-        } else {
-            Err(malformed())
-        }
-    }
-}
-
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let named = model::find(&args.model)?;
     let wanted = match (&args.gpu, args.cpu) {
@@ -137,7 +103,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         (None, false) => Wanted::Here,
     };
     let mut device = Device::find(&wanted)?;
-    if let Some(Size(budget)) = args.budget {
+    if let Some(Bytes(budget)) = args.budget {
         let more = if device.usable < budget {
             format!(", more than the {} {}", show::bytes(device.usable), device.basis)
         } else {
@@ -146,7 +112,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         device.basis = format!("as asked for{more}");
         device.usable = budget;
     }
-    if let Some(Size(bytes)) = args.host_memory {
+    if let Some(Bytes(bytes)) = args.host_budget {
         device.host_bytes = Some(bytes);
     }
     match args.train {
@@ -175,9 +141,10 @@ fn run_inference(args: &Args, named: &Named, device: &Device) -> Result<ExitCode
     };
     match found {
         Ok(found) => {
+            let certificate = ask.certificate(named, device, &found.point.choice)?;
             match args.json {
-                true => say_json(&shown.json(&found))?,
-                false => say(&shown.text(&found))?,
+                true => say_json(&shown.json(&found, &certificate))?,
+                false => say(&shown.text(&found, &certificate))?,
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -208,23 +175,6 @@ pub(crate) fn count(named: &Named, device: &Device, tokens: u32, train: Train) -
     let args =
         BuildArgs { context: Some(tokens), kv: None, head: Head::Stored, chunk: tokens, sequences: 1, logits: 64 };
     let built = model::build(named, &args)?;
-    let planned = plan(&built, &device.target, Packing::TwoBit)?;
+    let planned = plan(&built, &device.target, Packing::TwoBit, Residency::default(), Budget::default())?;
     Ok(training::count(&built.params, &planned, train.into()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_units() {
-        let size = |text: &str| text.parse::<Size>().map(|Size(bytes)| bytes);
-        assert_eq!(size("14GB"), Ok(14_000_000_000));
-        assert_eq!(size("12.5 GiB"), Ok(13_421_772_800));
-        assert_eq!(size("800mb"), Ok(800_000_000));
-        assert_eq!(size("64B"), Ok(64));
-        for wrong in ["", "14", "GB", "-1GB", "NaNGB", "1e30GB", "14 gigabytes", "é", "1éB"] {
-            assert!(size(wrong).is_err(), "{wrong}");
-        }
-    }
 }

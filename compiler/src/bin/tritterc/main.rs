@@ -12,6 +12,7 @@ mod emit;
 mod explain;
 mod fit;
 mod matrix;
+mod memory;
 mod model;
 mod nvrtc;
 mod opt;

@@ -2,12 +2,12 @@
 
 use ir::entity::Id;
 use ir::plan::{ALIGNMENT, Buffer, BufferId, Expr, Io, ROUND, Role};
-use ir::{Graph, ValueId};
+use ir::{Graph, Op, ValueId};
 
 use super::{Emitter, Place, PlanEmitError, nest_key};
 use crate::egraph::cost;
 use crate::lower::cpu;
-use crate::schedule::Kind;
+use crate::schedule::{Kind, Schedule};
 use crate::weights::StoredTensor;
 
 impl Emitter<'_> {
@@ -50,6 +50,9 @@ impl Emitter<'_> {
                 }
             }
         }
+        for (graph_index, schedule) in schedules.iter().enumerate() {
+            self.weights.mark_gathered(graph_index, &|value| is_only_gathered(schedule, value));
+        }
         self.weights.lay_out();
         for tensor in self.weights.tensors() {
             let buffer = BufferId::new(self.plan.buffers.len());
@@ -71,7 +74,7 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    fn shared_buffer(&mut self, name: String, role: Role, bytes: u64, rounds: u32) -> BufferId {
+    pub(super) fn shared_buffer(&mut self, name: String, role: Role, bytes: u64, rounds: u32) -> BufferId {
         let stride = bytes.next_multiple_of(ALIGNMENT);
         let id = BufferId::new(self.plan.buffers.len());
         self.plan.buffers.push(Buffer { name, role, offset: self.shared_bytes, bytes, rounds, stride });
@@ -128,6 +131,18 @@ impl Emitter<'_> {
         self.plan.vocab = entry.ty(entry.outputs[0]).shape.last_const().unwrap_or(0);
         Ok(())
     }
+}
+
+/// Whether single rows of a value are read, and nothing else of it.
+fn is_only_gathered(schedule: &Schedule<'_>, value: ValueId) -> bool {
+    let graph = schedule.graph;
+    let readers = graph.values.ids().filter(|&user| !schedule.views.is_weight_time(user));
+    let mut operands = readers.flat_map(|user| graph.operands(user).iter().enumerate().map(move |at| (user, at)));
+    let is_read = |(_, (_, operand)): &(ValueId, (usize, &ValueId))| schedule.views.resolve(**operand).base == value;
+    let is_gather = |(user, (position, _)): (ValueId, (usize, &ValueId))| {
+        position == 0 && matches!(graph.op(user), Some(Op::Gather(_)))
+    };
+    !graph.outputs.contains(&value) && operands.by_ref().filter(is_read).all(is_gather)
 }
 
 fn round_offset(rounds: u32, stride: u64) -> Expr {

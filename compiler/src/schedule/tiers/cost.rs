@@ -20,6 +20,7 @@ use std::cmp::Ordering;
 use super::front::Dominates;
 use super::profile::Profile;
 use super::{Choice, Format};
+use crate::emit::plan::placement::DISK_BUFFERS;
 use crate::schedule::residency::{Residency, Tier};
 use crate::target::Link;
 
@@ -256,7 +257,8 @@ impl Model<'_> {
             Tier::Disk => self.link.disk_gb_per_s.min(self.link.host_gb_per_s),
         };
         let of_streamed = streamed.map(|index| &self.profiles[index]);
-        let slot_bytes = of_streamed.map_or(0, |profile| profile.piece_bytes(split).saturating_mul(u64::from(slots)));
+        let piece_bytes = of_streamed.map_or(0, |profile| profile.piece_bytes(split));
+        let slot_bytes = piece_bytes.saturating_mul(u64::from(slots));
         let time = |times: &Times| times.nanoseconds(split, slots, gb_per_s, self.link.copy_us);
         let Format { packing, kv, chunk } = &resident.format;
         let residency = match work.streamed {
@@ -269,7 +271,7 @@ impl Model<'_> {
             device_bytes: work.device_bytes.saturating_add(slot_bytes),
             host_bytes: match source {
                 Tier::Host => work.streamed_bytes,
-                Tier::Disk => slot_bytes,
+                Tier::Disk => piece_bytes.saturating_mul(u64::from(DISK_BUFFERS)),
             },
             choice: Choice {
                 residency,

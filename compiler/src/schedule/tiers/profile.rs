@@ -1,8 +1,6 @@
 //! What the plan of a program in one format says of sizes and times.
 
-use ir::Op;
 use ir::plan::{CallSizes, CallTime, Role};
-use ir::{Graph, ValueId};
 
 use super::Format;
 use crate::Planned;
@@ -59,10 +57,7 @@ impl Profile {
         let layers = of_layer.first().map_or(0, |tensor| tensor.rounds);
         let tensors: Vec<u64> = of_layer.iter().map(|tensor| tensor.bytes).collect();
         let layer_bytes: u64 = tensors.iter().sum();
-        let gathered = weights
-            .tensors()
-            .iter()
-            .filter(|tensor| tensor.rounds == 1 && is_only_gathered(&program.graphs[tensor.graph], tensor.value));
+        let gathered = weights.tensors().iter().filter(|tensor| tensor.rounds == 1 && tensor.is_gathered);
         let (mut embedding_bytes, mut embedding_row_bytes) = (0, 0);
         for tensor in gathered {
             let rows =
@@ -119,17 +114,4 @@ impl Profile {
         let layers = self.layer_bytes().saturating_mul(u64::from(self.layers));
         [self.shared_bytes, layers, self.state_bytes, self.scratch_bytes].into_iter().fold(0, u64::saturating_add)
     }
-}
-
-/// Whether all that is done with a value is that rows are gathered from it.
-fn is_only_gathered(graph: &Graph, table: ValueId) -> bool {
-    let mut users =
-        graph.values.ids().filter(|&user| graph.op(user).is_some() && graph.operands(user).contains(&table)).peekable();
-    let is_output = graph.outputs.contains(&table);
-    users.peek().is_some()
-        && !is_output
-        && users.all(|user| {
-            matches!(graph.op(user), Some(Op::Gather(_)))
-                && graph.operands(user).iter().skip(1).all(|&index| index != table)
-        })
 }

@@ -106,10 +106,11 @@ fn one_point(
 ) -> [u64; 4] {
     let layer: u64 = moved.tensors.iter().sum();
     let kept = u64::from(stay.layers - streamed);
-    let slot_bytes = match streamed {
+    let piece_bytes = match streamed {
         0 => 0,
-        _ => u64::from(slots) * cut(&moved.tensors, split).iter().max().unwrap(),
+        _ => *cut(&moved.tensors, split).iter().max().unwrap(),
     };
+    let slot_bytes = u64::from(slots) * piece_bytes;
     let time = |of_stay: CallTime, of_moved: CallTime, calls: u64| {
         let times = Times {
             stay: kept * (of_stay.rounds / u64::from(stay.layers)),
@@ -130,7 +131,7 @@ fn one_point(
             + slot_bytes
             + stay.state_bytes
             + stay.scratch_bytes,
-        if source == Tier::Host { u64::from(streamed) * layer } else { slot_bytes },
+        if source == Tier::Host { u64::from(streamed) * layer } else { 3 * piece_bytes },
     ];
     if on_host {
         let gather =

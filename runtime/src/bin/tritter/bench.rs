@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
+use ir::plan::Certificate;
 use runtime::bench::{Measurement, Spread, StepRate, Workload, measure};
 use runtime::device::Device;
 use serde_json::json;
@@ -83,6 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         threads: session.device().threads(),
         assumed_threads: session.plan().machine.threads as usize,
         weights_bytes: session.plan().weights_bytes,
+        certified_bytes: Certificate::of(session.plan()).device_bytes(),
         model: session.plan().model.clone(),
         target: session.plan().target.clone(),
         weights: args.model.weights_name(),
@@ -102,6 +104,8 @@ struct Run {
     /// Threads that predictions are for.
     assumed_threads: usize,
     weights_bytes: u64,
+    /// What the plan says it takes of the device's memory.
+    certified_bytes: u64,
     model: String,
     target: String,
     /// How weights are held: mapped or copied.
@@ -140,7 +144,19 @@ fn report(run: &Run) -> serde_json::Value {
             "predicted_step_seconds": batch.predicted_seconds,
         })
     });
+    let copies = measurement.copies.map(|copies| {
+        json!({
+            "bytes_per_call": copies.bytes,
+            "link_gb_per_s": spread(copies.link_gb_per_s),
+            "share": spread(copies.share),
+        })
+    });
+    let memory = measurement.memory.map(|[first, last]| {
+        json!({ "certified": run.certified_bytes, "before": first.before, "first": first.now, "last": last.now, "total": last.total })
+    });
     json!({
+        "copies": copies,
+        "device_bytes": memory,
         "prompt": workload.prompt,
         "generate": workload.generate,
         "chunk": workload.chunk,
@@ -232,6 +248,28 @@ fn print(run: &Run) -> Result<()> {
         measurement.decode_bytes_per_token as f64 / 1e6,
         measurement.decode_weight_bytes_per_token as f64 / 1e6
     )?;
+    if let Some(copies) = &measurement.copies {
+        let link = copies.link_gb_per_s;
+        writeln!(
+            text,
+            "copies  {:8.1} MB of weights a call; alone they go at {:.1} GB/s ({:.1} to {:.1}), beside decoding at {} of that",
+            copies.bytes as f64 / 1e6,
+            link.median,
+            link.min,
+            link.max,
+            share(copies.share)
+        )?;
+    }
+    if let Some([first, last]) = &measurement.memory {
+        writeln!(
+            text,
+            "memory  {:8.1} MB of the device in use at the end, {:.1} MB at the start, {:.1} MB before the model; certified {:.1} MB",
+            last.now as f64 / 1e6,
+            first.now as f64 / 1e6,
+            first.before as f64 / 1e6,
+            run.certified_bytes as f64 / 1e6
+        )?;
+    }
     if let Some(batch) = &measurement.batch {
         writeln!(
             text,

@@ -1,7 +1,7 @@
 //! The driver's functions that are used, each with its status checked and each resource released by its owner.
 //!
 //! The library is loaded when the first context is made, so a program that never asks for a GPU runs where there is none. All objects belong
-//! to the one context of [`Context`], which they keep alive, and all work goes through one [`Stream`].
+//! to the one context of [`Context`], which they keep alive, and all work goes through a [`Stream`].
 
 use std::ffi::{CStr, CString, c_void};
 use std::ptr;
@@ -104,12 +104,12 @@ impl Context {
         Ok((major.unsigned_abs(), minor.unsigned_abs()))
     }
 
-    /// Bytes of memory that can still be had.
-    pub(super) fn free_bytes(&self) -> Result<u64, RuntimeError> {
+    /// Bytes of memory that can still be had, and of all memory.
+    pub(super) fn memory_bytes(&self) -> Result<(u64, u64), RuntimeError> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: places for two numbers.
         driver!(cuMemGetInfo_v2(&raw mut free, &raw mut total))?;
-        Ok(free as u64)
+        Ok((free as u64, total as u64))
     }
 }
 
@@ -187,19 +187,46 @@ pub(super) struct Pinned {
 
 // SAFETY: it is plain memory that its owner has for itself.
 unsafe impl Send for Pinned {}
+// SAFETY: as above; what is shared is only read.
+unsafe impl Sync for Pinned {}
 
 impl Pinned {
     pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self, RuntimeError> {
+        let memory = Self::uninitialised(context, bytes)?;
+        // SAFETY: the allocation has as many bytes.
+        unsafe { ptr::write_bytes(memory.start.cast::<u8>(), 0, bytes) };
+        Ok(memory)
+    }
+
+    /// The same with these bytes.
+    pub(super) fn with(context: &Arc<Context>, data: &[u8]) -> Result<Self, RuntimeError> {
+        let memory = Self::uninitialised(context, data.len())?;
+        // SAFETY: there is room for them, and `data` is no memory that was just allocated.
+        unsafe { ptr::copy_nonoverlapping(data.as_ptr(), memory.start.cast::<u8>(), data.len()) };
+        Ok(memory)
+    }
+
+    fn uninitialised(context: &Arc<Context>, bytes: usize) -> Result<Self, RuntimeError> {
         let mut start = ptr::null_mut();
         // SAFETY: a place for an address.
         driver!(cuMemAllocHost_v2(&raw mut start, bytes.max(1)))?;
-        // SAFETY: the allocation has as many bytes.
-        unsafe { ptr::write_bytes(start.cast::<u8>(), 0, bytes) };
         Ok(Self { start, bytes, context: Arc::clone(context) })
     }
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The address by which kernels read a byte of it: with one address space for all memory, that of the host.
+    pub(super) fn device_address(&self, offset: usize, bytes: usize) -> u64 {
+        self.address(offset, bytes) as u64
+    }
+
+    /// All bytes of a part, to be written.
+    pub(super) fn bytes_mut(&mut self, bytes: usize) -> &mut [u8] {
+        let start = self.address(0, bytes).cast::<u8>();
+        // SAFETY: the memory is initialised and this long; `self` is borrowed, and its owner has waited for the last copy from it.
+        unsafe { std::slice::from_raw_parts_mut(start, bytes) }
     }
 
     /// The address of a byte.
@@ -417,6 +444,12 @@ impl Stream {
         Ok(Graph { graph, context: Arc::clone(&self.context) })
     }
 
+    /// Lets what is queued from now on wait until what an event was queued after is done, in another stream.
+    pub(super) fn wait_for(&self, event: &Event) -> Result<(), RuntimeError> {
+        // SAFETY: both exist.
+        driver!(cuStreamWaitEvent(self.stream, event.event, 0))
+    }
+
     /// Queues the taking of a time.
     pub(super) fn mark(&self, event: &Event) -> Result<(), RuntimeError> {
         // SAFETY: both exist.
@@ -460,6 +493,11 @@ pub(super) struct Event {
     event: sys::CUevent,
     context: Arc<Context>,
 }
+
+// SAFETY: handles of the driver are not bound to threads.
+unsafe impl Send for Event {}
+// SAFETY: as above; waiting for an event changes nothing.
+unsafe impl Sync for Event {}
 
 impl Event {
     pub(super) fn new(context: &Arc<Context>) -> Result<Self, RuntimeError> {

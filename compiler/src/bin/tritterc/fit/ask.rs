@@ -2,10 +2,11 @@
 
 use anyhow::Result;
 use compiler::Target;
-use compiler::schedule::Tier;
-use compiler::schedule::tiers::{Format, Found, Limits, Nearest, Offers, Profile, Refusal, Workload, choose};
+use compiler::schedule::tiers::{Choice, Format, Found, Limits, Nearest, Offers, Profile, Refusal, Workload, choose};
+use compiler::schedule::{Residency, Tier};
 use compiler::{Planned, PlanningOptions};
 use ir::packing::TernaryLayout;
+use ir::plan::{Budget, Certificate};
 use models::Spec;
 use models::spec::KvFormat;
 
@@ -65,17 +66,9 @@ impl Ask {
         for &packing in packings(target) {
             for &kv in &kvs {
                 for &chunk in &chunks {
-                    let args = BuildArgs {
-                        context: self.context,
-                        kv,
-                        head: self.head,
-                        chunk,
-                        sequences: self.sequences,
-                        logits: self.sequences.max(LOGITS),
-                    };
-                    let built = model::build(named, &args)?;
+                    let built = model::build(named, &self.build_args(kv, chunk))?;
                     let format = Format { packing: layout_of(packing), kv: kv_name(named, kv), chunk };
-                    let planned = plan(&built, target, packing)?;
+                    let planned = plan(&built, target, packing, Residency::default(), Budget::default())?;
                     let profile = Profile::new(format, &planned, Workload { prompt, sequences: self.sequences });
                     if !profiles.contains(&profile) {
                         profiles.push(profile);
@@ -84,6 +77,27 @@ impl Ask {
             }
         }
         Ok(profiles)
+    }
+
+    fn build_args(&self, kv: Option<Kv>, chunk: u32) -> BuildArgs {
+        let logits = self.sequences.max(LOGITS);
+        BuildArgs { context: self.context, kv, head: self.head, chunk, sequences: self.sequences, logits }
+    }
+
+    /// What running a model in a chosen way takes, proved by its plan to be within the budget.
+    pub(crate) fn certificate(&self, named: &Named, device: &Device, choice: &Choice) -> Result<Certificate> {
+        let kv = KVS.into_iter().find(|kv| kv.name() == choice.kv);
+        let built = model::build(named, &self.build_args(kv, choice.chunk))?;
+        let packing = match choice.packing {
+            TernaryLayout::Tile16Base3 => Packing::Base3,
+            TernaryLayout::RowMajor4 | TernaryLayout::Blocks4 | TernaryLayout::Tile16 => Packing::TwoBit,
+        };
+        let budget = Budget {
+            overhead_bytes: device.driver_bytes,
+            device_bytes: Some(device.usable),
+            host_bytes: device.host_bytes,
+        };
+        Ok(Certificate::of(&plan(&built, &device.target, packing, choice.residency, budget)?.plan))
     }
 
     /// What is offered beyond formats.
@@ -161,6 +175,9 @@ impl Ask {
     }
 }
 
+/// The formats of caches.
+const KVS: [Kv; 4] = [Kv::F32, Kv::Bf16, Kv::Int4, Kv::K8v4];
+
 /// Rows of logits of a call: as many as `tritterc compile` has by default.
 const LOGITS: u32 = 64;
 
@@ -174,11 +191,19 @@ pub(crate) fn limits(device: &Device) -> Limits {
 }
 
 /// The plan of a program with its weights packed in one way.
-pub(crate) fn plan(built: &Built, target: &Target, packing: Packing) -> Result<Planned> {
+pub(crate) fn plan(
+    built: &Built,
+    target: &Target,
+    packing: Packing,
+    residency: Residency,
+    budget: Budget,
+) -> Result<Planned> {
     let options = PlanningOptions {
         rewrite: opt::rewrite_options(true, None, packing),
         context: u64::from(built.context),
         sequences: u64::from(built.sequences),
+        residency,
+        budget,
     };
     Ok(compiler::plan(&built.program, target, &options)?)
 }
@@ -210,8 +235,7 @@ fn kv_name(named: &Named, kv: Option<Kv>) -> String {
     match (kv, spec_of(named)) {
         (Some(kv), _) => kv.name().to_owned(),
         (None, Some(spec)) => {
-            let kvs = [Kv::F32, Kv::Bf16, Kv::Int4, Kv::K8v4];
-            kvs.into_iter().find(|&kv| KvFormat::from(kv) == spec.kv).map_or("f32", Kv::name).to_owned()
+            KVS.into_iter().find(|&kv| KvFormat::from(kv) == spec.kv).map_or("f32", Kv::name).to_owned()
         }
         (None, None) => "declared".to_owned(),
     }

@@ -5,6 +5,7 @@ use compiler::schedule::Tier;
 use compiler::schedule::residency::Residency;
 use compiler::schedule::tiers::{Choice, Found, Point, Profile, Refusal, bits};
 use compiler::training::TrainingBytes;
+use ir::plan::Certificate;
 use serde_json::{Value, json};
 
 use super::device::Device;
@@ -44,16 +45,6 @@ pub(crate) struct Shown<'a> {
     pub(crate) pareto: bool,
 }
 
-/// Bytes of the device, by what they are for.
-struct Parts {
-    driver: u64,
-    shared: u64,
-    layers: u64,
-    slots: u64,
-    states: u64,
-    scratch: u64,
-}
-
 impl Shown<'_> {
     /// The profile of all that a choice keeps on the device.
     fn profile(&self, choice: &Choice) -> &Profile {
@@ -62,17 +53,6 @@ impl Shown<'_> {
             (format.packing, &format.kv, format.chunk) == (choice.packing, &choice.kv, choice.chunk)
         };
         self.profiles.iter().find(is_it).expect("choices are made from the profiles")
-    }
-
-    fn parts(&self, point: &Point) -> Parts {
-        let Residency { streamed, host_embedding, .. } = point.choice.residency;
-        let profile = self.profile(&point.choice);
-        let driver = self.device.driver_bytes;
-        let shared = profile.shared_bytes - if host_embedding { profile.embedding_bytes } else { 0 };
-        let layers = profile.layer_bytes() * u64::from(profile.layers - streamed);
-        let (states, scratch) = (profile.state_bytes, profile.scratch_bytes);
-        let slots = point.device_bytes - shared - layers - states - scratch;
-        Parts { driver, shared, layers, slots, states, scratch }
     }
 
     /// How a point runs, in words.
@@ -96,19 +76,17 @@ impl Shown<'_> {
         how
     }
 
-    pub(crate) fn text(&self, found: &Found) -> String {
+    pub(crate) fn text(&self, found: &Found, certificate: &Certificate) -> String {
         let Found { point, front, report } = found;
         let Point { token_ns, first_ns, choice, .. } = point;
         let profile = self.profile(choice);
         let sequences = u64::from(profile.sequences);
         let of = if sequences == 1 { String::new() } else { format!(" of {sequences} sequences") };
-        let needed = point.device_bytes.saturating_add(self.device.driver_bytes);
-        let Parts { driver, shared, layers, slots, states, scratch } = self.parts(point);
         let mut text = format!(
             "{} fits {}: {} of {} ({})\n",
             self.model,
             self.device.name,
-            bytes(needed),
+            bytes(certificate.device_bytes()),
             bytes(self.device.usable),
             self.device.basis
         );
@@ -128,19 +106,12 @@ impl Shown<'_> {
         );
         text += &format!("prompt    {:>10}   {} tokens, to the first token\n", time(*first_ns), profile.prompt);
         text += &format!("times are predicted for {}\n\n", self.device.target.machine);
-        let rows = [
-            ("driver", driver),
-            ("layers", layers),
-            ("slots", slots),
-            ("weights of all layers", shared),
-            ("caches", states),
-            ("scratch", scratch),
-        ];
-        for (what, size) in rows.into_iter().filter(|(_, size)| *size != 0) {
-            text += &format!("{:>12}  {what}\n", bytes(size));
+        for allocation in &certificate.device {
+            text += &format!("{:>12}  {}\n", bytes(allocation.bytes), allocation.name);
         }
-        if 0 < point.host_bytes {
-            text += &format!("{:>12}  of host memory, pinned\n", bytes(point.host_bytes));
+        // On a CPU there is no other memory.
+        for allocation in certificate.host.iter().filter(|_| !self.device.is_cpu()) {
+            text += &format!("{:>12}  in host memory: {}\n", bytes(allocation.bytes), allocation.name);
         }
         text += &format!("\nschedule  {choice}\n");
         if self.pareto {
@@ -223,9 +194,8 @@ impl Shown<'_> {
         head
     }
 
-    pub(crate) fn json(&self, found: &Found) -> Value {
+    pub(crate) fn json(&self, found: &Found, certificate: &Certificate) -> Value {
         let mut value = self.head_json(true);
-        let Parts { driver: _, shared, layers, slots, states, scratch } = self.parts(&found.point);
         let profile = self.profile(&found.point.choice);
         if let Value::Object(point) = self.point_json(&found.point) {
             value.extend(point);
@@ -233,11 +203,11 @@ impl Shown<'_> {
         value.insert("prompt".to_owned(), profile.prompt.into());
         value.insert("sequences".to_owned(), profile.sequences.into());
         value.insert("layers".to_owned(), profile.layers.into());
-        value.insert("layer_bytes".to_owned(), layers.into());
-        value.insert("slot_bytes".to_owned(), slots.into());
-        value.insert("shared_bytes".to_owned(), shared.into());
-        value.insert("cache_bytes".to_owned(), states.into());
-        value.insert("scratch_bytes".to_owned(), scratch.into());
+        value.insert("device_bytes".to_owned(), certificate.device_bytes().into());
+        let host_bytes = if self.device.is_cpu() { 0 } else { certificate.host_bytes() };
+        value.insert("host_bytes".to_owned(), host_bytes.into());
+        let parts = certificate.device.iter().map(|one| (one.name.clone(), one.bytes.into()));
+        value.insert("device_parts".to_owned(), Value::Object(parts.collect()));
         value.insert("exact".to_owned(), found.report.is_exact.into());
         if self.pareto {
             let front = found.front.points().iter().map(|point| self.point_json(point));

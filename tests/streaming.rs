@@ -1,0 +1,213 @@
+//! Weights that are copied while calls run: the same bits as with all of them in memory, an end with a reason when they cannot be read, and plans
+//! whose copies and uses do not fit together refused.
+
+use compiler::schedule::{Residency, Tier};
+use ir::entity::Id;
+use ir::plan::placement::PlacementError;
+use ir::plan::{Arg, Budget, Certificate, Home, Plan, PlanError, Role, Slot, Step, check, manifest};
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, RngSeed, TestRunner};
+use runtime::{RuntimeError, Session};
+use tritter_tests::fixture::{self, random_ids};
+use tritter_tests::session::{self, Build, Model, targets};
+
+fn residency(streamed: u32, split: u32, slots: u32, source: Tier) -> Residency {
+    Residency { streamed, split, slots, host_embedding: false, source }
+}
+
+fn build(residency: Residency) -> Build {
+    Build { chunk: 24, residency, ..Build::new(40) }
+}
+
+/// Logits of a sequence in calls of several phases, one after the other.
+fn mixed_logits(session: &mut Session, ids: &[u32]) -> Vec<f32> {
+    [1, 5, 24].into_iter().flat_map(|chunk| session::logits(session, 0, ids, chunk).unwrap()).collect()
+}
+
+#[test]
+fn streamed_weights_give_the_same_bits() {
+    let models = [Model::shipped("tiny").unwrap(), Model::checkpoint(&fixture::checkpoint("bitnet-packed")).unwrap()];
+    for model in models {
+        for target in targets() {
+            let resident = build(Residency::default()).on(&target);
+            let mut session = model.session(&resident, 2).unwrap();
+            let ids = random_ids(session.vocab() as u64, 40, 7);
+            let expected = mixed_logits(&mut session, &ids);
+            let layers = model.spec.layers;
+            let variants = [
+                residency(1, 1, 2, Tier::Host),
+                residency(layers, 2, 2, Tier::Disk),
+                residency(layers, 3, 2, Tier::Host),
+                residency(layers, 3, 5, Tier::Disk),
+                Residency { host_embedding: true, ..residency(layers - 1, 4, 3, Tier::Disk) },
+            ];
+            for residency in variants {
+                for threads in [1, 3] {
+                    let mut session = model.session(&Build { residency, ..resident.clone() }, threads).unwrap();
+                    let found = mixed_logits(&mut session, &ids);
+                    assert_eq!(expected.len(), found.len());
+                    let is_same = expected.iter().zip(&found).all(|(left, right)| left.to_bits() == right.to_bits());
+                    assert!(is_same, "{target}, {residency:?}, {threads} threads");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_that_loses_its_end_stops_the_model_and_says_so() {
+    let model = Model::shipped("tiny").unwrap();
+    let layers = model.spec.layers;
+    let build = build(residency(layers, 3, 2, Tier::Disk));
+    let directory = model.artifact(&build).unwrap();
+    let mut session = session::session(directory.path(), 2).unwrap();
+    let ids = random_ids(session.vocab() as u64, 8, 7);
+    let expected = session::logits(&mut session, 0, &ids, 1).unwrap();
+    let path = directory.path().join(manifest::WEIGHTS);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(std::fs::metadata(&path).unwrap().len() / 2).unwrap();
+    // What was read ahead may still be used; the first piece that is cut off ends it.
+    let mut answers = (0..4).map(|_| session::logits(&mut session, 0, &ids, 1));
+    let error = answers.find_map(|answer| match answer {
+        Ok(logits) => {
+            assert_eq!(logits, expected, "an answer is right or there is none");
+            None
+        }
+        Err(error) => Some(error.downcast::<RuntimeError>().unwrap()),
+    });
+    let Some(RuntimeError::Stream { path: found, source, .. }) = error else { panic!("{error:?}") };
+    assert_eq!((found, source.kind()), (path, std::io::ErrorKind::UnexpectedEof));
+    let after = session::logits(&mut session, 0, &ids, 1).unwrap_err().downcast::<RuntimeError>().unwrap();
+    assert!(matches!(after, RuntimeError::StreamEnded), "{after}");
+}
+
+#[test]
+fn a_streaming_model_does_not_hold_its_weights() {
+    let model = Model::shipped("tiny").unwrap();
+    let layers = model.spec.layers;
+    let plan_of = |residency| {
+        let built = model.build(&build(residency)).unwrap();
+        session::compile(built.program, &build(residency)).unwrap().plan
+    };
+    let all = plan_of(Residency::default());
+    let streamed = plan_of(residency(layers, 1, 2, Tier::Disk));
+    let bytes = |plan: &Plan| Certificate::of(plan).device_bytes();
+    let per_layer = streamed.placement.streamed_bytes() / u64::from(layers);
+    assert_eq!(bytes(&all) - bytes(&streamed), u64::from(layers) * per_layer - 2 * per_layer);
+    assert_eq!(bytes(&all), all.weights_bytes + all.slab_bytes);
+}
+
+#[test]
+fn a_budget_is_kept_or_refused() {
+    let model = Model::shipped("tiny").unwrap();
+    let built = model.build(&build(Residency::default())).unwrap();
+    let mut plan = session::compile(built.program, &build(Residency::default())).unwrap().plan;
+    let needed = Certificate::of(&plan).device_bytes();
+    plan.budget = Budget { device_bytes: Some(needed), ..Budget::default() };
+    assert_eq!(check(&plan), Ok(()));
+    plan.budget = Budget { device_bytes: Some(needed), overhead_bytes: 1, ..Budget::default() };
+    let errors = check(&plan).unwrap_err().0;
+    let [PlanError::Budget(error)] = errors.as_slice() else { panic!("{errors:?}") };
+    assert_eq!((error.needed, error.budget), (needed + 1, needed));
+}
+
+/// A plan whose layers are all streamed in three pieces, through two slots.
+fn streaming_plan() -> Plan {
+    let model = Model::shipped("tiny").unwrap();
+    let build = build(residency(model.spec.layers, 3, 2, Tier::Disk));
+    session::compile(model.build(&build).unwrap().program, &build).unwrap().plan
+}
+
+#[test]
+fn every_rule_of_a_placement_is_checked() {
+    let sound = streaming_plan();
+    assert_eq!(check(&sound), Ok(()));
+    let refused = |change: &dyn Fn(&mut Plan)| {
+        let mut plan = sound.clone();
+        change(&mut plan);
+        let errors = check(&plan).expect_err("it breaks a rule").0;
+        let PlanError::Placement(error) = errors.into_iter().next().unwrap() else { panic!("another error") };
+        error
+    };
+    let first_piece =
+        sound.placement.segments.iter().position(|segment| matches!(segment.home, Home::Slot(_))).unwrap();
+    let set_home = |plan: &mut Plan, segment: usize, home: Home| plan.placement.segments[segment].home = home;
+    assert!(matches!(refused(&|plan| plan.placement.segments.truncate(1)), PlacementError::Cover { .. }));
+    assert!(matches!(
+        refused(&|plan| plan.placement.segments[1].offset += 64),
+        PlacementError::Cover { segment: 1, .. }
+    ));
+    assert!(matches!(refused(&|plan| set_home(plan, 0, Home::Device(32))), PlacementError::Alignment { segment: 0 }));
+    assert!(matches!(refused(&|plan| plan.placement.resident_bytes = 0), PlacementError::Resident { .. }));
+    assert!(matches!(refused(&|plan| plan.placement.slots[1].offset = 0), PlacementError::Slots { slot: 1 }));
+    assert!(matches!(
+        refused(&|plan| set_home(plan, first_piece, Home::Slot(9))),
+        PlacementError::Slot { slot: 9, .. }
+    ));
+    assert!(matches!(refused(&|plan| plan.placement.slots[0].bytes = 64), PlacementError::Slot { slot: 0, .. }));
+    // With one slot for all, and a tensor of the first piece read again at the end of the layer, the pieces between find no room.
+    let swapped = refused(&|plan| {
+        let widest = plan.placement.slots.iter().map(|slot| slot.bytes).max().unwrap();
+        let all = plan.placement.slots.iter().map(|slot| slot.offset + slot.bytes).max().unwrap();
+        assert!(widest < all);
+        plan.placement.slots = vec![Slot { offset: 0, bytes: widest }];
+        for segment in &mut plan.placement.segments {
+            if let Home::Slot(slot) = &mut segment.home {
+                *slot = 0;
+            }
+        }
+        let first = plan.placement.pieces().next().unwrap().0.offset;
+        let is_first = |arg: &&Arg| {
+            let buffer = plan.buffers[arg.buffer.index()].clone();
+            buffer.role == Role::Weight
+                && buffer.rounds != 1
+                && plan.placement.find(buffer.offset).unwrap().1.offset == first
+        };
+        let body = plan.phases[0].steps.iter().position(|step| matches!(step, Step::Repeat { .. })).unwrap();
+        let Step::Repeat { steps, .. } = &plan.phases[0].steps[body] else { unreachable!() };
+        let args = steps.iter().filter_map(|step| if let Step::Call(call) = step { Some(&call.args) } else { None });
+        let again = args.flatten().find(is_first).unwrap().clone();
+        let Step::Repeat { steps, .. } = &mut plan.phases[0].steps[body] else { unreachable!() };
+        let last = steps.iter_mut().rev().find_map(|step| if let Step::Call(call) = step { Some(call) } else { None });
+        last.unwrap().args.push(again);
+    });
+    assert!(matches!(swapped, PlacementError::NotThere { .. }), "{swapped}");
+    let unused = refused(&|plan| plan.phases[0].steps.retain(|step| !matches!(step, Step::Repeat { .. })));
+    assert!(matches!(unused, PlacementError::Unused { .. }), "{unused}");
+    let cut = refused(&|plan| {
+        let first = plan.placement.segments[0];
+        plan.placement.segments[0].bytes = 64;
+        let mut rest = first;
+        rest.offset += 64;
+        rest.bytes -= 64;
+        rest.home = Home::Device(64);
+        plan.placement.segments.insert(1, rest);
+    });
+    assert!(matches!(cut, PlacementError::Cut { .. }), "{cut}");
+}
+
+#[test]
+fn any_residency_gives_a_plan_that_keeps_the_rules() {
+    let model = Model::shipped("test").unwrap();
+    let layers = model.spec.layers;
+    let config = ProptestConfig {
+        cases: 48,
+        rng_algorithm: RngAlgorithm::ChaCha,
+        rng_seed: RngSeed::Fixed(11),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let strategy = (0..=layers, 1..9_u32, 2..9_u32, any::<bool>(), any::<bool>());
+    let built = model.build(&build(Residency::default())).unwrap();
+    TestRunner::new(config)
+        .run(&strategy, |(streamed, split, slots, host_embedding, is_disk)| {
+            let source = if is_disk { Tier::Disk } else { Tier::Host };
+            let residency = Residency { host_embedding, ..residency(streamed, split, slots, source) };
+            // Compiling runs the check.
+            let plan = session::compile(built.program.clone(), &build(residency)).unwrap().plan;
+            let pieces = plan.placement.pieces().count();
+            prop_assert!(pieces <= (streamed * split) as usize && (streamed == 0) == (pieces == 0));
+            Ok(())
+        })
+        .unwrap();
+}
