@@ -63,7 +63,7 @@ fn names(directory: &Path) -> Vec<String> {
     names
 }
 
-const TRITTERC: [&str; 7] = ["compile", "print", "verify", "opt", "explain", "emit", "diff"];
+const TRITTERC: [&str; 9] = ["compile", "print", "verify", "opt", "explain", "emit", "diff", "fit", "matrix"];
 const TRITTER: [&str; 5] = ["run", "logits", "eval", "compare", "bench"];
 
 #[test]

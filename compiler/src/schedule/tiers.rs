@@ -120,7 +120,14 @@ impl fmt::Display for Choice {
         let Residency { streamed, split, slots, host_embedding, source } = residency;
         let embedding = if *host_embedding { "host" } else { "device" };
         let source = language::name_of(*source);
-        write!(f, "(run {embedding} (prefetch {split} {slots} {source} (call {} {kv} {chunk} ", bits(*packing))?;
-        write!(f, "(stream {streamed} {}))))", bits(*streamed_packing))
+        let call = format!("call {} {kv} {chunk}", bits(*packing));
+        match streamed {
+            0 => write!(f, "(run {embedding} ({call} (stay all {})))", bits(*packing)),
+            1.. => {
+                let layers =
+                    format!("(both (stay rest {}) (stream {streamed} {}))", bits(*packing), bits(*streamed_packing));
+                write!(f, "(run {embedding} (prefetch {split} {slots} {source} ({call} {layers})))")
+            }
+        }
     }
 }

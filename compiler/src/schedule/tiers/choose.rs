@@ -34,8 +34,8 @@ impl Limits {
 /// What was found within the limits.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// The fastest: of the least time of a token, then to the first one. Of equally fast ones that with the fewest bytes of the host, so that nothing is
-    /// streamed that has room.
+    /// The fastest: of the least time for the prompt and as many tokens after it. Of equally fast ones that with the fewest bytes of the host, so that
+    /// nothing is streamed that has room.
     pub point: Point,
     /// All that nothing else is better than, within the limits or not.
     pub front: Front<Point>,
@@ -96,7 +96,9 @@ impl std::error::Error for Refusal {}
 pub fn choose(profiles: &[Profile], offers: &Offers, link: Link, limits: Limits) -> Result<Found, Refusal> {
     let (front, report) = search(profiles, offers, link);
     let within = front.points().iter().filter(|point| limits.hold(point));
-    let key = |point: &&Point| (point.token_ns, point.first_ns, point.host_bytes, point.device_bytes);
+    let tokens = profiles.first().map_or(1, |profile| u64::from(profile.prompt));
+    let time = |point: &Point| point.first_ns.saturating_add(point.token_ns.saturating_mul(tokens));
+    let key = |point: &&Point| (time(point), point.host_bytes, point.device_bytes);
     let fastest = within.min_by_key(key).cloned();
     match fastest {
         Some(point) => Ok(Found { point, front, report }),

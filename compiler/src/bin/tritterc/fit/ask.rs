@@ -146,15 +146,15 @@ impl Ask {
         let smaller = |kv: Kv| Ask { kv: vec![kv], ..base.clone() };
         let has_format =
             others.into_iter().any(|kv| attempt(format!("{prefix}--kv {}", kv.name()), &smaller(kv), named));
-        // The longest power of two that fits, as things are and with the smallest caches.
+        // The longest power of two that fits, as things are and with the smallest caches. What fits a context fits shorter ones.
         let mut contexts = |ask: &Ask, prefix: &str| {
             let most = self.context_of(named);
-            let powers = (8..32).rev().map(|power| 1 << power).filter(|&context: &u32| context < most);
-            for context in powers {
-                let ask = Ask { context: Some(context), ..ask.clone() };
-                if attempt(format!("{prefix}--context {context}"), &ask, named) {
-                    return;
-                }
+            let powers: Vec<u32> = (8..32).map(|power| 1 << power).filter(|&context: &u32| context < most).collect();
+            let at = |context: u32| Ask { context: Some(context), ..ask.clone() };
+            let fits = |context: &u32| at(*context).choose(named, device).is_ok_and(|(_, found)| found.is_ok());
+            let longest = powers.partition_point(fits).checked_sub(1).map(|index| powers[index]);
+            if let Some(context) = longest {
+                attempt(format!("{prefix}--context {context}"), &at(context), named);
             }
         };
         contexts(&base, &prefix);
