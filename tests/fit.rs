@@ -42,6 +42,29 @@ fn a_70b_runs_in_14_gb_with_layers_streamed() {
 }
 
 #[test]
+fn what_the_search_counts_is_what_the_plan_takes() {
+    for (args, least) in [
+        (&["3b", "--gpu", "H100", "--budget", "2GB", "--kv", "int4"][..], 0.0),
+        (&["70b", "--gpu", "RTX 5080", "--kv", "int4", "--sequences", "4"], 1.0),
+        (&["40b", "--gpu", "RTX 3080", "--host-budget", "2GB", "--kv", "bf16", "--chunk", "64"], 1.0),
+        (&["13b", "--cpu", "--budget", "3GB", "--kv", "int4"], 1.0),
+    ] {
+        let report = fit(&[args, &["--pareto"]].concat());
+        assert!(least <= number(&report, "streamed_layers"), "{args:?}: {report}");
+        let is_it = |point: &&Value| {
+            let keys = ["schedule", "source", "split", "slots", "token_seconds", "device_bytes"];
+            keys.into_iter().all(|key| point[key] == report[key])
+        };
+        let front = report["front"].as_array().unwrap();
+        let point = front.iter().find(is_it).unwrap_or_else(|| panic!("{args:?}: {report}"));
+        // The memory of a CPU's host is its own.
+        if !args.contains(&"--cpu") {
+            assert_eq!(point["host_bytes"], report["host_bytes"], "{args:?}");
+        }
+    }
+}
+
+#[test]
 fn more_memory_is_never_slower() {
     let mut slowest = f64::INFINITY;
     for budget in ["3GB", "5GB", "8GB", "11GB", "14GB", "17GB", "20GB", "30GB"] {

@@ -257,8 +257,8 @@ impl Model<'_> {
             Tier::Disk => self.link.disk_gb_per_s.min(self.link.host_gb_per_s),
         };
         let of_streamed = streamed.map(|index| &self.profiles[index]);
-        let piece_bytes = of_streamed.map_or(0, |profile| profile.piece_bytes(split));
-        let slot_bytes = piece_bytes.saturating_mul(u64::from(slots));
+        let (piece_bytes, slot_bytes) =
+            of_streamed.map_or((0, 0), |profile| profile.slot_bytes(split, slots, work.streamed));
         let time = |times: &Times| times.nanoseconds(split, slots, gb_per_s, self.link.copy_us);
         let Format { packing, kv, chunk } = &resident.format;
         let residency = match work.streamed {

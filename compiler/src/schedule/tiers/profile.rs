@@ -4,6 +4,7 @@ use ir::plan::{CallSizes, CallTime, Role};
 
 use super::Format;
 use crate::Planned;
+use crate::schedule::residency;
 
 /// What is done with a model, as far as its times depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,9 +105,19 @@ impl Profile {
         self.tensors.iter().sum()
     }
 
-    /// Bytes of the largest piece of a layer that is cut so.
-    pub fn piece_bytes(&self, split: u32) -> u64 {
-        crate::schedule::residency::cut(&self.tensors, split).into_iter().max().unwrap_or(0)
+    /// Bytes of the largest piece of a layer that is cut so, and of all slots together, where pieces take one after another in turn: each is as large
+    /// as the largest piece that comes there.
+    pub fn slot_bytes(&self, split: u32, slots: u32, streamed: u32) -> (u64, u64) {
+        let pieces = residency::cut(&self.tensors, split);
+        let mut sizes = vec![0_u64; slots.max(1) as usize];
+        // After so many layers the same pieces come to the same slots again.
+        let layers = u64::from(streamed).min(u64::from(slots.max(1)));
+        let in_turn = (0..layers).flat_map(|_| &pieces);
+        for (piece, slot) in in_turn.zip((0..sizes.len()).cycle()) {
+            sizes[slot] = sizes[slot].max(*piece);
+        }
+        let largest = sizes.iter().copied().max().unwrap_or(0);
+        (largest, sizes.into_iter().fold(0, u64::saturating_add))
     }
 
     /// Bytes of the device with all weights on it, but for what the driver takes.

@@ -106,11 +106,11 @@ fn one_point(
 ) -> [u64; 4] {
     let layer: u64 = moved.tensors.iter().sum();
     let kept = u64::from(stay.layers - streamed);
-    let piece_bytes = match streamed {
-        0 => 0,
-        _ => *cut(&moved.tensors, split).iter().max().unwrap(),
-    };
-    let slot_bytes = u64::from(slots) * piece_bytes;
+    // Pieces go to slots in turn.
+    let pieces: Vec<u64> = (0..streamed).flat_map(|_| cut(&moved.tensors, split)).collect();
+    let largest = |slot: u32| pieces.iter().skip(slot as usize).step_by(slots as usize).max().copied().unwrap_or(0);
+    let slot_bytes: u64 = (0..slots).map(largest).sum();
+    let piece_bytes = pieces.iter().max().copied().unwrap_or(0);
     let time = |of_stay: CallTime, of_moved: CallTime, calls: u64| {
         let times = Times {
             stay: kept * (of_stay.rounds / u64::from(stay.layers)),

@@ -118,12 +118,20 @@ impl Ask {
         Ok((profiles, found))
     }
 
+    /// Whether there is any way to run a model on a device: if there is one, there is one with the smallest calls.
+    fn fits(&self, named: &Named, device: &Device) -> bool {
+        let chunk = self.chunk.unwrap_or(if device.is_cpu() { CHUNKS_OF_CPU[0] } else { CHUNKS_OF_GPU[0] });
+        let smallest = Ask { chunk: Some(chunk), ..self.clone() };
+        smallest.choose(named, device).is_ok_and(|(_, found)| found.is_ok())
+    }
+
     /// What else would fit, the most like what was asked for first.
     pub(crate) fn nearest(&self, named: &Named, device: &Device) -> Vec<Nearest> {
         let mut nearest = Vec::new();
         // What cannot be built that way is no suggestion.
         let mut attempt = |instead: String, ask: &Ask, named: &Named| {
-            let found = ask.choose(named, device).ok().and_then(|(_, found)| found.ok());
+            let found = if ask.fits(named, device) { ask.choose(named, device).ok() } else { None };
+            let found = found.and_then(|(_, found)| found.ok());
             if let Some(found) = &found {
                 nearest.push(Nearest { instead, point: found.point.clone() });
             }
@@ -151,7 +159,7 @@ impl Ask {
             let most = self.context_of(named);
             let powers: Vec<u32> = (8..32).map(|power| 1 << power).filter(|&context: &u32| context < most).collect();
             let at = |context: u32| Ask { context: Some(context), ..ask.clone() };
-            let fits = |context: &u32| at(*context).choose(named, device).is_ok_and(|(_, found)| found.is_ok());
+            let fits = |context: &u32| at(*context).fits(named, device);
             let longest = powers.partition_point(fits).checked_sub(1).map(|index| powers[index]);
             if let Some(context) = longest {
                 attempt(format!("{prefix}--context {context}"), &at(context), named);
