@@ -87,9 +87,10 @@ impl Target {
         }
     }
 
-    /// A GPU, with the machine that is guessed for it.
+    /// A GPU, with the machine of the first card of the table that has this capability, or a guess if there is none.
     pub fn cuda(sm: Sm) -> Self {
-        Self::of(Hardware::Cuda(sm))
+        let card = cards::cards().iter().find(|card| card.capability == Some(sm));
+        card.map_or_else(|| Self::of(Hardware::Cuda(sm)), Card::target)
     }
 
     fn of(hardware: Hardware) -> Self {

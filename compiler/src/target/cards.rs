@@ -43,7 +43,7 @@ pub struct Link {
 impl Card {
     /// What plans for it are made for. A card that no code can be generated for is planned like the least that it can be.
     pub fn target(&self) -> Target {
-        Target::cuda(self.capability.unwrap_or(Sm::LEAST)).with_machine(self.machine.clone())
+        Target::of(Hardware::Cuda(self.capability.unwrap_or(Sm::LEAST))).with_machine(self.machine.clone())
     }
 
     /// The card of a name: as the table has it, whatever its case, spaces and hyphens; or as a driver reports it, which puts other words before and

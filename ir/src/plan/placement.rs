@@ -37,10 +37,10 @@ pub struct Slot {
 /// Where pieces wait until they are copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Source {
-    /// In memory of the host that the device copies from by itself; on a CPU, in the cache that the system has of the file.
+    /// In memory of the host that the device copies from by itself.
     #[default]
     Host,
-    /// In the file. For a GPU they are read ahead into so many buffers of the host, each as large as a slot.
+    /// In the file. For a GPU they are read ahead into buffers of the host, each as large as a slot; for a CPU right into the slots.
     Disk {
         /// Buffers.
         buffers: u32,

@@ -10,12 +10,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use compiler::artifact::{self, ArtifactError};
 use compiler::report::human_bytes;
+use compiler::schedule::Residency;
+use compiler::target::Card;
 use compiler::weights::{RandomWeights, WeightSource};
 use compiler::{Compiled, Options, Target};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ir::plan::manifest;
 
-use crate::memory::MemoryArgs;
+use crate::fit::{self, Ask, Device};
+use crate::memory::{Bytes, MemoryArgs};
 use crate::model::{self, BuildArgs, Named};
 use crate::nvrtc;
 use crate::opt::Packing;
@@ -29,6 +32,7 @@ tritterc compile ./bitnet-2b -o out --kv int4 --context 8192\n  \
 tritterc compile bitnet-2b-4t -o big --random-weights 1     a shipped spec, to measure speed\n  \
 tritterc compile models/bitnet-code-nano -o nano --target cuda:sm_90a      for an H100\n  \
 tritterc compile models/bitnet-code-nano -o nano --packing 2bit --target cuda:sm_80 --target cuda:sm_90a --target native\n  \
+tritterc compile 70b -o plan --gpu H100 --budget 14GB --kv int4      what does not fit is streamed\n  \
 tritterc compile 70b -o plan                                 no weights: plan, code and report only\n  \
 tritterc compile models/bitnet-code-nano -o nano --tuning tuning.ron   with rates that tritter tune measured\n  \
 tritterc compile my.ron -o out --random-weights 7 --target x86_64:avx2 --dump stages")]
@@ -42,6 +46,9 @@ pub(crate) struct Args {
     /// sm_89, sm_90a, sm_100, sm_120). Given several times, the artifact is for all of them, and they share its weights.
     #[arg(long = "target", value_name = "TARGET", default_value = "native")]
     targets: Vec<Target>,
+    /// The card to compile for, such as H100 or \"RTX 4090\" (`tritterc matrix` names them): its target, and its rates.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["targets", "tuning"])]
+    gpu: Option<String>,
     /// NVRTC, or the folder that has it, for CUDA targets; by default it is looked for in CUDA_HOME, CUDA_PATH, the Python wheel
     /// nvidia-cuda-nvrtc, and where the loader looks.
     #[arg(long, value_name = "PATH")]
@@ -82,23 +89,32 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
     let named = model::find(&args.model)?;
     let built = model::build(&named, &args.build)?;
+    if args.tuning.is_some() && 1 < args.targets.len() {
+        bail!("--tuning has the rates of one machine; compile for its target alone");
+    }
+    let card = args.gpu.as_deref().map(fit::known_card).transpose()?;
+    let targets = match card {
+        Some(card) if card.capability.is_none() => bail!("no code can be generated for {}", card.name),
+        Some(card) => vec![card.target()],
+        None => {
+            let tuned = args.targets.iter().map(|target| model::tuned(target, args.tuning.as_deref()));
+            tuned.collect::<Result<Vec<_>>>()?
+        }
+    };
+    let (residency, packing) = placement(args, &named, &targets, card)?;
     let options = Options {
-        rewrite: crate::opt::rewrite_options(!args.no_optimize, None, args.packing),
+        rewrite: crate::opt::rewrite_options(!args.no_optimize, None, packing),
         context: u64::from(built.context),
         sequences: u64::from(built.sequences),
         dumps: args.dump.is_some(),
         nvrtc: nvrtc::search(args.nvrtc.as_deref()),
-        residency: args.memory.residency(),
-        budget: args.memory.budget(&args.targets),
+        residency,
+        budget: args.memory.budget(&targets),
         allow_spills: args.allow_spills,
     };
-    if args.tuning.is_some() && 1 < args.targets.len() {
-        bail!("--tuning has the rates of one machine; compile for its target alone");
-    }
     let mut compiled = Vec::new();
-    for target in &args.targets {
-        let target = model::tuned(target, args.tuning.as_deref())?;
-        compiled.push(compiler::compile(built.program.clone(), &target, &options)?);
+    for target in &targets {
+        compiled.push(compiler::compile(built.program.clone(), target, &options)?);
     }
     if let Some(directory) = &args.dump {
         for one in &compiled {
@@ -141,6 +157,30 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     say(&if args.json { summary.json() } else { summary.text() })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where the layers' weights are to be, and how they are packed: as the command line says, or as suits the budget.
+fn placement(args: &Args, named: &Named, targets: &[Target], card: Option<&Card>) -> Result<(Residency, Packing)> {
+    let (Some(Bytes(budget)), None) = (args.memory.budget, args.memory.stream) else {
+        return Ok((args.memory.residency(), args.packing));
+    };
+    let [target] = targets else {
+        bail!("--budget is that of one device; compile for it alone, or say with --stream what is streamed")
+    };
+    let device = Device::of_target(target, card, budget, args.memory.host_budget.map(|Bytes(bytes)| bytes));
+    let BuildArgs { context, kv, head, chunk, sequences, .. } = args.build;
+    let ask = Ask {
+        context,
+        sequences,
+        kv: kv.into_iter().collect(),
+        head,
+        chunk: Some(chunk),
+        prompt: None,
+        streaming: true,
+    };
+    let packing = if args.packing == Packing::Auto { None } else { Some(args.packing) };
+    let choice = ask.choose_packed(named, &device, packing)?;
+    Ok((choice.residency, fit::packing_of(choice.packing)))
 }
 
 /// A bar on standard error, if that is a terminal and the work takes more than a moment.

@@ -16,8 +16,8 @@ use crate::model::{self, BuildArgs, Head, Kv, Named};
 use crate::opt::Packing;
 use crate::{say, say_json};
 
-pub(crate) use ask::{Ask, plan, spec_of};
-pub(crate) use device::{Device, Wanted};
+pub(crate) use ask::{Ask, packing_of, plan, spec_of};
+pub(crate) use device::{Device, Wanted, known_card};
 
 /// Says whether a model fits a device, how it would run there, and how fast, before any device is touched.
 ///

@@ -4,6 +4,7 @@ use ir::plan::{ALIGNMENT, Home, Placement, Role, Segment, Slot, Source};
 
 use super::{Emitter, PlanEmitError};
 use crate::schedule::residency::{self, Residency, Tier};
+use crate::target::Hardware;
 use crate::weights::{PlannedTensor, WeightPlan};
 
 /// Buffers that pieces are read ahead into, where they come from the disk to a GPU: one is read, one is copied, and one waits.
@@ -13,7 +14,8 @@ impl Emitter<'_> {
     /// Cuts the weights into segments, and makes room for those that are copied.
     pub(super) fn place_weights(&mut self) -> Result<(), PlanEmitError> {
         let residency = self.options.residency;
-        self.plan.placement = placement(&self.weights, residency)?;
+        let is_cpu = matches!(self.options.hardware, Hardware::Cpu { .. });
+        self.plan.placement = placement(&self.weights, residency, is_cpu)?;
         let Placement { slots, .. } = &self.plan.placement;
         if let Some(last) = slots.last() {
             let bytes = last.offset + last.bytes;
@@ -24,7 +26,7 @@ impl Emitter<'_> {
 }
 
 /// The placement that a residency asks for.
-fn placement(weights: &WeightPlan, residency: Residency) -> Result<Placement, PlanEmitError> {
+fn placement(weights: &WeightPlan, residency: Residency, is_cpu: bool) -> Result<Placement, PlanEmitError> {
     let tensors = weights.in_file_order();
     let body = streamed_body(weights.tensors());
     let rounds = body.map_or(0, |body| body.rounds);
@@ -45,6 +47,8 @@ fn placement(weights: &WeightPlan, residency: Residency) -> Result<Placement, Pl
         }
     });
     let source = match residency.source {
+        // The memory of a CPU is that of its host: what is not there is read from the file, right into the slots.
+        _ if is_cpu => Source::Disk { buffers: 0 },
         Tier::Host => Source::Host,
         Tier::Disk => Source::Disk { buffers: DISK_BUFFERS },
     };

@@ -1,6 +1,6 @@
 //! What is asked for, and the plans of every form that it may take.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use compiler::Target;
 use compiler::schedule::tiers::{Choice, Format, Found, Limits, Nearest, Offers, Profile, Refusal, Workload, choose};
 use compiler::schedule::{Residency, Tier};
@@ -11,6 +11,7 @@ use models::Spec;
 use models::spec::KvFormat;
 
 use super::device::Device;
+use super::show;
 use crate::matrix;
 use crate::model::{self, BuildArgs, Built, Head, Kv, Named};
 use crate::opt::{self, Packing};
@@ -88,10 +89,7 @@ impl Ask {
     pub(crate) fn certificate(&self, named: &Named, device: &Device, choice: &Choice) -> Result<Certificate> {
         let kv = KVS.into_iter().find(|kv| kv.name() == choice.kv);
         let built = model::build(named, &self.build_args(kv, choice.chunk))?;
-        let packing = match choice.packing {
-            TernaryLayout::Tile16Base3 => Packing::Base3,
-            TernaryLayout::RowMajor4 | TernaryLayout::Blocks4 | TernaryLayout::Tile16 => Packing::TwoBit,
-        };
+        let packing = packing_of(choice.packing);
         let budget = Budget {
             overhead_bytes: device.driver_bytes,
             device_bytes: Some(device.usable),
@@ -116,6 +114,23 @@ impl Ask {
         let profiles = self.profiles(named, &device.target)?;
         let found = choose(&profiles, &self.offers(device), device.link, limits(device));
         Ok((profiles, found))
+    }
+
+    /// The fastest way to run a model on a device with its weights packed in one way, if one is given.
+    ///
+    /// # Errors
+    ///
+    /// If none fits: with what would.
+    pub(crate) fn choose_packed(&self, named: &Named, device: &Device, packing: Option<Packing>) -> Result<Choice> {
+        let mut profiles = self.profiles(named, &device.target)?;
+        profiles.retain(|profile| packing.is_none_or(|packing| layout_of(packing) == profile.format.packing));
+        match choose(&profiles, &self.offers(device), device.link, limits(device)) {
+            Ok(found) => Ok(found.point.choice),
+            Err(mut refusal) => {
+                refusal.nearest = self.nearest(named, device);
+                bail!("{} on {}: {refusal}", show::name_of(named), device.name)
+            }
+        }
     }
 
     /// Whether there is any way to run a model on a device: if there is one, there is one with the smallest calls.
@@ -228,6 +243,14 @@ fn packings(target: &Target) -> &'static [Packing] {
     match target.isa() {
         Some(_) => &[Packing::TwoBit, Packing::Base3],
         None => &[Packing::TwoBit],
+    }
+}
+
+/// How a packing is called on a command line.
+pub(crate) fn packing_of(layout: TernaryLayout) -> Packing {
+    match layout {
+        TernaryLayout::Tile16Base3 => Packing::Base3,
+        TernaryLayout::RowMajor4 | TernaryLayout::Blocks4 | TernaryLayout::Tile16 => Packing::TwoBit,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The device that a model is to fit, and how much of its memory there is.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use compiler::Target;
 use compiler::target::cards::{self, cards};
 use compiler::target::{Card, Link};
@@ -42,13 +42,7 @@ impl Device {
     /// Finds the device.
     pub(crate) fn find(wanted: &Wanted) -> Result<Self> {
         match wanted {
-            Wanted::Card(name) => match Card::find(name) {
-                Some(card) => Ok(Self::of_card(card)),
-                None => {
-                    let names: Vec<&str> = cards().iter().map(|card| card.name).collect();
-                    bail!("no card `{name}` is known; known are {}", names.join(", "))
-                }
-            },
+            Wanted::Card(name) => known_card(name).map(Self::of_card),
             Wanted::Cpu => Self::of_cpu(),
             // The one with the most room.
             Wanted::Here => match gpu::gpus().into_iter().max_by_key(|gpu| gpu.free) {
@@ -99,6 +93,21 @@ impl Device {
         })
     }
 
+    /// What a compilation is for, of which so much may be used.
+    pub(crate) fn of_target(target: &Target, card: Option<&Card>, usable: u64, host_bytes: Option<u64>) -> Self {
+        let (usual_link, usual_driver_bytes) = cards::usual();
+        let driver_bytes = card.map_or(usual_driver_bytes, |card| card.driver_bytes);
+        Self {
+            name: card.map_or_else(|| target.to_string(), |card| card.name.to_owned()),
+            target: target.clone(),
+            link: card.map_or(usual_link, |card| card.link),
+            usable,
+            basis: "as asked for".to_owned(),
+            driver_bytes: if target.isa().is_some() { 0 } else { driver_bytes },
+            host_bytes,
+        }
+    }
+
     /// The CPU of this machine.
     fn of_cpu() -> Result<Self> {
         let Some(HostMemory { total, available }) = HostMemory::detect() else {
@@ -120,6 +129,12 @@ impl Device {
     pub(crate) fn is_cpu(&self) -> bool {
         self.target.isa().is_some()
     }
+}
+
+/// The card of a name.
+pub(crate) fn known_card(name: &str) -> Result<&'static Card> {
+    let names = || cards().iter().map(|card| card.name).collect::<Vec<_>>().join(", ");
+    Card::find(name).with_context(|| format!("no card `{name}` is known; known are {}", names()))
 }
 
 fn screen(desktop: Desktop) -> &'static str {

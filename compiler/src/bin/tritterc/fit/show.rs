@@ -110,7 +110,7 @@ impl Shown<'_> {
             text += &format!("{:>12}  {}\n", bytes(allocation.bytes), allocation.name);
         }
         // On a CPU there is no other memory.
-        for allocation in certificate.host.iter().filter(|_| !self.device.is_cpu()) {
+        for allocation in &certificate.host {
             text += &format!("{:>12}  in host memory: {}\n", bytes(allocation.bytes), allocation.name);
         }
         text += &format!("\nschedule  {choice}\n");
@@ -204,8 +204,7 @@ impl Shown<'_> {
         value.insert("sequences".to_owned(), profile.sequences.into());
         value.insert("layers".to_owned(), profile.layers.into());
         value.insert("device_bytes".to_owned(), certificate.device_bytes().into());
-        let host_bytes = if self.device.is_cpu() { 0 } else { certificate.host_bytes() };
-        value.insert("host_bytes".to_owned(), host_bytes.into());
+        value.insert("host_bytes".to_owned(), certificate.host_bytes().into());
         let parts = certificate.device.iter().map(|one| (one.name.clone(), one.bytes.into()));
         value.insert("device_parts".to_owned(), Value::Object(parts.collect()));
         value.insert("exact".to_owned(), found.report.is_exact.into());
