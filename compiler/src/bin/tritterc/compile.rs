@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use compiler::artifact::{self, ArtifactError};
+use compiler::report::html::{self, Page};
 use compiler::report::human_bytes;
 use compiler::weights::{RandomWeights, WeightSource};
 use compiler::{Compiled, Options, Target};
@@ -30,6 +31,7 @@ tritterc compile bitnet-2b-4t -o big --random-weights 1     a shipped spec, to m
 tritterc compile models/bitnet-code-nano -o nano --target cuda:sm_90a      for an H100\n  \
 tritterc compile models/bitnet-code-nano -o nano --packing 2bit --target cuda:sm_80 --target cuda:sm_90a --target native\n  \
 tritterc compile 70b -o plan                                 no weights: plan, code and report only\n  \
+tritterc compile tiny -o plan --report plan.html             what was done, and what it takes, as a page for a browser\n  \
 tritterc compile models/bitnet-code-nano -o nano --tuning tuning.ron   with rates that tritter tune measured\n  \
 tritterc compile my.ron -o out --random-weights 7 --target x86_64:avx2 --dump stages")]
 pub(crate) struct Args {
@@ -68,6 +70,9 @@ pub(crate) struct Args {
     /// Write every stage in readable form to this directory.
     #[arg(long, value_name = "DIR")]
     dump: Option<PathBuf>,
+    /// Write a page for a browser to this file: memory, graphs before and after, rewrites and their proofs, a timeline.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Report as one JSON object.
     #[arg(long)]
     json: bool,
@@ -95,11 +100,22 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if args.tuning.is_some() && 1 < args.targets.len() {
         bail!("--tuning has the rates of one machine; compile for its target alone");
     }
+    if args.report.is_some() && 1 < args.targets.len() {
+        bail!("--report is about one target; compile for it alone");
+    }
     let mut compiled = Vec::new();
     for target in &args.targets {
         let target = model::tuned(target, args.tuning.as_deref())?;
         compiled.push(compiler::compile(built.program.clone(), &target, &options)?);
     }
+    let page = match (&args.report, &args.targets[0]) {
+        (Some(_), target) => {
+            let target = &model::tuned(target, args.tuning.as_deref())?;
+            let (source, rewriting) = (&built.program, &options.rewrite);
+            Some(html::page(&Page { source, compiled: &compiled[0], target, rewriting, front: &[] })?)
+        }
+        (None, _) => None,
+    };
     if let Some(directory) = &args.dump {
         for one in &compiled {
             let folder = if compiled.len() == 1 { String::new() } else { manifest::folder(&one.plan.target) };
@@ -132,9 +148,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
         Err(error) => return Err(anyhow!(error)),
     };
+    if let (Some(path), Some(page)) = (&args.report, &page) {
+        artifact::write_file(path, page.as_bytes())?;
+    }
     let summary = Summary {
         compiled: &compiled,
         output: &args.output,
+        report: args.report.as_deref(),
         artifact_bytes,
         has_weights: weights.is_some(),
         elapsed: start.elapsed(),
@@ -165,6 +185,8 @@ struct Summary<'a> {
     /// For one target at least.
     compiled: &'a [Compiled],
     output: &'a Path,
+    /// The page for a browser, if there is one.
+    report: Option<&'a Path>,
     artifact_bytes: u64,
     has_weights: bool,
     elapsed: Duration,
@@ -182,6 +204,7 @@ impl Summary<'_> {
             "targets": self.compiled.iter().map(|one| one.report.target.as_str()).collect::<Vec<_>>(),
             "machine": report.machine.to_string(),
             "output": self.output.display().to_string(),
+            "report": self.report.map(|path| path.display().to_string()),
             "seconds": self.elapsed.as_secs_f64(),
             "artifact_bytes": self.artifact_bytes,
             "peak_bytes": report.memory.peak(),
@@ -222,6 +245,9 @@ impl Summary<'_> {
             if memory.pinned != 0 {
                 text += &format!("{on}keeps {} of weights in the host's memory\n", human_bytes(memory.pinned));
             }
+        }
+        if let Some(report) = self.report {
+            text += &format!("what was done, for a browser: {}\n", report.display());
         }
         if self.has_weights {
             text += &format!("run it: tritter run {} --prompt \"...\"\n", self.output.display());
