@@ -15,7 +15,7 @@ use ir::{Program, Verified};
 
 use self::call::PhaseCall;
 use self::graph::Changes;
-use self::markup::{Markup, Px, human_count, human_ns, percent};
+use self::markup::{Markup, Px, grouped, human_ns, percent};
 use super::human_bytes;
 use crate::error::CompileError;
 use crate::pipeline::Compiled;
@@ -123,16 +123,13 @@ fn header(out: &mut Markup, page: &Page<'_>, calls: &[PhaseCall<'_>]) {
             };
             fact("weights", &human_bytes(plan.weights_bytes), &streamed);
             let sequences = if plan.sequences == 1 { "sequence" } else { "sequences" };
-            fact("context", &human_count(plan.context), &format!("positions of {} {sequences}", plan.sequences));
-            fact("vocabulary", &human_count(plan.vocab), "tokens");
+            fact("context", &grouped(plan.context), &format!("positions of {} {sequences}", plan.sequences));
+            fact("vocabulary", &grouped(plan.vocab), "tokens");
             for call in calls.iter().take(1).chain(calls.iter().skip(1).last()) {
                 let tokens = if call.phase.max_tokens == 1 { "token" } else { "tokens" };
-                let note = format!(
-                    "predicted computing of {} {tokens}, {} launches",
-                    call.phase.max_tokens,
-                    call.total_launches()
-                );
-                fact(&call.phase.name, &human_ns(call.total_ns()), &note);
+                let note =
+                    format!("predicted for {} {tokens}, {} launches", call.phase.max_tokens, call.total_launches());
+                fact(&call.phase.name, &human_ns(timeline::call_ns(plan, call)), &note);
             }
         });
         out.element("p", &[("class", &"machine")], |out| {
@@ -207,7 +204,7 @@ fn allocations(out: &mut Markup, whose: &str, all: &[Allocation], total: u64, bu
                     out.text(&one.name);
                 });
                 out.leaf("td", &[("class", &"number")], human_bytes(one.bytes));
-                out.leaf("td", &[("class", &"number quiet")], one.bytes);
+                out.leaf("td", &[("class", &"number quiet")], grouped(one.bytes));
                 out.leaf("td", &[("class", &"number")], percent(one.bytes, total));
                 out.leaf("td", &[], lifetime(&one.lifetime));
             });
@@ -215,7 +212,7 @@ fn allocations(out: &mut Markup, whose: &str, all: &[Allocation], total: u64, bu
         out.element("tr", &[("class", &"total")], |out| {
             out.leaf("td", &[], "in all");
             out.leaf("td", &[("class", &"number")], human_bytes(total));
-            out.leaf("td", &[("class", &"number quiet")], total);
+            out.leaf("td", &[("class", &"number quiet")], grouped(total));
             out.leaf("td", &[], "");
             let against = match budget {
                 Some(budget) => format!(

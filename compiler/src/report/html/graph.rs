@@ -359,7 +359,7 @@ fn frame_title<'a>(
             (Some(launch), _) => {
                 title += &format!("\n{}", details(launch));
                 first.get_or_insert_with(|| {
-                    (format!("{} · {}", launch.time, human_ns(launch.ns)), launch.nature.class())
+                    (format!("step {} · {}", launch.time, human_ns(launch.ns)), launch.nature.class())
                 });
             }
             (None, Step::Repeat { count, steps }) => {

@@ -41,7 +41,7 @@ struct Item {
     below: Vec<usize>,
 }
 
-/// Lays out boxes with edges between them, by their positions. An edge of a cycle, which no graph of ours has, would leave all in one layer.
+/// Lays out boxes with edges between them, by their positions. Edges make no cycle.
 pub(super) fn layered(sizes: &[Size], edges: &[(usize, usize)]) -> Layout {
     let layers = layers_of(sizes.len(), edges);
     let mut items: Vec<Item> = sizes
@@ -93,19 +93,25 @@ fn layers_of(n: usize, edges: &[(usize, usize)]) -> Vec<usize> {
     let nodes: Vec<NodeIndex> = (0..n).map(|_| graph.add_node(())).collect();
     graph.extend_with_edges(edges.iter().map(|&(from, to)| (nodes[from], nodes[to])));
     let mut layers = vec![0; n];
-    let Ok(sorted) = toposort(&graph, None) else { return layers };
+    let sorted = toposort(&graph, None).expect("operands stand before their users");
     for node in &sorted {
         let below = layers[node.index()] + 1;
         for user in graph.neighbors(*node) {
             layers[user.index()] = layers[user.index()].max(below);
         }
     }
+    // What a box alone reads, and all that it was made of, comes with the box when that moves.
+    let mut follows = vec![false; n];
+    let incoming = |node| graph.neighbors_directed(node, Direction::Incoming);
+    for &node in &sorted {
+        let is_alone = graph.neighbors(node).count() == 1;
+        follows[node.index()] = is_alone && incoming(node).all(|before| follows[before.index()]);
+    }
     // Moving a box down shortens what leaves it and lengthens what leads to it.
     for &node in sorted.iter().rev() {
-        let count = |direction| graph.neighbors_directed(node, direction).count();
-        let is_worth_it = count(Direction::Incoming) <= count(Direction::Outgoing);
+        let lengthened = incoming(node).filter(|before| !follows[before.index()]).count();
         let first = graph.neighbors(node).map(|user| layers[user.index()]).min();
-        if let (true, Some(first)) = (is_worth_it, first) {
+        if let Some(first) = first.filter(|_| lengthened <= graph.neighbors(node).count()) {
             layers[node.index()] = first - 1;
         }
     }
@@ -311,7 +317,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_and_cycles_are_drawn_as_well() {
+    fn what_is_read_late_lies_low() {
+        // A chain of four, and two boxes that become one, which its last reads.
+        let edges = [(0, 1), (1, 2), (2, 3), (4, 6), (5, 6), (6, 3)];
+        assert_eq!(layers_of(7, &edges), [0, 1, 2, 3, 1, 1, 2]);
+    }
+
+    #[test]
+    fn nothing_and_single_boxes_are_drawn_as_well() {
         assert_eq!(layered(&[], &[]).size, (0.0, 0.0));
         assert_eq!(layered(&[(10.0, 10.0)], &[]).places, [(0.0, 0.0)]);
     }

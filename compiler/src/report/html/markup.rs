@@ -145,6 +145,19 @@ pub(super) fn three_digits(value: f64) -> String {
     format!("{value:.places$}")
 }
 
+/// A number in full, in groups of three digits.
+pub(super) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if 0 < at && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// A count as people read it.
 pub(super) fn human_count(count: u64) -> String {
     let mut value = count as f64;
@@ -185,5 +198,6 @@ mod tests {
             ("0.0 %".into(), "< 0.1 %".into(), "33.3 %".into())
         );
         assert_eq!(shortened("attention", 5), "atte…");
+        assert_eq!([7, 4096, 1_234_567].map(grouped), ["7", "4,096", "1,234,567"]);
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use ir::entity::Id;
 use ir::plan::{Arg, Buffer, BufferId, Plan, Role, Step};
 
-use super::call::{Launch, PhaseCall};
-use super::markup::{Markup, Px, shortened};
+use super::call::PhaseCall;
+use super::markup::{Attributes, Markup, Px, shortened};
 use crate::report::human_bytes;
 use crate::schedule::memory::{Lifetime, lifetimes};
 
@@ -40,99 +40,177 @@ fn role_class(role: Role) -> &'static str {
 /// The memory map of a phase.
 pub(super) fn map(out: &mut Markup, plan: &Plan, call: &PhaseCall<'_>) {
     let lives = lifetimes(&call.phase.steps);
-    let is_here = |buffer: &Buffer| buffer.role == Role::Scratch(call.index);
-    let scratch: Vec<(BufferId, &Buffer)> = plan
-        .buffers
-        .iter()
-        .enumerate()
-        .filter(|(_, buffer)| is_here(buffer))
-        .map(|(index, buffer)| (BufferId::new(index), buffer))
+    let all = plan.buffers.iter().enumerate().map(|(index, buffer)| (BufferId::new(index), buffer));
+    let scratch: Vec<Placed<'_>> = all
+        .filter(|(_, buffer)| buffer.role == Role::Scratch(call.index))
+        .filter_map(|(id, buffer)| Some(Placed { id, buffer, life: *lives.get(&id)? }))
         .collect();
-    let start = scratch.iter().map(|(_, buffer)| buffer.offset).min().unwrap_or(0);
-    let end = scratch.iter().filter_map(|(_, buffer)| buffer.end()).max().unwrap_or(start);
+    let ruler = Ruler::new(&scratch);
     out.element("p", &[("class", &"lead")], |out| {
-        out.leaf("strong", &[], human_bytes(end - start));
-        let n = scratch.len();
-        let sum = scratch.iter().map(|(_, buffer)| buffer.bytes).fold(0, u64::saturating_add);
-        out.text(format!(" of scratch hold {n} buffers of {} in all, because ", human_bytes(sum)));
-        out.text("what is no longer read makes room. Bands above are not to scale.");
+        let sum = scratch.iter().map(|placed| placed.buffer.bytes).fold(0, u64::saturating_add);
+        out.leaf("strong", &[], human_bytes(ruler.end() - ruler.start()));
+        out.text(format!(" of scratch hold {} buffers of {} in all, because ", scratch.len(), human_bytes(sum)));
+        out.text("what is no longer read makes room. Heights go by square roots of bytes, so that small buffers can be seen.");
     });
-    let bands: Vec<(&str, &str, Vec<&Buffer>)> = BANDS
-        .iter()
-        .map(|&(class, label)| {
-            (class, label, plan.buffers.iter().filter(|buffer| role_class(buffer.role) == class).collect())
-        })
-        .filter(|(_, _, buffers): &(_, _, Vec<&Buffer>)| !buffers.is_empty())
-        .collect();
+    let of_role = |class: &str| -> Vec<&Buffer> {
+        plan.buffers.iter().filter(|buffer| role_class(buffer.role) == class).collect()
+    };
+    let bands = BANDS.iter().map(|&(class, label)| (class, label, of_role(class)));
+    let bands: Vec<_> = bands.filter(|(_, _, buffers)| !buffers.is_empty()).collect();
     let top = bands.len() as f64 * (BAND + 3.0) + 8.0;
-    let arena = if scratch.is_empty() { 0.0 } else { ARENA };
-    let scale_x = (WIDTH - LEFT - RIGHT) / (call.end.max(1) as f64);
-    // Time `t` is the column from `t - 1` to `t`.
-    let x = |time: usize| LEFT + (time as f64 - 1.0) * scale_x;
-    let y = |address: u64| top + (address.saturating_sub(start)) as f64 / (end - start).max(1) as f64 * arena;
-    let view = format!("0 0 {} {}", Px(WIDTH), Px(top + arena + NAMES));
-    let attributes: super::markup::Attributes<'_> =
+    let columns = Columns { width: (WIDTH - LEFT - RIGHT) / call.end.max(1) as f64 };
+    let view = format!("0 0 {} {}", Px(WIDTH), Px(top + ruler.height() + NAMES));
+    let attributes: Attributes<'_> =
         &[("class", &"memory"), ("viewBox", &view), ("role", &"img"), ("aria-label", &"memory map")];
     out.element("svg", attributes, |out| {
         for (at, (class, label, buffers)) in bands.iter().enumerate() {
             band(out, plan, (class, label), buffers, at as f64 * (BAND + 3.0));
         }
-        for rounds in &call.repeats {
-            let (left, right) = (x(rounds.times.0), x(rounds.times.1 + 1));
-            let attributes: super::markup::Attributes<'_> = &[
-                ("class", &"repeat"),
-                ("x", &Px(left)),
-                ("y", &Px(top - 4.0)),
-                ("width", &Px(right - left)),
-                ("height", &Px(arena + 8.0)),
-            ];
-            out.shape("rect", attributes, format!("{} rounds", rounds.count));
-        }
-        for part in 0..=4 {
-            let address = start + (end - start) / 4 * part;
-            let at = Px(y(address));
-            out.empty(
-                "line",
-                &[("class", &"grid"), ("x1", &Px(LEFT)), ("x2", &Px(x(call.end + 1))), ("y1", &at), ("y2", &at)],
-            );
-            let text = format!("+{}", human_bytes(address - start));
-            out.leaf("text", &[("class", &"address"), ("x", &Px(LEFT - 8.0)), ("y", &Px(y(address) + 4.0))], text);
-        }
-        for (id, buffer) in &scratch {
-            let Some(life) = lives.get(id) else { continue };
-            let (left, right) = (x(life.first) + 0.5, x(life.last + 1) - 0.5);
-            let (high, low) = (y(buffer.offset), y(buffer.offset.saturating_add(buffer.bytes)));
-            let height = (low - high - 0.5).max(0.8);
-            let attributes: super::markup::Attributes<'_> = &[
-                ("class", &format!("scratch hue{}", id.index() % 6)),
-                ("x", &Px(left)),
-                ("y", &Px(high)),
-                ("width", &Px(right - left)),
-                ("height", &Px(height)),
-            ];
-            out.shape("rect", attributes, describe(*id, buffer, Some((call, life))));
-            let fits = ((right - left - 8.0) / 6.3).max(0.0) as usize;
-            if 14.0 <= height && 4 <= fits {
-                let name = buffer.name.split_once('.').map_or(buffer.name.as_str(), |(_, name)| name);
-                let (tx, ty) = (Px(left + 4.0), Px(high + height.min(18.0) / 2.0 + 4.0));
-                out.leaf("text", &[("class", &"in-bar"), ("x", &tx), ("y", &ty)], shortened(name, fits));
-            }
-        }
-        for launch in &call.launches {
-            let (at, below) = (x(launch.time) + scale_x / 2.0, top + arena + 14.0);
-            let turn = format!("translate({} {}) rotate(50)", Px(at - 3.0), Px(below));
-            let text = format!("{} {}", launch.time, short_name(launch));
-            out.element("text", &[("class", &"step"), ("transform", &turn)], |out| {
-                out.leaf("title", &[], launch.describe());
-                out.text(shortened(&text, 24));
-            });
-        }
+        out.element("g", &[("transform", &format!("translate(0 {})", Px(top)))], |out| {
+            arena(out, call, &scratch, &ruler, columns);
+            steps(out, call, ruler.height() + 14.0, columns);
+        });
     });
     table(out, plan, call, &lives, &scratch);
 }
 
-fn short_name<'a>(launch: &Launch<'a>) -> &'a str {
-    launch.name.split_once('.').map_or(launch.name, |(_, name)| name)
+/// A scratch buffer and when it is used.
+#[derive(Clone, Copy)]
+struct Placed<'a> {
+    id: BufferId,
+    buffer: &'a Buffer,
+    life: Lifetime,
+}
+
+impl Placed<'_> {
+    fn end(&self) -> u64 {
+        self.buffer.offset.saturating_add(self.buffer.bytes)
+    }
+}
+
+/// Where times are: `t` is the column from `t - 1` to `t`.
+#[derive(Clone, Copy)]
+struct Columns {
+    width: f64,
+}
+
+impl Columns {
+    fn x(self, time: usize) -> f64 {
+        LEFT + (time as f64 - 1.0) * self.width
+    }
+}
+
+/// Where addresses are: between two at which buffers start or end, by the square root of the bytes between them.
+struct Ruler {
+    /// In ascending order.
+    addresses: Vec<u64>,
+    /// Where each is.
+    places: Vec<f64>,
+}
+
+impl Ruler {
+    fn new(scratch: &[Placed<'_>]) -> Self {
+        let mut addresses: Vec<u64> = scratch.iter().flat_map(|placed| [placed.buffer.offset, placed.end()]).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        let mut places = Vec::new();
+        let mut place = 0.0;
+        for (at, address) in addresses.iter().enumerate() {
+            if let Some(before) = at.checked_sub(1) {
+                place += ((address - addresses[before]) as f64).sqrt();
+            }
+            places.push(place);
+        }
+        let scale = if place == 0.0 { 0.0 } else { ARENA / place };
+        places.iter_mut().for_each(|place| *place *= scale);
+        Self { addresses, places }
+    }
+
+    fn start(&self) -> u64 {
+        self.addresses.first().copied().unwrap_or(0)
+    }
+
+    fn end(&self) -> u64 {
+        self.addresses.last().copied().unwrap_or(0)
+    }
+
+    fn height(&self) -> f64 {
+        self.places.last().copied().unwrap_or(0.0)
+    }
+
+    /// Where an address is at which a buffer starts or ends.
+    fn y(&self, address: u64) -> f64 {
+        self.addresses.binary_search(&address).map_or(0.0, |at| self.places[at])
+    }
+
+    /// The addresses to be named: as many as there is room for.
+    fn marks(&self) -> Vec<(u64, f64)> {
+        let mut marks: Vec<(u64, f64)> = Vec::new();
+        for (&address, &place) in self.addresses.iter().zip(&self.places) {
+            if marks.last().is_none_or(|(_, last)| last + 15.0 <= place) {
+                marks.push((address, place));
+            }
+        }
+        marks
+    }
+}
+
+/// The scratch buffers over the steps that they live in.
+fn arena(out: &mut Markup, call: &PhaseCall<'_>, scratch: &[Placed<'_>], ruler: &Ruler, columns: Columns) {
+    for rounds in &call.repeats {
+        let (left, right) = (columns.x(rounds.times.0), columns.x(rounds.times.1 + 1));
+        let attributes: Attributes<'_> = &[
+            ("class", &"repeat"),
+            ("x", &Px(left)),
+            ("y", &"-4"),
+            ("width", &Px(right - left)),
+            ("height", &Px(ruler.height() + 8.0)),
+        ];
+        out.shape("rect", attributes, format!("{} rounds", rounds.count));
+    }
+    for (address, y) in ruler.marks() {
+        let (left, right, at) = (Px(LEFT), Px(columns.x(call.end + 1)), Px(y));
+        out.empty("line", &[("class", &"grid"), ("x1", &left), ("x2", &right), ("y1", &at), ("y2", &at)]);
+        let text = format!("+{}", human_bytes(address - ruler.start()));
+        out.leaf("text", &[("class", &"address"), ("x", &Px(LEFT - 8.0)), ("y", &Px(y + 4.0))], text);
+    }
+    for placed in scratch {
+        let Placed { id, buffer, life } = placed;
+        let (left, right) = (columns.x(life.first) + 0.5, columns.x(life.last + 1) - 0.5);
+        let (high, low) = (ruler.y(buffer.offset), ruler.y(placed.end()));
+        let height = (low - high - 0.5).max(0.8);
+        let attributes: Attributes<'_> = &[
+            ("class", &format!("scratch hue{}", id.index() % 6)),
+            ("x", &Px(left)),
+            ("y", &Px(high)),
+            ("width", &Px(right - left)),
+            ("height", &Px(height)),
+        ];
+        out.shape("rect", attributes, describe(*id, buffer, Some((call, life))));
+        let fits = ((right - left - 8.0) / 6.7).max(0.0) as usize;
+        if 13.0 <= height && 4 <= fits {
+            let (tx, ty) = (Px(left + 4.0), Px(high + height.min(18.0) / 2.0 + 4.0));
+            let name = shortened(without_graph(&buffer.name), fits);
+            out.leaf("text", &[("class", &"in-bar"), ("x", &tx), ("y", &ty)], name);
+        }
+    }
+}
+
+/// What runs in each column, below it.
+fn steps(out: &mut Markup, call: &PhaseCall<'_>, y: f64, columns: Columns) {
+    for launch in &call.launches {
+        let x = columns.x(launch.time) + columns.width / 2.0 - 3.0;
+        let turn = format!("translate({} {}) rotate(50)", Px(x), Px(y));
+        out.element("text", &[("class", &"step"), ("transform", &turn)], |out| {
+            out.leaf("title", &[], launch.describe());
+            out.text(shortened(&format!("{} {}", launch.time, without_graph(launch.name)), 24));
+        });
+    }
+}
+
+/// A name within its graph.
+fn without_graph(name: &str) -> &str {
+    name.split_once('.').map_or(name, |(_, name)| name)
 }
 
 /// What stays in its place: all buffers of a role, each as wide as its share.
@@ -145,7 +223,7 @@ fn band(out: &mut Markup, plan: &Plan, (class, label): (&str, &str), buffers: &[
     for buffer in buffers {
         let width = bytes(buffer) as f64 / total.max(1) as f64 * room;
         let id = plan.buffers.iter().position(|other| std::ptr::eq(other, *buffer)).unwrap_or(0);
-        let attributes: super::markup::Attributes<'_> = &[
+        let attributes: Attributes<'_> = &[
             ("class", &class),
             ("x", &Px(left)),
             ("y", &Px(y)),
@@ -197,11 +275,11 @@ fn table(
     plan: &Plan,
     call: &PhaseCall<'_>,
     lives: &BTreeMap<BufferId, Lifetime>,
-    scratch: &[(BufferId, &Buffer)],
+    scratch: &[Placed<'_>],
 ) {
     let kept = plan.buffers.iter().enumerate().filter(|(_, buffer)| !matches!(buffer.role, Role::Scratch(_)));
     let kept = kept.map(|(index, buffer)| (BufferId::new(index), buffer));
-    let all: Vec<(BufferId, &Buffer)> = kept.chain(scratch.iter().copied()).collect();
+    let all: Vec<(BufferId, &Buffer)> = kept.chain(scratch.iter().map(|placed| (placed.id, placed.buffer))).collect();
     let accesses = accesses(call);
     out.element("details", &[], |out| {
         out.leaf("summary", &[], format!("All {} buffers of this phase", all.len()));

@@ -50,7 +50,16 @@ fn stage_row(out: &mut Markup, stage: &StageReport, sentences: &BTreeMap<String,
         out.leaf("td", &[], stage.stage);
         out.leaf("td", &[("class", &"number")], picoseconds(stage.cost_after));
         out.leaf("td", &[("class", &"number")], format!("{} nodes, {} classes", stage.nodes, stage.classes));
-        out.leaf("td", &[], format!("{} in {} rounds", stage.stop, stage.iterations));
+        out.leaf(
+            "td",
+            &[],
+            format!(
+                "{} in {} {}",
+                stage.stop,
+                stage.iterations,
+                if stage.iterations == 1 { "round" } else { "rounds" }
+            ),
+        );
         out.element("td", &[], |out| {
             if stage.rules.is_empty() {
                 out.leaf("span", &[("class", &"quiet")], "none");

@@ -37,6 +37,8 @@ struct Copied {
     piece: usize,
     slot: usize,
     bytes: u64,
+    /// How long it takes, in the call or not.
+    ns: u64,
     start: u64,
     end: u64,
 }
@@ -141,9 +143,14 @@ impl Link<'_> {
             let time = u64::try_from(u128::from(bytes) * 1000 / u128::from(self.rate)).unwrap_or(u64::MAX);
             self.free = start.saturating_add(time);
             self.arrival[piece] = self.free;
-            self.copies.push(Copied { piece, slot: cycle.slot(piece), bytes, start, end: self.free });
+            self.copies.push(Copied { piece, slot: cycle.slot(piece), bytes, ns: time, start, end: self.free });
         }
     }
+}
+
+/// Nanoseconds of a call among others like it, with the waits for streamed weights.
+pub(super) fn call_ns(plan: &Plan, call: &PhaseCall<'_>) -> u64 {
+    simulate(plan, call).end
 }
 
 /// The timeline of a call.
@@ -247,7 +254,7 @@ fn whole(out: &mut Markup, call: &PhaseCall<'_>, simulated: &Simulated) {
                     copy.piece,
                     copy.slot,
                     human_bytes(copy.bytes),
-                    human_ns(copy.end - copy.start)
+                    human_ns(copy.ns)
                 );
                 rect(
                     out,
@@ -377,4 +384,79 @@ pub(super) fn marks(end: u64) -> Vec<u64> {
     let step = steps.into_iter().find(|step| end / step <= 8).unwrap_or(u64::MAX);
     // The last mark would be cut off at the right.
     (0..=end / step).map(|at| at * step).filter(|at| at.saturating_add(end / 40) <= end).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use ir::entity::Id;
+    use ir::plan::{
+        Access, Arg, Budget, Buffer, BufferId, Call, Code, Expr, Grid, Home, Kernel, KernelId, Machine, Phase,
+        Placement, ROUND, Rate, Role, Segment, Slot, Source, Step, VERSION,
+    };
+
+    use super::*;
+
+    /// Four rounds that each read 640 bytes in 640 ns, all of them streamed through two slots.
+    fn plan(link_bytes_per_us: u64) -> Plan {
+        let segments = (0..4).map(|at| Segment { offset: at * 640, bytes: 640, home: Home::Slot(at as u32 % 2) });
+        let weight =
+            Buffer { name: "w.{}".to_owned(), role: Role::Weight, offset: 0, bytes: 640, rounds: 4, stride: 640 };
+        let offset = Expr::symbol(ROUND) * Expr::from(640);
+        let call = Call {
+            kernel: KernelId::new(0),
+            grid: Grid::from(Expr::from(1)),
+            args: vec![Arg { access: Access::Read, buffer: BufferId::new(0), offset }],
+            dims: Vec::new(),
+            moves: Expr::from(640),
+            macs: Expr::from(0),
+            ops: Expr::from(0),
+            rate: Rate::flat(1),
+            from: "layer.x".to_owned(),
+        };
+        let repeat = Step::Repeat { count: 4, steps: vec![Step::Call(call)] };
+        Plan {
+            version: VERSION,
+            model: "m".to_owned(),
+            target: "scalar".to_owned(),
+            machine: Machine { threads: 1, read_bytes_per_us: 1000, link_bytes_per_us, step_ns: 0 },
+            context: 8,
+            sequences: 1,
+            vocab: 1,
+            slab_bytes: 1280,
+            weights_bytes: 2560,
+            placement: Placement {
+                resident_bytes: 0,
+                source: Source::Host,
+                slots: [0, 640].map(|offset| Slot { offset, bytes: 640 }).to_vec(),
+                segments: segments.collect(),
+            },
+            budget: Budget::default(),
+            symbols: Vec::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            buffers: vec![weight],
+            kernels: vec![Kernel { name: "k".to_owned(), code: Code::Table }],
+            phases: vec![Phase { name: "decode".to_owned(), max_tokens: 1, steps: vec![repeat] }],
+        }
+    }
+
+    #[test]
+    fn a_slow_link_is_never_idle_and_a_quick_one_never_waited_for() {
+        // A copy takes 1,280 ns: a call is four of them, and computes half of the time.
+        let slow = plan(500);
+        let simulated = simulate(&slow, &PhaseCall::new(&slow, 0));
+        assert_eq!((simulated.end, simulated.wait_ns(), simulated.copy_ns()), (5120, 2560, 5120));
+        // It takes 160 ns.
+        let quick = plan(4000);
+        let simulated = simulate(&quick, &PhaseCall::new(&quick, 0));
+        assert_eq!((simulated.end, simulated.wait_ns(), simulated.copy_ns()), (2560, 0, 640));
+        assert_eq!(simulated.copies.len(), 4);
+    }
+
+    #[test]
+    fn marks_are_round_and_few() {
+        assert_eq!(marks(1000), [0, 200, 400, 600, 800]);
+        assert_eq!(marks(7), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(marks(0), [0]);
+    }
 }
