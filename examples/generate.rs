@@ -30,6 +30,7 @@ fn main() -> Result<()> {
     let tokenizer = session.tokenizer()?.context("the artifact has a tokenizer")?;
     let ids: Vec<u32> = tokenizer.bos().into_iter().chain(tokenizer.encode(&prompt)).collect();
     let request = Request {
+        draft: 0,
         sequence: 0,
         prompt: &ids,
         chunk: session.max_tokens(),

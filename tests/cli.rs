@@ -63,7 +63,7 @@ fn names(directory: &Path) -> Vec<String> {
     names
 }
 
-const TRITTERC: [&str; 7] = ["compile", "print", "verify", "opt", "explain", "emit", "diff"];
+const TRITTERC: [&str; 9] = ["compile", "print", "verify", "opt", "explain", "emit", "diff", "fit", "matrix"];
 const TRITTER: [&str; 5] = ["run", "logits", "eval", "compare", "bench"];
 
 #[test]
@@ -343,6 +343,44 @@ fn sampling_follows_its_seed() {
     };
     assert_eq!(sample("1"), sample("1"));
     assert_ne!(sample("1"), sample("2"));
+}
+
+#[test]
+fn guesses_save_calls_and_change_nothing() {
+    let run = |draft: &str, more: &[&str]| {
+        let prompt =
+            "    print(first)\n    print(second)\n    print(third)\n    print(first)\n    print(second)\n    print(";
+        let args = ["run", nano(), "--prompt", prompt, "--max-new-tokens", "60", "--json", "--draft", draft];
+        let report = Tritter.json(&[&args[..], more].concat());
+        (report["token_ids"].clone(), report["decode_calls"].as_u64().unwrap())
+    };
+    let (ids, calls) = run("0", &[]);
+    let (guessed, fewer) = run("8", &[]);
+    assert_eq!(ids, guessed);
+    assert!(2 * fewer < calls, "{fewer} calls with guesses, {calls} without");
+    let sampled = ["--temperature", "1.3", "--repetition-penalty", "1.05", "--seed", "3"];
+    assert_eq!(run("0", &sampled).0, run("8", &sampled).0);
+}
+
+#[test]
+fn a_context_is_gone_through_and_what_is_hidden_in_it_found() {
+    let args = |answer| {
+        let texts =
+            ["--needle", r#"SECRET_KEY = "q7xw"\n"#, "--question", r#"assert SECRET_KEY == ""#, "--answer", answer];
+        [&["verify-context", nano(), "--context", "512", "--json"], &texts[..]].concat()
+    };
+    let report = Tritter.json(&args(r#"q7xw""#));
+    assert_eq!((&report["sound"], &report["not_finite"], &report["context"]), (&true.into(), &0.into(), &512.into()));
+    let overlaps = report["overlaps"].as_array().unwrap();
+    assert_eq!(overlaps.len(), 9);
+    assert!(overlaps.iter().all(|overlap| overlap["different"] == 0));
+    let found = report["needles"].as_array().unwrap();
+    assert!(found.len() == 5 && found.iter().all(|found| found["found"] == true), "{found:?}");
+    // Nobody finds what is not there.
+    let failed = Tritter.run(&args("another one"));
+    assert_eq!(failed.status.code(), Some(1));
+    let said = text(&failed.stderr);
+    assert!(said.contains("the needle was lost 5 times of 5"), "{said}");
 }
 
 #[test]

@@ -197,25 +197,32 @@ fn devices_choose_what_the_host_would() {
                 expected.push(sampler.sample(logits.rows().next().unwrap()).unwrap());
             }
             session.reset(0).unwrap();
-            let request = |max_new_tokens, end_ids| Request {
+            let request = |max_new_tokens, end_ids, draft| Request {
                 sequence: 0,
                 prompt,
                 chunk: 16,
                 max_new_tokens,
                 sampling,
+                draft,
                 stop: &[],
                 end_ids,
             };
-            let all = runtime::generate(&mut session, &request(length, &[]), None, &mut |_| ControlFlow::Continue(()));
-            assert_eq!(all.unwrap().token_ids, expected, "{what}");
-            assert_eq!(session.length(0).unwrap(), (prompt.len() + length - 1) as u64, "{what}");
+            for draft in [8, 1, 0] {
+                session.reset(0).unwrap();
+                let all = request(length, &[], draft);
+                let all = runtime::generate(&mut session, &all, None, &mut |_| ControlFlow::Continue(()));
+                let all = all.unwrap();
+                assert_eq!(all.token_ids, expected, "{what}, {draft} guessed");
+                assert!(all.decode_calls < length && (0 < draft || all.decode_calls == length - 1), "{what}");
+                assert_eq!(session.length(0).unwrap(), (prompt.len() + length - 1) as u64, "{what}");
+            }
             // Steps behind the id that ends it were queued; they leave no trace.
             let end = expected[length / 2];
             let first = expected.iter().position(|id| *id == end).unwrap();
             session.reset(0).unwrap();
             let ids = [end];
             let early =
-                runtime::generate(&mut session, &request(length, &ids), None, &mut |_| ControlFlow::Continue(()));
+                runtime::generate(&mut session, &request(length, &ids, 0), None, &mut |_| ControlFlow::Continue(()));
             assert_eq!(early.unwrap().token_ids, expected[..=first], "{what}");
             assert_eq!(session.length(0).unwrap(), (prompt.len() + first) as u64, "{what}");
         }

@@ -1,19 +1,17 @@
 //! Weights that are copied while calls run: the same bits as with all of them in memory, an end with a reason when they cannot be read, and plans
 //! whose copies and uses do not fit together refused.
 
-use compiler::schedule::Residency;
+use compiler::schedule::{Residency, Tier};
 use ir::entity::Id;
 use ir::plan::placement::PlacementError;
-use ir::plan::{Arg, Budget, Certificate, Home, Plan, PlanError, Role, Slot, Source, Step, check, manifest};
+use ir::plan::{Arg, Budget, Certificate, Home, Plan, PlanError, Role, Slot, Step, check, manifest};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, RngSeed, TestRunner};
 use runtime::{RuntimeError, Session};
 use tritter_tests::fixture::{self, random_ids};
 use tritter_tests::session::{self, Build, Model, targets};
 
-const DISK: Source = Source::Disk { buffers: 2 };
-
-fn residency(streamed: u32, split: u32, slots: u32, source: Source) -> Residency {
+fn residency(streamed: u32, split: u32, slots: u32, source: Tier) -> Residency {
     Residency { streamed, split, slots, host_embedding: false, source }
 }
 
@@ -37,11 +35,11 @@ fn streamed_weights_give_the_same_bits() {
             let expected = mixed_logits(&mut session, &ids);
             let layers = model.spec.layers;
             let variants = [
-                residency(1, 1, 2, Source::Host),
-                residency(layers, 2, 2, DISK),
-                residency(layers, 3, 2, Source::Host),
-                residency(layers, 3, 5, DISK),
-                Residency { host_embedding: true, ..residency(layers - 1, 4, 3, DISK) },
+                residency(1, 1, 2, Tier::Host),
+                residency(layers, 2, 2, Tier::Disk),
+                residency(layers, 3, 2, Tier::Host),
+                residency(layers, 3, 5, Tier::Disk),
+                Residency { host_embedding: true, ..residency(layers - 1, 4, 3, Tier::Disk) },
             ];
             for residency in variants {
                 for threads in [1, 3] {
@@ -60,7 +58,7 @@ fn streamed_weights_give_the_same_bits() {
 fn a_file_that_loses_its_end_stops_the_model_and_says_so() {
     let model = Model::shipped("tiny").unwrap();
     let layers = model.spec.layers;
-    let build = build(residency(layers, 3, 2, DISK));
+    let build = build(residency(layers, 3, 2, Tier::Disk));
     let directory = model.artifact(&build).unwrap();
     let mut session = session::session(directory.path(), 2).unwrap();
     let ids = random_ids(session.vocab() as u64, 8, 7);
@@ -92,7 +90,7 @@ fn a_streaming_model_does_not_hold_its_weights() {
         session::compile(built.program, &build(residency)).unwrap().plan
     };
     let all = plan_of(Residency::default());
-    let streamed = plan_of(residency(layers, 1, 2, DISK));
+    let streamed = plan_of(residency(layers, 1, 2, Tier::Disk));
     let bytes = |plan: &Plan| Certificate::of(plan).device_bytes();
     let per_layer = streamed.placement.streamed_bytes() / u64::from(layers);
     assert_eq!(bytes(&all) - bytes(&streamed), u64::from(layers) * per_layer - 2 * per_layer);
@@ -116,7 +114,7 @@ fn a_budget_is_kept_or_refused() {
 /// A plan whose layers are all streamed in three pieces, through two slots.
 fn streaming_plan() -> Plan {
     let model = Model::shipped("tiny").unwrap();
-    let build = build(residency(model.spec.layers, 3, 2, DISK));
+    let build = build(residency(model.spec.layers, 3, 2, Tier::Disk));
     session::compile(model.build(&build).unwrap().program, &build).unwrap().plan
 }
 
@@ -203,7 +201,7 @@ fn any_residency_gives_a_plan_that_keeps_the_rules() {
     let built = model.build(&build(Residency::default())).unwrap();
     TestRunner::new(config)
         .run(&strategy, |(streamed, split, slots, host_embedding, is_disk)| {
-            let source = if is_disk { DISK } else { Source::Host };
+            let source = if is_disk { Tier::Disk } else { Tier::Host };
             let residency = Residency { host_embedding, ..residency(streamed, split, slots, source) };
             // Compiling runs the check.
             let plan = session::compile(built.program.clone(), &build(residency)).unwrap().plan;

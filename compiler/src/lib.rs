@@ -19,9 +19,10 @@ pub mod emit;
 pub mod weights;
 pub mod artifact;
 pub mod report;
+pub mod training;
 
 mod error;
 
 pub use error::CompileError;
-pub use pipeline::{Compiled, Options, compile};
+pub use pipeline::{Compiled, Options, Planned, PlanningOptions, compile, plan};
 pub use target::Target;

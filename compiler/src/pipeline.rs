@@ -57,6 +57,32 @@ pub struct Compiled {
     pub dumps: Vec<Dump>,
 }
 
+/// What a compilation for planning may be told: all of [`Options`] that no code is needed for.
+#[derive(Clone, Debug)]
+pub struct PlanningOptions {
+    /// How to optimise.
+    pub rewrite: rewrite::Options,
+    /// Positions of a sequence that the caches hold.
+    pub context: u64,
+    /// Sequences that the caches hold.
+    pub sequences: u64,
+    /// Where the layers' weights are while calls run.
+    pub residency: Residency,
+    /// What running the plan may take of memory.
+    pub budget: Budget,
+}
+
+/// A plan without its code: all sizes, places, steps and predicted times.
+#[derive(Debug)]
+pub struct Planned {
+    /// The program in its final form.
+    pub program: Verified<Program>,
+    /// The plan. Generated kernels of a CPU have no places in it.
+    pub plan: Plan,
+    /// The tensors to be stored.
+    pub weights: WeightPlan,
+}
+
 /// Compiles a program for a target.
 ///
 /// # Errors
@@ -64,28 +90,10 @@ pub struct Compiled {
 /// If the program uses something that the target has no kernel for; and every failure that is a bug of tritter.
 pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -> Result<Compiled, CompileError> {
     let mut stages = Stages { times: Vec::new(), dumps: Vec::new(), keep: options.dumps };
-    stages.dump("source.tri", || ir::text::print(&program));
-
-    // The compute e-graph: equal programs, and the cheapest of them for this target.
-    let (program, rewriting) = stages.time("optimise", || rewrite::optimise(&program, target, &options.rewrite))?;
-    stages.dump("optimised.tri", || ir::text::print(&program));
-    stages.dump("rewriting.txt", || rewriting.to_string());
-
-    // Groups, kernels, places: needs the program in its final form.
-    let plan_options = PlanOptions {
-        hardware: target.hardware(),
-        machine: target.machine.clone(),
-        context: options.context,
-        sequences: options.sequences,
-        residency: options.residency,
-        budget: options.budget,
-    };
-    let Emitted { mut plan, weights, nests, specialised, fused } =
-        stages.time("plan", || emit::plan::emit(&program, &plan_options))?;
-    stages.dump("nests.txt", || {
-        let texts: Vec<String> = nests.iter().map(|(_, lowered)| lowered.nest.to_string()).collect();
-        texts.join("\n")
-    });
+    let Options { rewrite, context, sequences, residency, budget, .. } = options.clone();
+    let planning = PlanningOptions { rewrite, context, sequences, residency, budget };
+    let (program, rewriting, emitted) = stages.plan(&program, target, &planning)?;
+    let Emitted { mut plan, weights, nests, specialised, fused } = emitted;
 
     // Machine code for the nests, whose places are then known to the plan; for a GPU, for the rows of the table too.
     let (mut code, mut cuda) = (Code::default(), Vec::new());
@@ -126,6 +134,20 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
     Ok(Compiled { program, plan, code, cuda, weights, report, dumps: stages.dumps })
 }
 
+/// The plan of a program, in the passes of [`compile`], without code: it needs neither NVRTC nor Cranelift, and takes some hundredths of a second for
+/// any size of model.
+///
+/// # Errors
+///
+/// As [`compile`].
+pub fn plan(program: &Verified<Program>, target: &Target, options: &PlanningOptions) -> Result<Planned, CompileError> {
+    let mut stages = Stages { times: Vec::new(), dumps: Vec::new(), keep: false };
+    let (program, _, Emitted { plan, weights, .. }) = stages.plan(program, target, options)?;
+    Certificate::prove(&plan).map_err(CompileError::Budget)?;
+    ir::plan::check(&plan)?;
+    Ok(Planned { program, plan, weights })
+}
+
 /// Times and keeps what the passes give.
 struct Stages {
     times: Vec<(&'static str, Duration)>,
@@ -134,6 +156,37 @@ struct Stages {
 }
 
 impl Stages {
+    /// The passes that need no code: the program in its final form, and its plan.
+    fn plan(
+        &mut self,
+        program: &Verified<Program>,
+        target: &Target,
+        options: &PlanningOptions,
+    ) -> Result<(Verified<Program>, rewrite::Report, Emitted), CompileError> {
+        self.dump("source.tri", || ir::text::print(program));
+
+        // The compute e-graph: equal programs, and the cheapest of them for this target.
+        let (program, rewriting) = self.time("optimise", || rewrite::optimise(program, target, &options.rewrite))?;
+        self.dump("optimised.tri", || ir::text::print(&program));
+        self.dump("rewriting.txt", || rewriting.to_string());
+
+        // Groups, kernels, places: needs the program in its final form.
+        let plan_options = PlanOptions {
+            hardware: target.hardware(),
+            machine: target.machine.clone(),
+            context: options.context,
+            sequences: options.sequences,
+            residency: options.residency,
+            budget: options.budget,
+        };
+        let emitted = self.time("plan", || emit::plan::emit(&program, &plan_options))?;
+        self.dump("nests.txt", || {
+            let texts: Vec<String> = emitted.nests.iter().map(|(_, lowered)| lowered.nest.to_string()).collect();
+            texts.join("\n")
+        });
+        Ok((program, rewriting, emitted))
+    }
+
     fn time<T>(&mut self, pass: &'static str, run: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = run();

@@ -6,8 +6,9 @@ pub mod rope_append;
 pub mod fuse;
 pub mod memory;
 pub mod residency;
+pub mod tiers;
 
 pub use group::{Group, Kind, Schedule, ScheduleError};
-pub use residency::Residency;
+pub use residency::{Residency, Tier};
 pub use rope_append::RopeAppend;
 pub use view::{View, Views};

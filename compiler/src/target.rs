@@ -6,12 +6,14 @@
 //! operations with. It steers choices between equal programs, never what they compute.
 
 pub mod machine;
+pub mod cards;
 
 use std::fmt;
 use std::str::FromStr;
 
 use kernels::{Arch, Isa, Sm};
 
+pub use cards::{Card, Link};
 pub use machine::{Machine, ProductRate, TuningMismatch};
 
 /// A device to compile for.

@@ -12,6 +12,7 @@ pub mod expr;
 pub mod grid;
 pub mod manifest;
 pub mod placement;
+pub mod predict;
 pub mod tuning;
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,7 @@ pub use expr::Expr;
 pub use grid::Grid;
 pub use manifest::{Manifest, Part};
 pub use placement::{Home, Placement, Segment, Slot, Source};
+pub use predict::{CallSizes, CallTime};
 pub use tuning::{KernelRate, Tuning, TuningError, TuningErrors};
 
 /// The version of the artifact format that this build writes and reads.
@@ -121,6 +123,11 @@ impl Rate {
     /// The same for every number of tokens.
     pub fn flat(rate: u64) -> Self {
         Self { one: rate, many: rate }
+    }
+
+    /// A part of the rate for many tokens; at least 1.
+    pub fn times(self, share: f64) -> Self {
+        Self { many: ((self.many as f64 * share).round() as u64).max(1), ..self }
     }
 
     /// Nanoseconds for `work` in a call of `tokens` tokens; none if a rate is 0.
@@ -484,8 +491,9 @@ impl Plan {
                 let work = value(&call.macs).saturating_add(value(&call.ops));
                 // A head computes as many rows as are wanted, whatever the tokens.
                 let has = |symbol: &str| call.macs.symbols().any(|other| other == symbol);
-                let tokens = lookup(if has("m") && !has("n") { "m" } else { "n" });
-                (value(&call.moves), call.rate.nanoseconds(work, tokens.unwrap_or(1)))
+                let tokens = lookup(if has("m") && !has("n") { "m" } else { "n" }).unwrap_or(1);
+                let moves = call.moves.evaluate(&|symbol: &str| predict::read(symbol, lookup(symbol)?, tokens));
+                (moves.unwrap_or(u64::MAX), call.rate.nanoseconds(work, tokens))
             }
             Step::Copy { bytes, .. } => (value(bytes).saturating_mul(2), 0),
             Step::Repeat { .. } => return 0,

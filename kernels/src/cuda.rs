@@ -182,6 +182,14 @@ impl Tile {
         (Self::MULTIPROCESSORS - 11 * (self.blocks - 1)) / self.blocks
     }
 
+    /// The part of the rate of its inner loop that a product of these sizes reaches: the rest goes to turns that are not full, and to ends of turns.
+    pub fn share(self, n: u64, k: u64, m: u64) -> f64 {
+        let step = (200 + 37 * self.tokens / 10) as f64;
+        let of_step = (128 * self.rows * self.tokens * self.clusters() * self.blocks) as f64;
+        let ideal = n as f64 * k as f64 * m as f64 / of_step * step;
+        (ideal / self.nanoseconds(n, k, m).max(1) as f64).min(1.0)
+    }
+
     /// About how long a product takes, in nanoseconds: turns of all clusters, of which each has steps of 128 columns, results to write, and sums to
     /// exchange. The numbers are measured on an H100.
     pub fn nanoseconds(self, n: u64, k: u64, m: u64) -> u64 {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokenizer::StreamDecoder;
 
 use crate::device::{Device, Ticket};
+use crate::draft::Lookup;
 use crate::error::RuntimeError;
 use crate::sample::{Sampler, Sampling};
 use crate::session::{Ids, Session, Token};
@@ -25,6 +26,9 @@ pub struct Request<'a> {
     pub max_new_tokens: usize,
     /// How to choose them.
     pub sampling: Sampling,
+    /// The most tokens that are guessed from what occurred before and checked in one call; 0 guesses nothing. What is generated does not depend on
+    /// it.
+    pub draft: usize,
     /// Text that ends generation and is not part of it.
     pub stop: &'a [String],
     /// Ids that end generation and have no text.
@@ -83,6 +87,8 @@ pub struct Generation {
     pub prefill: Duration,
     /// Time from the first token to the last.
     pub decode: Duration,
+    /// Calls after the prefill: fewer than tokens where guesses were right.
+    pub decode_calls: usize,
 }
 
 impl Generation {
@@ -120,11 +126,12 @@ pub fn generate(
     let first = match logits {
         Ok(logits) if 0 < request.max_new_tokens => Some(sampler.sample(logits)?),
         Ok(_) => None,
-        Err(RuntimeError::Cancelled) => return Ok(output.end(Finish::Cancelled, start.elapsed(), Duration::ZERO)),
+        Err(RuntimeError::Cancelled) => return Ok(output.end(Finish::Cancelled, start.elapsed(), Duration::ZERO, 0)),
         Err(error) => return Err(error),
     };
     let prefill = start.elapsed();
     let start = Instant::now();
+    let mut calls = 0;
     let finish = match first {
         None => Finish::Length,
         Some(first) => {
@@ -141,6 +148,7 @@ pub fn generate(
                     Err(error) => break Err(error),
                 }
             };
+            calls = following.calls;
             // Also after an error no step beyond the tokens that were seen is left in the sequence.
             following.end(output.token_ids.len())?;
             finish?
@@ -148,7 +156,7 @@ pub fn generate(
     };
     let decode = start.elapsed();
     let finish = output.flush(finish, &mut decoder);
-    Ok(output.end(finish, prefill, decode))
+    Ok(output.end(finish, prefill, decode, calls))
 }
 
 /// The tokens of a sequence after its prompt, one after the other. Steps are queued ahead of the token that is waited for, as far as the device
@@ -157,7 +165,13 @@ struct Following<'a> {
     session: &'a mut Session,
     sequence: usize,
     sampler: Sampler,
-    /// Whether tokens are chosen from logits by the host: where what occurred changes them, or the program gives only logits.
+    /// What guesses are made from, and the most tokens of one; none where nothing is guessed.
+    lookup: Option<(Lookup, usize)>,
+    /// Tokens that were chosen and are yet to be taken, because guesses were right.
+    right: VecDeque<u32>,
+    /// Calls so far.
+    calls: usize,
+    /// Whether tokens are chosen from logits by the host: where what occurred changes them, guesses are checked, or the program gives only logits.
     is_chosen_here: bool,
     /// The token that the prefill gave, until it is taken.
     first: Option<u32>,
@@ -182,22 +196,41 @@ impl<'a> Following<'a> {
         let length = session.length(sequence)?;
         let room = usize::try_from(session.plan().context - length).unwrap_or(usize::MAX);
         let left = (request.max_new_tokens - 1).min(room);
-        let is_chosen_here = sampler.needs_logits() || !session.chooses();
-        let queued = VecDeque::new();
-        Ok(Self { session, sequence, sampler, is_chosen_here, first: Some(first), length, left, queued, last: first })
+        let is_chosen_here = sampler.needs_logits() || 0 < request.draft || !session.chooses();
+        let lookup = (0 < request.draft).then(|| {
+            let mut lookup = Lookup::default();
+            lookup.see(request.prompt);
+            (lookup, request.draft)
+        });
+        Ok(Self {
+            session,
+            sequence,
+            sampler,
+            lookup,
+            right: VecDeque::new(),
+            calls: 0,
+            is_chosen_here,
+            first: Some(first),
+            length,
+            left,
+            queued: VecDeque::new(),
+            last: first,
+        })
     }
 
     /// The next token; `None` after the last that there is room for.
     fn next(&mut self) -> Result<Option<u32>, RuntimeError> {
         let id = match self.first.take() {
-            Some(first) => first,
+            Some(first) => {
+                self.see(first);
+                first
+            }
             None if self.is_chosen_here => {
-                if self.left == 0 {
-                    return Ok(None);
+                if self.right.is_empty() && 0 < self.left {
+                    self.choose()?;
                 }
-                self.left -= 1;
-                let logits = self.session.forward(&[Token::next(self.sequence, self.last)], &[0])?;
-                self.sampler.sample(logits.rows().next().expect("one row was asked for"))?
+                let Some(id) = self.right.pop_front() else { return Ok(None) };
+                id
             }
             None => {
                 // A device that does its work at once is asked for a token when it is wanted, not while the last is yet to be shown.
@@ -205,15 +238,52 @@ impl<'a> Following<'a> {
                     self.queue()?;
                 }
                 let Some(ticket) = self.queued.pop_front() else { return Ok(None) };
-                self.session.chosen(ticket)?[0]
+                let id = self.session.chosen(ticket)?[0];
+                self.see(id);
+                id
             }
         };
-        self.sampler.see(&[id]);
-        self.last = id;
         if !self.is_chosen_here && 0 < self.session.device().runs_ahead() {
             self.queue()?;
         }
         Ok(Some(id))
+    }
+
+    /// Notes a token that was chosen.
+    fn see(&mut self, id: u32) {
+        self.sampler.see(&[id]);
+        if let Some((lookup, _)) = &mut self.lookup {
+            lookup.see(&[id]);
+        }
+        self.last = id;
+    }
+
+    /// Chooses the next token from logits, and those after it as long as they are as guessed.
+    fn choose(&mut self) -> Result<(), RuntimeError> {
+        let most = self.left.min(self.session.max_tokens()).min(self.session.max_rows()) - 1;
+        let guess = self.lookup.as_ref().map_or(&[][..], |(lookup, draft)| lookup.guess(most.min(*draft))).to_vec();
+        let ids = [self.last].into_iter().chain(guess.iter().copied());
+        let tokens: Vec<Token> = ids.map(|id| Token::next(self.sequence, id)).collect();
+        let rows: Vec<usize> = (0..tokens.len()).collect();
+        let before = self.session.length(self.sequence)?;
+        self.calls += 1;
+        let logits = self.session.forward(&tokens, &rows)?;
+        for (row, guessed) in logits.rows().zip(guess.iter().map(Some).chain([None])) {
+            let id = self.sampler.sample(row)?;
+            self.sampler.see(&[id]);
+            self.right.push_back(id);
+            if guessed != Some(&id) {
+                break;
+            }
+        }
+        let chosen: Vec<u32> = self.right.iter().copied().collect();
+        if let Some((lookup, _)) = &mut self.lookup {
+            lookup.see(&chosen);
+        }
+        self.last = chosen.last().copied().unwrap_or(self.last);
+        self.left -= chosen.len();
+        // Of the guess only what was right stays.
+        self.session.shorten(self.sequence, before + self.right.len() as u64)
     }
 
     /// Queues steps behind the token that was taken last.
@@ -223,6 +293,7 @@ impl<'a> Following<'a> {
             let ids = if self.queued.is_empty() { Ids::Given(&[self.last]) } else { Ids::Chosen };
             let choice = self.sampler.choice();
             self.queued.push_back(self.session.step(&[self.sequence], ids, &[choice])?);
+            self.calls += 1;
             self.left -= 1;
         }
         Ok(())
@@ -278,7 +349,7 @@ impl Output<'_> {
         if text.is_empty() { ControlFlow::Continue(()) } else { (self.on_event)(Event::Text(text)) }
     }
 
-    fn end(self, finish: Finish, prefill: Duration, decode: Duration) -> Generation {
-        Generation { token_ids: self.token_ids, text: self.text, finish, prefill, decode }
+    fn end(self, finish: Finish, prefill: Duration, decode: Duration, decode_calls: usize) -> Generation {
+        Generation { token_ids: self.token_ids, text: self.text, finish, prefill, decode, decode_calls }
     }
 }

@@ -175,7 +175,16 @@ mod counting {
     }
 
     fn request<'a>(prompt: &'a [u32], max_new_tokens: usize) -> Request<'a> {
-        Request { sequence: 0, prompt, chunk: 8, max_new_tokens, sampling: Sampling::GREEDY, stop: &[], end_ids: &[] }
+        Request {
+            sequence: 0,
+            prompt,
+            chunk: 8,
+            max_new_tokens,
+            sampling: Sampling::GREEDY,
+            draft: 0,
+            stop: &[],
+            end_ids: &[],
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 mod buffers;
 mod fused;
-mod placement;
+pub mod placement;
 mod repeat;
 mod rope_append;
 
@@ -21,7 +21,7 @@ use ir::plan::{
     Step, SymbolBound, VERSION, manifest,
 };
 use ir::{Dim, Graph, Op, Program, TensorType, ValueId, Verified};
-use kernels::{Family, Signature, Specialised};
+use kernels::{CudaKernelDesc, Family, Signature, Specialised};
 
 use crate::egraph::cost;
 use crate::emit::cuda_c::{self, fused::Fused};
@@ -555,6 +555,14 @@ impl<'a> PhaseCtx<'_, 'a> {
             }
         };
         let (family, inputs, layout) = row.kind();
+        let rate = self.emitter.options.machine.plan_rate(family, inputs, layout);
+        let rate = match row {
+            Row::Cuda(CudaKernelDesc { tile: Some(tile), .. }) => {
+                let size = |name: &str| dim(name).as_const().unwrap_or(1);
+                rate.times(tile.share(*self.tokens.end(), size("k"), size("m")))
+            }
+            _ => rate,
+        };
         Ok(Step::Call(Call {
             kernel,
             grid,
@@ -563,7 +571,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             moves: self.moves(schedule, value),
             macs: work::macs(graph, value),
             ops: Expr::from(0),
-            rate: self.emitter.options.machine.plan_rate(family, inputs, layout),
+            rate,
             from: format!("{}.{}", graph.name, graph.describe(value)),
         }))
     }

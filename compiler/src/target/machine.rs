@@ -36,6 +36,8 @@ pub struct Machine {
 pub enum Source {
     /// They are guessed.
     Guess,
+    /// They follow from the data sheet of a card of this name, and from what kernels reach of it.
+    Card(&'static str),
     /// They are of a tuning file with this BLAKE3 hash of its rates, in hexadecimal.
     Tuning(String),
 }
@@ -58,6 +60,11 @@ pub struct ProductRate {
 }
 
 impl ProductRate {
+    /// What it is the rate of.
+    fn kind(&self) -> (Family, DType, DType, Option<TernaryLayout>) {
+        (self.family, self.activations, self.weights, self.layout)
+    }
+
     /// Seconds of one thread for `macs` in a call of `tokens` tokens: weights are unpacked once, so the first token takes the time of one alone
     /// and each further one that of one among many.
     pub fn seconds(&self, macs: u64, tokens: u64) -> f64 {
@@ -130,6 +137,16 @@ impl Machine {
             step_us: 2.0,
             threads: 1,
             source: Source::Guess,
+        }
+    }
+
+    /// Puts other rates, in the order of [`products`], in the place of those that it has.
+    pub(super) fn set_products(&mut self, rates: [(f64, f64); 7]) {
+        for product in products(rates) {
+            let kind = product.kind();
+            if let Some(own) = self.products.iter_mut().find(|own| own.kind() == kind) {
+                *own = product;
+            }
         }
     }
 
@@ -298,14 +315,16 @@ fn whole(value: f64) -> u64 {
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.source {
-            Source::Guess => write!(f, "guessed")?,
-            Source::Tuning(hash) => write!(f, "tuning {}", &hash[..16.min(hash.len())])?,
-        }
-        let Self { threads, read_gb_per_s, step_us, .. } = self;
-        write!(f, ": {threads} threads, {read_gb_per_s:.1} GB/s, {step_us:.2} us a step")?;
+        let Self { threads, read_gb_per_s, step_us, source, .. } = self;
         let ternary = self.rate(Family::TernaryMatmul, DType::Q8, DType::T2);
-        write!(f, ", int8 by ternary {:.0} to {:.0} GMAC/s a thread", ternary.one, ternary.many)
+        match source {
+            Source::Guess => write!(f, "guessed: {threads} threads, ")?,
+            Source::Card(name) => write!(f, "{name}, from its data sheet: ")?,
+            Source::Tuning(hash) => write!(f, "tuning {}: {threads} threads, ", &hash[..16.min(hash.len())])?,
+        }
+        write!(f, "{read_gb_per_s:.1} GB/s, {step_us:.2} us a step")?;
+        let each = if matches!(source, Source::Card(_)) { "" } else { " a thread" };
+        write!(f, ", int8 by ternary {:.0} to {:.0} GMAC/s{each}", ternary.one, ternary.many)
     }
 }
 

@@ -72,14 +72,14 @@ impl AnyDevice {
         }
     }
 
-    /// Bytes a second that streamed weights are copied to a GPU with, with nothing beside; none if none are, or on a CPU.
+    /// Bytes a second that streamed weights are copied or read with, with nothing beside it; none if none are streamed.
     ///
     /// # Errors
     ///
     /// If the device fails.
     pub fn link_rate(&mut self) -> Result<Option<f64>, RuntimeError> {
         match self {
-            AnyDevice::Cpu(_) => Ok(None),
+            AnyDevice::Cpu(device) => device.link_rate(),
             AnyDevice::Cuda(device) => device.link_rate(),
         }
     }

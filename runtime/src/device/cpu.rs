@@ -86,6 +86,8 @@ struct Streaming {
     slots: Arc<[u32]>,
     /// How many calls there were.
     calls: u64,
+    /// Bytes of all pieces.
+    bytes: u64,
     _reader: Reader,
 }
 
@@ -275,6 +277,17 @@ impl CpuDevice {
         ceiling::dot_rate(&mut self.pool)
     }
 
+    /// Bytes a second that streamed weights are read with, with nothing beside it; none if none are streamed.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be read.
+    pub fn link_rate(&mut self) -> Result<Option<f64>, RuntimeError> {
+        let Some(streaming) = &mut self.streaming else { return Ok(None) };
+        let bytes = streaming.bytes as f64;
+        streaming.sweep().map(|seconds| Some(bytes / seconds))
+    }
+
     /// What a kernel of the table reads of the weights, if its units are rows of them: the largest of its weights.
     fn stream(&self, desc: &KernelDesc, units: u64, args: &[Place], dims: &[i64]) -> Option<Stream> {
         let weights = desc.signature.args.iter().zip(args).filter(|(_, place)| matches!(place, Place::Resident(_)));
@@ -328,7 +341,24 @@ impl Streaming {
         let n_slots = starts.len();
         let slots = Slots { memory: Arc::clone(memory), starts, of_piece: Arc::clone(&of_piece) };
         let reader = Reader::new(pieces, n_slots, slots)?;
-        Ok(Self { handle: reader.handle(), slots: of_piece, calls: 0, _reader: reader })
+        let bytes = placement.streamed_bytes();
+        Ok(Self { handle: reader.handle(), slots: of_piece, calls: 0, bytes, _reader: reader })
+    }
+
+    /// Seconds to read every piece once more, with nothing beside it: the slots are left as they were.
+    fn sweep(&mut self) -> Result<f64, RuntimeError> {
+        let n_slots = self.slots.iter().max().map_or(0, |last| u64::from(*last) + 1);
+        let PiecesOfRun { handle, slots, first, .. } = self.next();
+        let wait = |number| if handle.wait(number) { Ok(()) } else { Err(handle.error()) };
+        // What is in the slots was read before the clock starts, and is read again before it stops.
+        wait(first + n_slots.min(slots.len() as u64) - 1)?;
+        let start = Instant::now();
+        for (piece, &slot) in slots.iter().enumerate() {
+            wait(first + piece as u64)?;
+            handle.free(slot as usize);
+        }
+        wait(first + slots.len() as u64 + n_slots.min(slots.len() as u64) - 1)?;
+        Ok(start.elapsed().as_secs_f64())
     }
 
     /// The pieces of the next call, which reads all of them.

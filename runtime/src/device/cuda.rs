@@ -129,6 +129,14 @@ pub struct MemoryUse {
     pub total: u64,
 }
 
+impl MemoryUse {
+    /// Bytes in use by a model whose driver was taken to need `overhead`: all that is in use, unless other programs use the device as well; then what
+    /// the model took since it was opened, and that overhead.
+    pub fn of_model(self, overhead: u64) -> u64 {
+        if self.before <= overhead { self.now } else { self.now.saturating_sub(self.before).saturating_add(overhead) }
+    }
+}
+
 struct Kernel {
     name: String,
     function: Function,

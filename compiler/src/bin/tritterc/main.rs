@@ -6,9 +6,12 @@
 extern crate tritter_compiler as compiler;
 
 mod compile;
+mod detect;
 mod diff;
 mod emit;
 mod explain;
+mod fit;
+mod matrix;
 mod memory;
 mod model;
 mod nvrtc;
@@ -42,6 +45,8 @@ enum Command {
     Explain(explain::Args),
     Emit(emit::Args),
     Diff(diff::Args),
+    Fit(fit::Args),
+    Matrix(matrix::Args),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +58,8 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Emit(args) => emit::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Fit(args) => fit::run(&args),
+        Command::Matrix(args) => matrix::run(&args),
     };
     match result {
         Ok(code) => code,

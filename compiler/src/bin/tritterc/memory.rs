@@ -3,14 +3,9 @@
 use std::str::FromStr;
 
 use compiler::Target;
-use compiler::schedule::Residency;
-use compiler::target::Hardware;
-use ir::plan::{Budget, Source};
-
-/// What a GPU's driver takes for its context and a model's kernels: 0.6 GB were measured on an H100.
-const DRIVER_BYTES: u64 = 600_000_000;
-/// Buffers that pieces are read ahead into, where they come from the disk.
-const DISK_BUFFERS: u32 = 3;
+use compiler::schedule::{Residency, Tier};
+use compiler::target::{Hardware, cards};
+use ir::plan::Budget;
 
 /// What a command line says of memory.
 #[derive(Clone, Debug, clap::Args)]
@@ -53,8 +48,8 @@ impl MemoryArgs {
             slots: self.slots,
             host_embedding: self.host_embedding,
             source: match self.stream_from {
-                StreamFrom::Host => Source::Host,
-                StreamFrom::Disk => Source::Disk { buffers: DISK_BUFFERS },
+                StreamFrom::Host => Tier::Host,
+                StreamFrom::Disk => Tier::Disk,
             },
         }
     }
@@ -62,7 +57,7 @@ impl MemoryArgs {
     pub(crate) fn budget(&self, targets: &[Target]) -> Budget {
         let is_gpu = targets.iter().any(|target| matches!(target.hardware(), Hardware::Cuda(_)));
         Budget {
-            overhead_bytes: if is_gpu { DRIVER_BYTES } else { 0 },
+            overhead_bytes: if is_gpu { cards::usual().1 } else { 0 },
             device_bytes: self.budget.map(|Bytes(bytes)| bytes),
             host_bytes: self.host_budget.map(|Bytes(bytes)| bytes),
         }

@@ -46,6 +46,18 @@ pub(crate) enum Kv {
     K8v4,
 }
 
+impl Kv {
+    /// What it is called on a command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kv::F32 => "f32",
+            Kv::Bf16 => "bf16",
+            Kv::Int4 => "int4",
+            Kv::K8v4 => "k8v4",
+        }
+    }
+}
+
 /// A format of the head's weights.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Head {
@@ -76,7 +88,7 @@ impl From<Kv> for KvFormat {
 }
 
 /// The longest context that is not asked for: caches cost memory, and few need more.
-const DEFAULT_CONTEXT: u32 = 4096;
+pub(crate) const DEFAULT_CONTEXT: u32 = 4096;
 
 /// A target with the rates of a tuning file, if one is given.
 pub(crate) fn tuned(target: &Target, tuning: Option<&Path>) -> Result<Target> {

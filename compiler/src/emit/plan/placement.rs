@@ -1,10 +1,13 @@
 //! Which weights stay on the device, which in the host's memory, and which are copied into slots, piece by piece.
 
-use ir::plan::{ALIGNMENT, Home, Placement, Role, Segment, Slot};
+use ir::plan::{ALIGNMENT, Home, Placement, Role, Segment, Slot, Source};
 
 use super::{Emitter, PlanEmitError};
-use crate::schedule::Residency;
+use crate::schedule::residency::{self, Residency, Tier};
 use crate::weights::{PlannedTensor, WeightPlan};
+
+/// Buffers that pieces are read ahead into, where they come from the disk to a GPU: one is read, one is copied, and one waits.
+pub const DISK_BUFFERS: u32 = 3;
 
 impl Emitter<'_> {
     /// Cuts the weights into segments, and makes room for those that are copied.
@@ -31,15 +34,21 @@ fn placement(weights: &WeightPlan, residency: Residency) -> Result<Placement, Pl
     if 0 < residency.streamed && residency.slots < 2 {
         return Err(PlanEmitError::Slots { slots: residency.slots });
     }
+    // The layer's pieces, by where round 0 has their ends.
+    let parts: Vec<u64> = body.map_or(Vec::new(), |body| body.piece_ends(weights.tensors(), residency.split));
     let homes = tensors.iter().map(|&(tensor, round)| {
         let is_streamed = body.is_some_and(|body| body.has(tensor) && residency.streams(round, rounds));
         match is_streamed {
-            true => Kind::Piece { round, part: body.map_or(0, |body| body.part(tensor, residency.split)) },
+            true => Kind::Piece { round, part: parts.partition_point(|end| *end <= tensor.offset) },
             false if residency.host_embedding && tensor.is_gathered => Kind::Host,
             false => Kind::Resident,
         }
     });
-    let mut placement = Placement { source: residency.source, ..Placement::resident(0) };
+    let source = match residency.source {
+        Tier::Host => Source::Host,
+        Tier::Disk => Source::Disk { buffers: DISK_BUFFERS },
+    };
+    let mut placement = Placement { source, ..Placement::resident(0) };
     let mut kinds: Vec<Kind> = Vec::new();
     for (&(tensor, round), kind) in tensors.iter().zip(homes) {
         let (offset, bytes) = (tensor.offset_in(round), tensor.bytes);
@@ -83,7 +92,7 @@ fn placement(weights: &WeightPlan, residency: Residency) -> Result<Placement, Pl
 enum Kind {
     Resident,
     Host,
-    Piece { round: u32, part: u64 },
+    Piece { round: u32, part: usize },
 }
 
 /// The layers that can be streamed: of all repeated bodies the one with the most weights.
@@ -91,17 +100,12 @@ enum Kind {
 struct Body {
     graph: usize,
     rounds: u32,
-    /// Where round 0 starts, and its bytes.
-    start: u64,
-    bytes: u64,
 }
 
 fn streamed_body(tensors: &[PlannedTensor]) -> Option<Body> {
     let rolled = tensors.iter().filter(|tensor| tensor.rounds != 1);
-    let largest = rolled.max_by_key(|tensor| tensor.stride * u64::from(tensor.rounds))?;
-    let of_body = tensors.iter().filter(|tensor| tensor.rounds != 1 && tensor.graph == largest.graph);
-    let start = of_body.map(|tensor| tensor.offset).min()?;
-    Some(Body { graph: largest.graph, rounds: largest.rounds, start, bytes: largest.stride })
+    let largest = rolled.max_by_key(|tensor| tensor.stride.saturating_mul(u64::from(tensor.rounds)))?;
+    Some(Body { graph: largest.graph, rounds: largest.rounds })
 }
 
 impl Body {
@@ -109,11 +113,18 @@ impl Body {
         tensor.graph == self.graph && tensor.rounds != 1
     }
 
-    /// Which of `split` pieces of its layer a tensor belongs to: that in which its middle lies.
-    fn part(self, tensor: &PlannedTensor, split: u32) -> u64 {
-        let split = u64::from(split.max(1));
-        let middle = tensor.offset - self.start + tensor.bytes / 2;
-        let part = u128::from(middle) * u128::from(split) / u128::from(self.bytes.max(1));
-        (part as u64).min(split - 1)
+    /// Where the pieces of round 0 end.
+    fn piece_ends(self, tensors: &[PlannedTensor], split: u32) -> Vec<u64> {
+        let mut own: Vec<&PlannedTensor> = tensors.iter().filter(|tensor| self.has(tensor)).collect();
+        own.sort_by_key(|tensor| tensor.offset);
+        let mut end = own.first().map_or(0, |first| first.offset);
+        let bytes: Vec<u64> = own.iter().map(|tensor| tensor.bytes).collect();
+        let pieces = residency::cut(&bytes, split).into_iter();
+        pieces
+            .map(|bytes| {
+                end += bytes;
+                end
+            })
+            .collect()
     }
 }

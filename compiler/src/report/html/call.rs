@@ -1,39 +1,31 @@
 //! One call of a phase as a list of launches: when each runs, what it moves, and how long it is taken to need.
 
-use ir::plan::{Call, Phase, Plan, ROUND, Step};
+use ir::plan::{Call, CallSizes, Phase, Plan, ROUND, Step};
 
 use crate::emit::work::KEYS;
 
 /// The sizes of the call that times are predicted for: as many tokens of one sequence as the phase takes, the last that its context has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sizes {
-    /// Tokens.
-    pub(super) tokens: u64,
     /// Tokens that are in the caches before it.
     pub(super) before: u64,
-    /// Tokens whose logits are wanted.
-    pub(super) rows: u64,
+    /// Those of the call itself.
+    pub(super) call: CallSizes,
 }
 
 impl Sizes {
     /// Those of a phase's longest call.
     pub(super) fn of(plan: &Plan, phase: &Phase) -> Self {
         let tokens = phase.max_tokens.min(plan.context).max(1);
-        let rows = plan.symbols.iter().find(|bound| bound.name == "m").map_or(1, |bound| bound.max.min(1));
-        Self { tokens, before: plan.context.saturating_sub(tokens), rows }
-    }
-
-    /// The keys that all tokens see together.
-    fn keys(self) -> u64 {
-        let own = self.tokens.saturating_mul(self.tokens.saturating_add(1)) / 2;
-        self.before.saturating_mul(self.tokens).saturating_add(own)
+        let before = plan.context.saturating_sub(tokens);
+        Self { before, call: CallSizes::behind(before, tokens) }
     }
 
     fn value(self, symbol: &str) -> Option<u64> {
         match symbol {
-            "n" => Some(self.tokens),
-            "m" => Some(self.rows),
-            KEYS => Some(self.keys()),
+            "n" => Some(self.call.tokens),
+            "m" => Some(self.call.rows),
+            KEYS => Some(self.call.keys),
             ROUND => Some(0),
             _ => None,
         }
@@ -200,25 +192,27 @@ impl<'a> PhaseCall<'a> {
     fn launch(&mut self, plan: &'a Plan, step: &'a Step, repeat: Option<usize>) {
         let lookup = |symbol: &str| self.sizes.value(symbol);
         let ns = plan.predict_ns(step, &lookup);
-        let rate = u128::from(plan.machine.read_bytes_per_us.max(1));
-        let (name, kernel, nature, bytes, work) = match step {
+        let (name, kernel, nature, bytes, work, computing) = match step {
             Step::Call(call) => {
                 let value = |expr: &ir::plan::Expr| expr.evaluate(&lookup).unwrap_or(u64::MAX);
                 let work = value(&call.macs).saturating_add(value(&call.ops));
                 let kernel = plan.kernel(call.kernel).name.as_str();
-                (call.from.as_str(), kernel, Nature::of(call), value(&call.moves), work)
+                // As times are predicted: a head computes as many rows as are wanted, whatever the tokens.
+                let has = |symbol: &str| call.macs.symbols().any(|other| other == symbol);
+                let tokens = lookup(if has("m") && !has("n") { "m" } else { "n" }).unwrap_or(1);
+                let computing = call.rate.nanoseconds(work, tokens);
+                (call.from.as_str(), kernel, Nature::of(call), value(&call.moves), work, computing)
             }
             Step::Copy { from, bytes, .. } => {
                 let bytes = bytes.evaluate(&lookup).unwrap_or(u64::MAX).saturating_mul(2);
-                (plan.buffer(from.buffer).name.as_str(), "copy", Nature::Copy, bytes, 0)
+                (plan.buffer(from.buffer).name.as_str(), "copy", Nature::Copy, bytes, 0, 0)
             }
             Step::Repeat { .. } => return,
         };
-        let moving = u64::try_from(u128::from(bytes) * 1000 / rate).unwrap_or(u64::MAX);
         let working = ns.saturating_sub(plan.machine.step_ns);
         let bound = if working <= plan.machine.step_ns {
             Bound::Launch
-        } else if moving < working {
+        } else if working <= computing {
             Bound::Compute
         } else {
             Bound::Memory
@@ -244,7 +238,7 @@ impl<'a> PhaseCall<'a> {
 
     /// The call in words.
     pub(super) fn describe(&self) -> String {
-        let Sizes { tokens, before, .. } = self.sizes;
+        let Sizes { before, call: CallSizes { tokens, .. } } = self.sizes;
         let tokens = if tokens == 1 { "1 token".to_owned() } else { format!("{tokens} tokens") };
         format!("{tokens} of one sequence behind {before} others")
     }

@@ -169,7 +169,7 @@ fn summary(out: &mut Markup, plan: &Plan, call: &PhaseCall<'_>, simulated: &Simu
     out.element("p", &[("class", &"lead")], |out| {
         out.leaf("strong", &[], human_ns(simulated.end));
         out.text(format!(" for a call of {}: ", call.describe()));
-        let tokens_per_s = call.sizes.tokens as f64 / simulated.end.max(1) as f64 * 1e9;
+        let tokens_per_s = call.sizes.call.tokens as f64 / simulated.end.max(1) as f64 * 1e9;
         out.text(format!(
             "{} launches, {} tokens a second predicted. ",
             call.total_launches(),

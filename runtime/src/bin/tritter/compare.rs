@@ -177,6 +177,7 @@ fn continuation(args: &Args, session: &mut Session, tokenizer: &Tokenizer) -> Re
     let mut prompt: Vec<u32> = tokenizer.bos().into_iter().collect();
     prompt.extend(tokenizer.encode(args.prompt.as_bytes()));
     let request = Request {
+        draft: 0,
         sequence: 0,
         prompt: &prompt,
         chunk: session.max_tokens(),

@@ -10,6 +10,7 @@ mod timeline;
 mod logits;
 mod eval;
 mod compare;
+mod verify_context;
 mod bench;
 mod csv;
 mod tune;
@@ -36,6 +37,7 @@ enum Command {
     Logits(logits::Args),
     Eval(eval::Args),
     Compare(compare::Args),
+    VerifyContext(verify_context::Args),
     Bench(bench::Args),
     Tune(tune::Args),
 }
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Command::Logits(args) => logits::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::VerifyContext(args) => verify_context::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Tune(args) => tune::run(&args),
     };

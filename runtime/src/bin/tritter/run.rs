@@ -24,6 +24,7 @@ Examples:
   tritter run nano.tritter --prompt 'def read_json(path):' --max-new-tokens 200
   tritter run nano.tritter --prompt-file notes.txt --temperature 0.8 --top-p 0.95 --seed 7 --stop '\\n\\n'
   tritter run nano.tritter --tokens 1,108,109,110 --json
+  tritter run nano.tritter --prompt 'for i in range(10):' --draft 8
   tritter run nano.tritter --prompt 'import ' --trace steps.json      open it at ui.perfetto.dev
 
 In --stop, \\n, \\r, \\t, \\0 and \\\\ stand for a newline, a carriage return, a tab, a zero byte and a backslash.")]
@@ -53,8 +54,12 @@ pub(crate) struct Args {
     /// Where the random numbers start.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+    /// Guess up to N tokens from what occurred before, and check them in one call. The result is the same; where text repeats it comes sooner, most of
+    /// all from a model whose weights are streamed.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    draft: usize,
     /// End before this text; may be given several times.
-    #[arg(long, value_name = "TEXT", value_parser = parse_stop)]
+    #[arg(long, value_name = "TEXT", value_parser = ui::unescape)]
     stop: Vec<String>,
     /// Do not put the id that starts a text before the prompt.
     #[arg(long)]
@@ -123,6 +128,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         chunk,
         max_new_tokens: args.max_new_tokens,
         sampling,
+        draft: args.draft,
         stop: &args.stop,
         end_ids,
     };
@@ -144,6 +150,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "finish": generation.finish.name(),
             "prefill_seconds": generation.prefill.as_secs_f64(),
             "prefill_tokens_per_s": prefill_tokens_per_s,
+            "decode_calls": generation.decode_calls,
             "decode_seconds": generation.decode.as_secs_f64(),
             "decode_tokens_per_s": generation.decode_tokens_per_second(),
             "threads": session.device().threads(),
@@ -231,39 +238,4 @@ fn prompt_ids(args: &Args, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
         bail!("the prompt is empty");
     }
     Ok(ids)
-}
-
-/// A stop string with its escapes resolved: shells make newlines hard to give.
-fn parse_stop(text: &str) -> Result<String, String> {
-    let mut stop = String::new();
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        if c != '\\' {
-            stop.push(c);
-            continue;
-        }
-        stop.push(match chars.next() {
-            Some('n') => '\n',
-            Some('r') => '\r',
-            Some('t') => '\t',
-            Some('0') => '\0',
-            Some('\\') => '\\',
-            other => {
-                let found = other.map_or_else(String::new, String::from);
-                return Err(format!("`\\{found}` is no escape; for a backslash write `\\\\`"));
-            }
-        });
-    }
-    if stop.is_empty() { Err("it is empty".to_owned()) } else { Ok(stop) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stop_strings_have_escapes() {
-        assert_eq!(parse_stop(r"a\n\t\\n").as_deref(), Ok("a\n\t\\n"));
-        assert!(parse_stop(r"\x").is_err() && parse_stop("\\").is_err() && parse_stop("").is_err());
-    }
 }

@@ -258,3 +258,38 @@ impl Drop for Progress {
         self.clear();
     }
 }
+
+/// A text with its escapes resolved: shells make newlines hard to give. It may not be empty.
+pub(crate) fn unescape(text: &str) -> Result<String, String> {
+    let mut plain = String::new();
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            plain.push(c);
+            continue;
+        }
+        plain.push(match chars.next() {
+            Some('n') => '\n',
+            Some('r') => '\r',
+            Some('t') => '\t',
+            Some('0') => '\0',
+            Some('\\') => '\\',
+            other => {
+                let found = other.map_or_else(String::new, String::from);
+                return Err(format!("`\\{found}` is no escape; for a backslash write `\\\\`"));
+            }
+        });
+    }
+    if plain.is_empty() { Err("it is empty".to_owned()) } else { Ok(plain) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_have_escapes() {
+        assert_eq!(unescape(r"a\n\t\\n").as_deref(), Ok("a\n\t\\n"));
+        assert!(unescape(r"\x").is_err() && unescape("\\").is_err() && unescape("").is_err());
+    }
+}
