@@ -192,6 +192,26 @@ fn compile_reports_and_dumps() {
     assert_eq!(names(directory.path()), ["dump", "out"]);
 }
 
+#[test]
+fn a_page_for_a_browser_is_written_whole_or_not_at_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let (out, page) = (directory.path().join("out"), directory.path().join("page.html"));
+    fs::write(&page, "an older one").unwrap();
+    let args = ["compile", "tiny", "-o", str(&out), "--target", "scalar", "--report", str(&page)];
+    let words = Tritterc.succeed(&args);
+    assert!(words.contains("page.html"), "{words}");
+    let written = fs::read_to_string(&page).unwrap();
+    assert!(written.starts_with("<!DOCTYPE html>") && written.ends_with("</html>\n"));
+    assert_eq!(names(directory.path()), ["out", "page.html"]);
+    let several = Tritterc.run(&[&args[..], &["--target", "x86_64"]].concat());
+    assert_eq!(several.status.code(), Some(1));
+    assert!(text(&several.stderr).contains("--report is about one target"));
+    let nowhere = directory.path().join("nowhere").join("page.html");
+    let lost = Tritterc.run(&["compile", "tiny", "-o", str(&out), "--report", str(&nowhere)]);
+    assert_eq!(lost.status.code(), Some(1));
+    assert!(text(&lost.stderr).contains("nowhere"));
+}
+
 /// The largest of all shipped models, without weights: layers are rolled, so it is as much work as the smallest.
 #[test]
 fn seventy_billion_parameters_compile_in_seconds() {

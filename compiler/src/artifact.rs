@@ -192,6 +192,25 @@ fn is_folder_of_target(entry: &fs::DirEntry) -> bool {
     is_name && entry.path().join(manifest::PLAN).is_file() && has_only(&entry.path(), &is_of_target)
 }
 
+/// Writes one file beside its place and moves it there whole, so that nobody meets half of it.
+///
+/// # Errors
+///
+/// If the disk or the place does not allow it.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ArtifactError> {
+    let io = |source| ArtifactError::Io { path: path.to_owned(), source };
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".tritter-");
+    // Temporary files are private; this one is as readable as what the user makes otherwise.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(parent).map_err(io)?;
+    file.write_all(bytes).map_err(io)?;
+    file.persist(path).map_err(|error| io(error.error))?;
+    Ok(())
+}
+
 fn move_into_place(temporary: tempfile::TempDir, directory: &Path) -> io::Result<()> {
     set_readable(temporary.path())?;
     if directory.exists() {

@@ -1,5 +1,7 @@
 //! What the compiler did and why: the text of an artifact, and the numbers behind it.
 
+pub mod html;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;

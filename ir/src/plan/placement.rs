@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ALIGNMENT, Buffer, Phase, Plan, ROUND, Role, Step};
+use super::{ALIGNMENT, Arg, Buffer, Phase, Plan, ROUND, Role, Step};
 use crate::entity::Id;
 
 /// Where all weights are.
@@ -362,20 +362,11 @@ fn uses<'a>(plan: &Plan, phase: &'a Phase) -> Vec<Use<'a>> {
     let numbers = plan.placement.piece_numbers();
     let mut uses = Vec::new();
     let mut step_uses = |step: &'a Step, round: u64| {
-        let (args, from): (Vec<_>, &str) = match step {
-            Step::Call(call) => (call.args.iter().collect(), &call.from),
-            Step::Copy { from, to, .. } => (vec![from, to], "copy"),
-            Step::Repeat { .. } => return,
+        let from: &str = match step {
+            Step::Call(call) => &call.from,
+            Step::Copy { .. } | Step::Repeat { .. } => "copy",
         };
-        for arg in args {
-            let Some(buffer) = plan.buffers.get(arg.buffer.index()).filter(|buffer| buffer.role == Role::Weight) else {
-                continue;
-            };
-            let offset = arg.offset.evaluate(&|symbol| (symbol == ROUND).then_some(round));
-            let at = offset.and_then(|offset| buffer.offset.checked_add(offset));
-            let piece = at.and_then(|at| plan.placement.find(at)).and_then(|(position, _)| numbers[position]);
-            uses.extend(piece.map(|piece| Use { piece, from }));
-        }
+        uses.extend(pieces_of(plan, &numbers, step, round).into_iter().map(|piece| Use { piece, from }));
     };
     for step in &phase.steps {
         match step {
@@ -388,4 +379,20 @@ fn uses<'a>(plan: &Plan, phase: &'a Phase) -> Vec<Use<'a>> {
         }
     }
     uses
+}
+
+/// The pieces that a step reads in a round, given [`Placement::piece_numbers`]; for a repeat none, its steps read them.
+pub fn pieces_of(plan: &Plan, numbers: &[Option<usize>], step: &Step, round: u64) -> Vec<usize> {
+    let args: Vec<&Arg> = match step {
+        Step::Call(call) => call.args.iter().collect(),
+        Step::Copy { from, to, .. } => vec![from, to],
+        Step::Repeat { .. } => Vec::new(),
+    };
+    let piece = |arg: &Arg| {
+        let buffer = plan.buffers.get(arg.buffer.index()).filter(|buffer| buffer.role == Role::Weight)?;
+        let offset = arg.offset.evaluate(&|symbol| (symbol == ROUND).then_some(round))?;
+        let (position, _) = plan.placement.find(buffer.offset.checked_add(offset)?)?;
+        numbers[position]
+    };
+    args.into_iter().filter_map(piece).collect()
 }

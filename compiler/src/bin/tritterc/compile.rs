@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use compiler::artifact::{self, ArtifactError};
+use compiler::report::html::{self, FrontPoint, Page};
 use compiler::report::human_bytes;
 use compiler::schedule::Residency;
+use compiler::schedule::tiers::Found;
 use compiler::target::Card;
 use compiler::weights::{RandomWeights, WeightSource};
 use compiler::{Compiled, Options, Target};
@@ -34,6 +36,7 @@ tritterc compile models/bitnet-code-nano -o nano --target cuda:sm_90a      for a
 tritterc compile models/bitnet-code-nano -o nano --packing 2bit --target cuda:sm_80 --target cuda:sm_90a --target native\n  \
 tritterc compile 70b -o plan --gpu H100 --budget 14GB --kv int4      what does not fit is streamed\n  \
 tritterc compile 70b -o plan                                 no weights: plan, code and report only\n  \
+tritterc compile tiny -o plan --report plan.html             what was done, and what it takes, as a page for a browser\n  \
 tritterc compile models/bitnet-code-nano -o nano --tuning tuning.ron   with rates that tritter tune measured\n  \
 tritterc compile my.ron -o out --random-weights 7 --target x86_64:avx2 --dump stages")]
 pub(crate) struct Args {
@@ -75,6 +78,9 @@ pub(crate) struct Args {
     /// Write every stage in readable form to this directory.
     #[arg(long, value_name = "DIR")]
     dump: Option<PathBuf>,
+    /// Write a page for a browser to this file: memory, graphs before and after, rewrites and their proofs, a timeline.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Report as one JSON object.
     #[arg(long)]
     json: bool,
@@ -101,7 +107,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             tuned.collect::<Result<Vec<_>>>()?
         }
     };
-    let (residency, packing) = placement(args, &named, &targets, card)?;
+    let Placing { residency, packing, front } = placement(args, &named, &targets, card)?;
     let options = Options {
         rewrite: crate::opt::rewrite_options(!args.no_optimize, None, packing),
         context: u64::from(built.context),
@@ -112,10 +118,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         budget: args.memory.budget(&targets),
         allow_spills: args.allow_spills,
     };
+    if args.report.is_some() && 1 < targets.len() {
+        bail!("--report is about one target; compile for it alone");
+    }
     let mut compiled = Vec::new();
     for target in &targets {
         compiled.push(compiler::compile(built.program.clone(), target, &options)?);
     }
+    let page = match args.report {
+        Some(_) => {
+            let (source, target, rewriting) = (&built.program, &targets[0], &options.rewrite);
+            Some(html::page(&Page { source, compiled: &compiled[0], target, rewriting, front: &front })?)
+        }
+        None => None,
+    };
     if let Some(directory) = &args.dump {
         for one in &compiled {
             let folder = if compiled.len() == 1 { String::new() } else { manifest::folder(&one.plan.target) };
@@ -148,9 +164,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
         Err(error) => return Err(anyhow!(error)),
     };
+    if let (Some(path), Some(page)) = (&args.report, &page) {
+        artifact::write_file(path, page.as_bytes())?;
+    }
     let summary = Summary {
         compiled: &compiled,
         output: &args.output,
+        report: args.report.as_deref(),
         artifact_bytes,
         has_weights: weights.is_some(),
         elapsed: start.elapsed(),
@@ -159,28 +179,37 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where the layers' weights are to be, and how they are packed: as the command line says, or as suits the budget.
-fn placement(args: &Args, named: &Named, targets: &[Target], card: Option<&Card>) -> Result<(Residency, Packing)> {
+/// Where the layers' weights are to be, how they are packed, and what else there was to choose from.
+struct Placing {
+    residency: Residency,
+    packing: Packing,
+    front: Vec<FrontPoint>,
+}
+
+/// As the command line says, or as suits the budget.
+fn placement(args: &Args, named: &Named, targets: &[Target], card: Option<&Card>) -> Result<Placing> {
     let (Some(Bytes(budget)), None) = (args.memory.budget, args.memory.stream) else {
-        return Ok((args.memory.residency(), args.packing));
+        return Ok(Placing { residency: args.memory.residency(), packing: args.packing, front: Vec::new() });
     };
     let [target] = targets else {
         bail!("--budget is that of one device; compile for it alone, or say with --stream what is streamed")
     };
     let device = Device::of_target(target, card, budget, args.memory.host_budget.map(|Bytes(bytes)| bytes));
     let BuildArgs { context, kv, head, chunk, sequences, .. } = args.build;
-    let ask = Ask {
-        context,
-        sequences,
-        kv: kv.into_iter().collect(),
-        head,
-        chunk: Some(chunk),
-        prompt: None,
-        streaming: true,
-    };
+    let kv = kv.into_iter().collect();
+    let ask = Ask { context, sequences, kv, head, chunk: Some(chunk), prompt: None, streaming: true };
     let packing = if args.packing == Packing::Auto { None } else { Some(args.packing) };
-    let choice = ask.choose_packed(named, &device, packing)?;
-    Ok((choice.residency, fit::packing_of(choice.packing)))
+    let Found { point, front, .. } = ask.choose_packed(named, &device, packing)?;
+    let front = front.points().iter().map(|other| FrontPoint {
+        label: other.choice.to_string(),
+        token_ns: other.token_ns,
+        first_token_ns: other.first_ns,
+        device_bytes: other.device_bytes.saturating_add(device.driver_bytes),
+        host_bytes: other.host_bytes,
+        is_chosen: *other == point,
+    });
+    let front = front.collect();
+    Ok(Placing { residency: point.choice.residency, packing: fit::packing_of(point.choice.packing), front })
 }
 
 /// A bar on standard error, if that is a terminal and the work takes more than a moment.
@@ -205,6 +234,8 @@ struct Summary<'a> {
     /// For one target at least.
     compiled: &'a [Compiled],
     output: &'a Path,
+    /// The page for a browser, if there is one.
+    report: Option<&'a Path>,
     artifact_bytes: u64,
     has_weights: bool,
     elapsed: Duration,
@@ -222,6 +253,7 @@ impl Summary<'_> {
             "targets": self.compiled.iter().map(|one| one.report.target.as_str()).collect::<Vec<_>>(),
             "machine": report.machine.to_string(),
             "output": self.output.display().to_string(),
+            "report": self.report.map(|path| path.display().to_string()),
             "seconds": self.elapsed.as_secs_f64(),
             "artifact_bytes": self.artifact_bytes,
             "peak_bytes": report.memory.peak(),
@@ -262,6 +294,9 @@ impl Summary<'_> {
             if memory.pinned != 0 {
                 text += &format!("{on}keeps {} of weights in the host's memory\n", human_bytes(memory.pinned));
             }
+        }
+        if let Some(report) = self.report {
+            text += &format!("what was done, for a browser: {}\n", report.display());
         }
         if self.has_weights {
             text += &format!("run it: tritter run {} --prompt \"...\"\n", self.output.display());

@@ -121,11 +121,11 @@ impl Ask {
     /// # Errors
     ///
     /// If none fits: with what would.
-    pub(crate) fn choose_packed(&self, named: &Named, device: &Device, packing: Option<Packing>) -> Result<Choice> {
+    pub(crate) fn choose_packed(&self, named: &Named, device: &Device, packing: Option<Packing>) -> Result<Found> {
         let mut profiles = self.profiles(named, &device.target)?;
         profiles.retain(|profile| packing.is_none_or(|packing| layout_of(packing) == profile.format.packing));
         match choose(&profiles, &self.offers(device), device.link, limits(device)) {
-            Ok(found) => Ok(found.point.choice),
+            Ok(found) => Ok(found),
             Err(mut refusal) => {
                 refusal.nearest = self.nearest(named, device);
                 bail!("{} on {}: {refusal}", show::name_of(named), device.name)
