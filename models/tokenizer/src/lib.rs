@@ -11,6 +11,10 @@
 #![forbid(unsafe_code)]
 
 mod bpe;
+mod words;
+mod merge;
+mod key;
+mod cache;
 mod error;
 mod file;
 mod hugging_face;
