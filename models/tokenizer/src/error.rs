@@ -9,6 +9,14 @@ pub enum TokenizerError {
     /// The file describes a tokenizer that is not supported; everything that makes it so is listed.
     #[error("the tokenizer is not supported:\n{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Refused(Vec<Refusal>),
+    /// A public vocabulary's tables are not those that were expected.
+    #[error("the tables of {vocabulary} cannot be read: {error}")]
+    Table {
+        /// The vocabulary.
+        vocabulary: &'static str,
+        /// Why not.
+        error: String,
+    },
 }
 
 /// What makes a tokenizer one that is not supported.

@@ -18,10 +18,14 @@ mod cache;
 mod error;
 mod file;
 mod hugging_face;
+#[cfg(feature = "tiktoken")]
+mod tiktoken;
 mod stream;
 
 pub use error::{Refusal, TokenizerError};
 pub use stream::{StreamDecoder, Utf8Stream};
+#[cfg(feature = "tiktoken")]
+pub use tiktoken::Vocabulary;
 
 use bpe::Bpe;
 
