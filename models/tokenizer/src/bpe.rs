@@ -109,7 +109,12 @@ impl Bpe {
 
     /// The ids of bytes: text is cut into words and merged, what is no text is taken byte by byte.
     pub(crate) fn encode(&self, bytes: &[u8]) -> Vec<u32> {
-        let mut ids = Vec::new();
+        // Few texts have more ids than half their bytes; what is not needed is never touched.
+        let mut ids = Vec::with_capacity(bytes.len() / 2);
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            self.encode_text(text, &mut ids);
+            return ids;
+        }
         for chunk in bytes.utf8_chunks() {
             self.encode_text(chunk.valid(), &mut ids);
             ids.extend(chunk.invalid().iter().map(|&byte| self.merges.byte_id(byte)));
@@ -138,8 +143,7 @@ impl Bpe {
     }
 
     fn encode_text(&self, text: &str, ids: &mut Vec<u32>) {
-        let bytes = text.as_bytes();
-        self.caches.with(|cache| self.words.cut(text, |word| cache.encode(&self.merges, bytes, word.start, word.end, ids)));
+        self.caches.with(|cache| cache.encode(&self.merges, &self.words, text, ids));
     }
 }
 

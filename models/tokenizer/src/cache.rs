@@ -7,24 +7,41 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::key::{Key, MAX_KEY_LEN};
 use crate::merge::Merges;
+use crate::words::Words;
 
-/// Places for words with a key, as a power of two: two megabytes. Half as many were slower by an eighth on sources, twice as many not faster.
-const SHORT_BITS: u32 = 16;
+/// Lines of places for words with a key, as a power of two: two megabytes. More and fewer made no difference that could be measured.
+const SHORT_BITS: u32 = 15;
 /// Places for longer words, as a power of two.
 const LONG_BITS: u32 = 12;
 /// Longer words are merged anew: hardly one comes twice.
 const MAX_LONG_LEN: usize = 128;
 /// The most ids that fit into a place.
-const MAX_SHORT_IDS: usize = 3;
+const MAX_SHORT_IDS: usize = 4;
+/// Where the number of ids stands in the first one: ids have fewer bits.
+const COUNT_SHIFT: u32 = 25;
+const ID_MASK: u32 = (1 << COUNT_SHIFT) - 1;
+/// How many words are looked up together.
+const BATCH: usize = 64;
 
-/// A word of at most fifteen bytes: half a line of the processor's cache.
+/// A word of at most fifteen bytes.
 #[derive(Clone, Copy, Default)]
-#[repr(align(32))]
 struct Short {
     key: Key,
+    /// The ids, with their number above the first one.
     ids: [u32; MAX_SHORT_IDS],
-    n_ids: u32,
 }
+
+/// Words that are looked up together.
+struct Batch {
+    keys: [Key; BATCH],
+    places: [(usize, usize); BATCH],
+    len: usize,
+}
+
+/// Two words of one hash, the later one first: a line of the processor's cache.
+#[derive(Clone, Copy, Default)]
+#[repr(align(64))]
+struct Line([Short; 2]);
 
 #[derive(Clone, Default)]
 struct Long {
@@ -34,7 +51,7 @@ struct Long {
 
 /// The ids of words that were met before.
 pub(crate) struct Cache {
-    short: Vec<Short>,
+    short: Vec<Line>,
     long: Vec<Long>,
     /// Reused from word to word.
     merged: Vec<u32>,
@@ -42,24 +59,59 @@ pub(crate) struct Cache {
 
 impl Cache {
     fn new() -> Self {
-        Self { short: vec![Short::default(); 1 << SHORT_BITS], long: vec![Long::default(); 1 << LONG_BITS], merged: Vec::new() }
+        Self {
+            short: vec![Line::default(); 1 << SHORT_BITS],
+            long: vec![Long::default(); 1 << LONG_BITS],
+            merged: Vec::new(),
+        }
     }
 
-    /// Appends the ids of the word that `text[start..end]` is. It has at least one byte.
+    /// Appends the ids of a text.
+    ///
+    /// Words are first cut and then looked up, some at a time: where a word ends is hard to foresee for a processor, and each time that it errs
+    /// would also throw away the look-ups that it has begun.
     #[inline(always)]
-    pub(crate) fn encode(&mut self, merges: &Merges, text: &[u8], start: usize, end: usize, ids: &mut Vec<u32>) {
-        let Some(key) = Key::of(text, start, end - start) else {
-            return self.encode_long(merges, &text[start..end], ids);
-        };
-        let place = &self.short[key.hash(SHORT_BITS)];
-        if place.key == key {
-            ids.push(place.ids[0]);
-            if 1 < place.n_ids {
-                ids.extend_from_slice(&place.ids[1..place.n_ids as usize]);
+    pub(crate) fn encode(&mut self, merges: &Merges, words: &Words, text: &str, ids: &mut Vec<u32>) {
+        let mut batch = Batch { keys: [Key::default(); BATCH], places: [(0, 0); BATCH], len: 0 };
+        let bytes = text.as_bytes();
+        words.cut(text, |word| {
+            // Long words have no key, and are found by their places.
+            let key = Key::of(bytes, word.start, word.end - word.start).unwrap_or_default();
+            batch.keys[batch.len % BATCH] = key;
+            batch.places[batch.len % BATCH] = (word.start, word.end);
+            batch.len += 1;
+            if batch.len == BATCH {
+                self.encode_batch(merges, bytes, &batch, ids);
+                batch.len = 0;
             }
-            return;
+        });
+        self.encode_batch(merges, bytes, &batch, ids);
+    }
+
+    #[inline(never)]
+    fn encode_batch(&mut self, merges: &Merges, text: &[u8], batch: &Batch, ids: &mut Vec<u32>) {
+        // What is found is written here with whatever stands behind it, because how many ids a word has is hard to foresee as well.
+        let mut found = [0; (BATCH + 1) * MAX_SHORT_IDS];
+        let mut n_found = 0;
+        for (key, (start, end)) in batch.keys.iter().zip(&batch.places).take(batch.len) {
+            let Line([first, second]) = &self.short[key.hash(SHORT_BITS)];
+            let short = if first.key == *key { first } else { second };
+            if short.key != *key || key.is_empty() {
+                ids.extend_from_slice(&found[..n_found]);
+                n_found = 0;
+                if key.is_empty() {
+                    self.encode_long(merges, &text[*start..*end], ids);
+                } else {
+                    self.encode_new(merges, *key, ids);
+                }
+                continue;
+            }
+            if let Some(place) = found.get_mut(n_found..).and_then(<[u32]>::first_chunk_mut::<MAX_SHORT_IDS>) {
+                *place = short.ids.map(|id| id & ID_MASK);
+            }
+            n_found += (short.ids[0] >> COUNT_SHIFT) as usize;
         }
-        self.encode_new(merges, key, ids);
+        ids.extend_from_slice(&found[..n_found]);
     }
 
     #[cold]
@@ -69,9 +121,11 @@ impl Cache {
         merges.encode_key(key, ids);
         let new = &ids[n_before..];
         if new.len() <= MAX_SHORT_IDS {
-            let mut place = Short { key, n_ids: new.len() as u32, ids: [0; MAX_SHORT_IDS] };
-            place.ids[..new.len()].copy_from_slice(new);
-            self.short[key.hash(SHORT_BITS)] = place;
+            let mut short = Short { key, ids: [0; MAX_SHORT_IDS] };
+            short.ids[..new.len()].copy_from_slice(new);
+            short.ids[0] |= (new.len() as u32) << COUNT_SHIFT;
+            let Line([first, second]) = &mut self.short[key.hash(SHORT_BITS)];
+            *second = std::mem::replace(first, short);
         }
     }
 

@@ -39,6 +39,12 @@ impl Key {
         Self(self.0 >> (8 * start) & MASKS[len & 15] | (len as u128) << 120)
     }
 
+    /// The byte that stands at `start`.
+    #[inline(always)]
+    pub(crate) fn byte(self, start: usize) -> usize {
+        (self.0 >> (8 * start)) as usize & 0xFF
+    }
+
     /// The two bytes that stand at `start`.
     #[inline(always)]
     pub(crate) fn pair(self, start: usize) -> usize {

@@ -13,6 +13,15 @@ use crate::key::{Key, MAX_KEY_LEN};
 /// No token.
 const NONE: u32 = u32::MAX;
 
+/// No pair that spells a token: more than any rank and place.
+const NO_PAIR: i32 = i32::MAX;
+/// Bits for a place below a rank. Ids have at most 24 bits more.
+const PLACE_BITS: u32 = 6;
+const PLACE_MASK: usize = (1 << PLACE_BITS) - 1;
+
+/// The filter has so many times as many bits as the table has slots, as a power of two.
+const FILTER_BITS: u32 = 3;
+
 /// Up to this length a word's pairs are searched anew after each merge: that takes the square of the length, but no queue.
 const MAX_SEARCHED: usize = 64;
 
@@ -26,6 +35,8 @@ pub(crate) struct Merges {
     keys: Vec<Key>,
     ids: Vec<u32>,
     bits: u32,
+    /// A bit for each hash that a token has. Most parts that are asked for are no token, and this is small enough to stay near the processor.
+    filter: Vec<u64>,
     /// The longer tokens.
     long: HashMap<Box<[u8]>, u32, FxBuildHasher>,
     max_len: usize,
@@ -42,6 +53,7 @@ impl Merges {
             keys: vec![Key::default(); 1 << bits],
             ids: vec![NONE; 1 << bits],
             bits,
+            filter: vec![0; 1 << (bits + FILTER_BITS - 6)],
             long: HashMap::default(),
             max_len: 1,
         };
@@ -55,6 +67,8 @@ impl Merges {
                     let slot = merges.slot(key);
                     merges.keys[slot] = key;
                     merges.ids[slot] = id;
+                    let bit = key.hash(bits + FILTER_BITS);
+                    merges.filter[bit / 64] |= 1 << (bit % 64);
                 }
                 None => {
                     merges.long.insert(bytes.into(), id);
@@ -80,6 +94,10 @@ impl Merges {
 
     #[inline(always)]
     fn find_key(&self, key: Key) -> u32 {
+        let bit = key.hash(self.bits + FILTER_BITS);
+        if self.filter[bit / 64] >> (bit % 64) & 1 == 0 {
+            return NONE;
+        }
         self.ids[self.slot(key)]
     }
 
@@ -98,37 +116,12 @@ impl Merges {
         if whole != NONE {
             return ids.push(whole);
         }
-        let len = key.len();
-        // Where each part starts, and the id of what it makes with the next one.
-        let mut starts = [0_u8; 17];
-        let mut ranks = [NONE; 16];
-        for at in 0..len {
-            starts[at] = at as u8;
-            ranks[at] = if at + 1 < len { self.pair_ids[key.pair(at)] } else { NONE };
-        }
-        starts[len] = len as u8;
-        let mut n_parts = len;
-        while let Some(first) = least(&ranks[..n_parts]) {
-            starts.copy_within(first + 2..=n_parts, first + 1);
-            ranks.copy_within(first + 2..n_parts, first + 1);
-            n_parts -= 1;
-            ranks[n_parts] = NONE;
-            let rank = |part: usize| {
-                if n_parts <= part + 1 {
-                    return NONE;
-                }
-                let (start, end) = (usize::from(starts[part]), usize::from(starts[part + 2]));
-                self.find_key(key.part(start, end - start))
-            };
-            ranks[first] = rank(first);
-            if 0 < first {
-                ranks[first - 1] = rank(first - 1);
-            }
-        }
-        for part in 0..n_parts {
-            let (start, end) = (usize::from(starts[part]), usize::from(starts[part + 1]));
-            ids.push(self.find_key(key.part(start, end - start)));
-        }
+        let find = |start: usize, end: usize| match end - start {
+            1 => self.byte_ids[key.byte(start)],
+            2 => self.pair_ids[key.pair(start)],
+            len => self.find_key(key.part(start, len)),
+        };
+        merge_searched::<16>(key.len(), find, ids);
     }
 
     /// Appends the ids of a word, which has at least one byte.
@@ -137,38 +130,10 @@ impl Merges {
         if whole != NONE {
             ids.push(whole);
         } else if word.len() <= MAX_SEARCHED {
-            self.encode_searched(word, ids);
+            merge_searched::<MAX_SEARCHED>(word.len(), |start, end| self.find(word, start, end), ids);
         } else {
             self.encode_queued(word, ids);
         }
-    }
-
-    fn encode_searched(&self, word: &[u8], ids: &mut Vec<u32>) {
-        let len = word.len();
-        let mut starts = [0_u8; MAX_SEARCHED + 1];
-        let mut ranks = [NONE; MAX_SEARCHED];
-        for at in 0..len {
-            starts[at] = at as u8;
-            ranks[at] = if at + 1 < len { self.pair(word, at) } else { NONE };
-        }
-        starts[len] = len as u8;
-        let mut n_parts = len;
-        while let Some(first) = least(&ranks[..n_parts]) {
-            starts.copy_within(first + 2..=n_parts, first + 1);
-            ranks.copy_within(first + 2..n_parts, first + 1);
-            n_parts -= 1;
-            ranks[n_parts] = NONE;
-            let rank = |part: usize| match n_parts <= part + 1 {
-                true => NONE,
-                false => self.find(word, usize::from(starts[part]), usize::from(starts[part + 2])),
-            };
-            ranks[first] = rank(first);
-            if 0 < first {
-                ranks[first - 1] = rank(first - 1);
-            }
-        }
-        let parts = starts[..=n_parts].windows(2);
-        ids.extend(parts.map(|part| self.find(word, usize::from(part[0]), usize::from(part[1]))));
     }
 
     #[inline(always)]
@@ -182,8 +147,7 @@ impl Merges {
         // By the place where a part starts: where it ends, where the one before starts, the rank of the pair that it starts.
         let mut ends: Vec<usize> = (1..=len).collect();
         let mut before: Vec<usize> = (0..len).map(|at| at.saturating_sub(1)).collect();
-        let mut ranks: Vec<u32> =
-            (0..len).map(|at| if at + 1 < len { self.pair(word, at) } else { NONE }).collect();
+        let mut ranks: Vec<u32> = (0..len).map(|at| if at + 1 < len { self.pair(word, at) } else { NONE }).collect();
         let waiting = ranks.iter().enumerate().filter(|(_, rank)| **rank != NONE);
         let mut queue: BinaryHeap<Reverse<(u32, usize)>> = waiting.map(|(at, rank)| Reverse((*rank, at))).collect();
         while let Some(Reverse((rank, left))) = queue.pop() {
@@ -219,14 +183,44 @@ impl Merges {
     }
 }
 
-/// The first of the smallest ranks, unless there are no pairs.
+/// Merges a word of at most `N` bytes, and `N` is at most 64: `find` gives the id of a part of it.
+///
+/// Where parts start are the bits of a number. With each goes one number that is compared: the rank of what the part makes with the next one, and below
+/// it the place, so that the least is the leftmost of the first to merge.
 #[inline(always)]
-fn least(ranks: &[u32]) -> Option<usize> {
-    let mut best = (NONE, 0);
-    for (at, &rank) in ranks.iter().enumerate() {
-        if rank < best.0 {
-            best = (rank, at);
+fn merge_searched<const N: usize>(len: usize, find: impl Fn(usize, usize) -> u32, ids: &mut Vec<u32>) {
+    debug_assert!(0 < len && len <= N && N <= 64, "longer words are merged with a queue");
+    let place = |id: u32, start: usize| if id == NONE { NO_PAIR } else { (id << PLACE_BITS | start as u32) as i32 };
+    let mut pairs = [NO_PAIR; N];
+    for start in 0..len - 1 {
+        pairs[start] = place(find(start, start + 2), start);
+    }
+    let mut starts = u64::MAX >> (64 - len);
+    let next = |starts: u64, start: usize| match starts >> start >> 1 {
+        0 => len,
+        after => start + 1 + after.trailing_zeros() as usize,
+    };
+    loop {
+        let first = pairs[..len].iter().copied().fold(NO_PAIR, i32::min);
+        if first == NO_PAIR {
+            break;
+        }
+        let start = first as usize & (N - 1) & PLACE_MASK;
+        let gone = next(starts, start);
+        starts &= !(1 << gone);
+        pairs[gone] = NO_PAIR;
+        let end = next(starts, start);
+        pairs[start] = if end < len { place(find(start, next(starts, end)), start) } else { NO_PAIR };
+        let before = starts & ((1 << start) - 1);
+        if before != 0 {
+            let before = 63 - before.leading_zeros() as usize;
+            pairs[before] = place(find(before, end), before);
         }
     }
-    (best.0 != NONE).then_some(best.1)
+    let mut start = 0;
+    while start < len {
+        let end = next(starts, start);
+        ids.push(find(start, end));
+        start = end;
+    }
 }

@@ -15,14 +15,14 @@ use scan::{Cl100k, Gpt2, Llama3, O200k, Qwen2, Rules};
 /// How GPT-2 cuts a text into words (Radford et al., 2019): what Hugging Face's `ByteLevel` does unless it is told otherwise.
 pub(crate) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 /// The same words, as tiktoken has them for r50k_base.
-pub(crate) const R50K: &str =
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s";
+pub(crate) const R50K: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s";
 /// tiktoken's cl100k_base.
 pub(crate) const CL100K: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s";
 /// Llama 3: cl100k_base as it was first published, which differs where a text ends in white space.
 pub(crate) const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Qwen 2: Llama 3 with each digit by itself.
-pub(crate) const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub(crate) const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// tiktoken's o200k_base, which also cuts before capitals.
 pub(crate) const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
@@ -162,7 +162,8 @@ mod tests {
     /// Every character before, between and after letters of every kind, signs, digits and blanks.
     #[test]
     fn every_character_is_of_its_class() {
-        let chars: Vec<char> = ('\0'..=char::MAX).filter(|char| *char < '\u{32000}' || *char as u32 % 4099 == 0).collect();
+        let chars: Vec<char> =
+            ('\0'..=char::MAX).filter(|char| *char < '\u{32000}' || *char as u32 % 4099 == 0).collect();
         for chunk in chars.chunks(5000) {
             let mut text = String::new();
             for char in chunk {
@@ -176,10 +177,33 @@ mod tests {
     fn contractions_and_runs() {
         for text in [
             "it's IT'S it'ſ 'll 'LL 'lL'Re'vE'x 's's ''s don't'd ABC'S Abc'll'll",
-            "a  \n  ", "  \n  b", "\r\n\r\n", " \t \n", "   ", "   x", "   1", "   !", "\t!", "\tx", "a\u{3000}\u{3000}b",
-            "12345 1234567 ١٢٣٤", "!!!\r\n\n//\n x", "//\n/", " !\n", "HTMLParser parseHTML ABCdef DŽungla ǅ ªº",
-            "\u{301}ABC \u{301}\u{301}ABC a\u{301}B \u{301} \u{301}!", "日本語ABC日本ABC def日本", "ABC日DEF日GHIj", "ʰABCʰ",
-            "", "x", "'", " ", "'é", "ÀÉ'S", "\u{1F600}\u{200D}\u{1F600} x",
+            "a  \n  ",
+            "  \n  b",
+            "\r\n\r\n",
+            " \t \n",
+            "   ",
+            "   x",
+            "   1",
+            "   !",
+            "\t!",
+            "\tx",
+            "a\u{3000}\u{3000}b",
+            "12345 1234567 ١٢٣٤",
+            "!!!\r\n\n//\n x",
+            "//\n/",
+            " !\n",
+            "HTMLParser parseHTML ABCdef DŽungla ǅ ªº",
+            "\u{301}ABC \u{301}\u{301}ABC a\u{301}B \u{301} \u{301}!",
+            "日本語ABC日本ABC def日本",
+            "ABC日DEF日GHIj",
+            "ʰABCʰ",
+            "",
+            "x",
+            "'",
+            " ",
+            "'é",
+            "ÀÉ'S",
+            "\u{1F600}\u{200D}\u{1F600} x",
         ] {
             same_words(text);
         }

@@ -21,7 +21,8 @@ fn same_ids(text: &str) {
         let expected = theirs.encode_ordinary(text);
         if ids != expected {
             let at = ids.iter().zip(&expected).take_while(|(a, b)| a == b).count();
-            let near = |ids: &[u32]| format!("{:?}", ours.decode_text(&ids[at.saturating_sub(3)..ids.len().min(at + 5)]));
+            let near =
+                |ids: &[u32]| format!("{:?}", ours.decode_text(&ids[at.saturating_sub(3)..ids.len().min(at + 5)]));
             panic!("{} differs at id {at}: {} and not {}", vocabulary.name(), near(&ids), near(&expected));
         }
         assert!(ours.decode(&ids) == text.as_bytes(), "{} loses bytes", vocabulary.name());
@@ -59,8 +60,17 @@ fn ids_are_those_of_tiktoken_on_sources() {
 #[test]
 fn ids_are_those_of_tiktoken_on_what_is_odd() {
     for text in [
-        "", " ", "\n", "  \n  ", "a\r\n\r\n\tb ", "🏳️‍🌈 zażółć gęślą jaźń 日本語のテキスト한국어 ไทย हिन्दी", "it's IT'S we'LL",
-        "0123456789012345678901234567890", "antidisestablishmentarianism", "\u{301}\u{301}e", "<|endoftext|>",
+        "",
+        " ",
+        "\n",
+        "  \n  ",
+        "a\r\n\r\n\tb ",
+        "🏳️‍🌈 zażółć gęślą jaźń 日本語のテキスト한국어 ไทย हिन्दी",
+        "it's IT'S we'LL",
+        "0123456789012345678901234567890",
+        "antidisestablishmentarianism",
+        "\u{301}\u{301}e",
+        "<|endoftext|>",
     ] {
         same_ids(text);
         same_ids(&text.repeat(40));
