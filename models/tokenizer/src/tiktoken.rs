@@ -79,6 +79,6 @@ impl Tokenizer {
             special.iter().map(|(text, id)| ((*text).to_owned(), Special { id: *id, is_hidden: true })).collect();
         let eos = special[END_OF_TEXT].id;
         let bpe = Bpe::new(ordinary, special, pattern).map_err(TokenizerError::Refused)?;
-        Ok(Self { kind: Kind::Bpe(Box::new(bpe)), bos: None, eos: vec![eos] })
+        Ok(Self { kind: Kind::Bpe(Box::new(bpe)), bos: None, eos: vec![eos], layout: None })
     }
 }
