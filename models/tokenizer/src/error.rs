@@ -25,6 +25,17 @@ pub enum TokenizerError {
         /// How many the layout has ids for.
         n_wanted: u32,
     },
+    /// A chat template that is not well formed, or what it raised.
+    #[error("the chat template failed: {0}")]
+    Template(String),
+    /// A language's grammar that cannot be used. Always a bug in tritter.
+    #[error("the grammar of {language} cannot be used: {error}")]
+    Grammar {
+        /// The language.
+        language: &'static str,
+        /// Why not.
+        error: String,
+    },
     /// A public vocabulary's tables are not those that were expected.
     #[error("the tables of {vocabulary} cannot be read: {error}")]
     Table {

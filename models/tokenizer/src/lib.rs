@@ -9,6 +9,12 @@
 //!
 //! Any bytes can be encoded, and decoding gives them back. A [`Tokenizer`] is written to and read from one JSON file, which travels with a model.
 //! Nothing here reads a file: text comes in, ids go out.
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `tiktoken` | `Tokenizer::tiktoken`: the public vocabularies r50k_base, cl100k_base and o200k_base |
+//! | `chat` | `chat`: messages as one text, by a model's template |
+//! | `code` | `code`: token boundaries where the syntax of a source has them |
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +28,10 @@ mod file;
 mod hugging_face;
 mod layout;
 pub mod marks;
+#[cfg(feature = "code")]
+pub mod code;
+#[cfg(feature = "chat")]
+pub mod chat;
 mod train;
 #[cfg(feature = "tiktoken")]
 mod tiktoken;

@@ -13,6 +13,8 @@ mod compare;
 mod bench;
 mod csv;
 mod tune;
+#[cfg(feature = "tokenize")]
+mod tokenize;
 mod ui;
 
 use std::process::ExitCode;
@@ -38,6 +40,8 @@ enum Command {
     Compare(compare::Args),
     Bench(bench::Args),
     Tune(tune::Args),
+    #[cfg(feature = "tokenize")]
+    Tokenize(tokenize::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +52,8 @@ fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Tune(args) => tune::run(&args),
+        #[cfg(feature = "tokenize")]
+        Command::Tokenize(args) => tokenize::run(&args),
     };
     match result {
         Ok(()) if ui::is_interrupted() => ExitCode::from(ui::INTERRUPTED),
