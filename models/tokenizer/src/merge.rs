@@ -192,8 +192,8 @@ fn merge_searched<const N: usize>(len: usize, find: impl Fn(usize, usize) -> u32
     debug_assert!(0 < len && len <= N && N <= 64, "longer words are merged with a queue");
     let place = |id: u32, start: usize| if id == NONE { NO_PAIR } else { (id << PLACE_BITS | start as u32) as i32 };
     let mut pairs = [NO_PAIR; N];
-    for start in 0..len - 1 {
-        pairs[start] = place(find(start, start + 2), start);
+    for (start, pair) in pairs.iter_mut().enumerate().take(len - 1) {
+        *pair = place(find(start, start + 2), start);
     }
     let mut starts = u64::MAX >> (64 - len);
     let next = |starts: u64, start: usize| match starts >> start >> 1 {

@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn every_character_is_of_its_class() {
         let chars: Vec<char> =
-            ('\0'..=char::MAX).filter(|char| *char < '\u{32000}' || *char as u32 % 4099 == 0).collect();
+            ('\0'..=char::MAX).filter(|char| *char < '\u{32000}' || (*char as u32).is_multiple_of(4099)).collect();
         for chunk in chars.chunks(5000) {
             let mut text = String::new();
             for char in chunk {
@@ -210,7 +210,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(3000))]
+        #![proptest_config(ProptestConfig::with_cases(1000))]
 
         #[test]
         fn scanners_are_their_expressions(text in "([a-cS-U]{1,3}|[ \t\r\n\u{a0}]{1,3}|['’][a-zA-Zſ]{0,2}|[0-9²]{1,4}|[!/.\\-]{1,3}|[éÉǅʰ日本]{1,3}|[\u{301}\u{e0031}]|\\PC){0,12}") {

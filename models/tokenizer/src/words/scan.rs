@@ -28,10 +28,8 @@ impl Rules for Gpt2 {
     #[inline(always)]
     fn word_end(text: &[u8], start: usize) -> usize {
         let Some((first, first_len)) = class_at(text, start) else { return text.len() };
-        if text[start] == b'\'' {
-            if let Some(end) = contraction_end(text, start, |byte| byte) {
-                return end;
-            }
+        if let Some(end) = contraction_end(text, start, |byte| byte) {
+            return end;
         }
         let mut at = start;
         let mut class = first;
@@ -63,17 +61,13 @@ impl<const MAX_DIGITS: usize, const KEEPS_END: bool> Rules for Digits<MAX_DIGITS
         if first == Class::Number {
             return digits_end(text, start, MAX_DIGITS);
         }
-        if text[start] == b'\'' {
-            if let Some(end) = contraction_end(text, start, |byte| byte.to_ascii_lowercase()) {
-                return end;
-            }
+        if let Some(end) = contraction_end(text, start, |byte| byte.to_ascii_lowercase()) {
+            return end;
         }
         let second = class_at(text, start + first_len);
-        if first != Class::Newline {
-            if let Some((class, len)) = second.filter(|(class, _)| class.is_letter()) {
-                debug_assert!(class.is_letter());
-                return letters_end(text, start + first_len + len);
-            }
+        match second.filter(|(class, _)| class.is_letter()) {
+            Some((_, len)) if first != Class::Newline => return letters_end(text, start + first_len + len),
+            _ => {}
         }
         if first.is_sign() {
             return tail_end(text, signs_end(text, start + first_len), false);
@@ -90,16 +84,13 @@ impl Rules for O200k {
     fn word_end(text: &[u8], start: usize) -> usize {
         let Some((first, first_len)) = class_at(text, start) else { return text.len() };
         // With the optional character before the letters, which the expression tries first.
-        if first.is_prefix() {
-            let letters = start + first_len;
-            let cased = cased_end(text, letters, first == Class::Mark);
-            if let Some(end) = cased {
-                return suffix_end(text, end);
-            }
-        } else if first != Class::Newline && first != Class::Number {
-            if let Some(end) = cased_end(text, start, false) {
-                return suffix_end(text, end);
-            }
+        let cased = match first {
+            Class::Newline | Class::Number => None,
+            _ if first.is_prefix() => cased_end(text, start + first_len, first == Class::Mark),
+            _ => cased_end(text, start, false),
+        };
+        if let Some(end) = cased {
+            return suffix_end(text, end);
         }
         if first == Class::Mark {
             // A mark is a letter here, so without a character before the letters it may be the first of them.
@@ -153,15 +144,15 @@ fn tails_end(text: &[u8], start: usize) -> usize {
 /// After letters of o200k_base, a contraction belongs to the word.
 #[inline(always)]
 fn suffix_end(text: &[u8], end: usize) -> usize {
-    match text.get(end) {
-        Some(b'\'') => contraction_end(text, end, |byte| byte.to_ascii_lowercase()).unwrap_or(end),
-        _ => end,
-    }
+    contraction_end(text, end, |byte| byte.to_ascii_lowercase()).unwrap_or(end)
 }
 
 /// Where `'s`, `'t`, `'re`, `'ve`, `'m`, `'ll` or `'d` ends that starts here. Without case, the long s is an s.
 #[inline(always)]
 fn contraction_end(text: &[u8], start: usize, fold: impl Fn(u8) -> u8) -> Option<usize> {
+    if text.get(start) != Some(&b'\'') {
+        return None;
+    }
     let at = |n: usize| text.get(start + n).copied().map(&fold);
     match (at(1)?, at(2)) {
         (b's' | b't' | b'm' | b'd', _) => Some(start + 2),
