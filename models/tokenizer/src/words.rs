@@ -5,11 +5,13 @@
 
 mod class;
 mod scan;
+mod block;
 
 use std::ops::Range;
 
 use fancy_regex::{Regex, RegexBuilder};
 
+use block::BLOCK;
 use scan::{Cl100k, Gpt2, Llama3, O200k, Qwen2, Rules};
 
 /// How GPT-2 cuts a text into words (Radford et al., 2019): what Hugging Face's `ByteLevel` does unless it is told otherwise.
@@ -103,7 +105,26 @@ impl Words {
 fn scan<R: Rules>(text: &str, word: &mut impl FnMut(Range<usize>)) {
     let bytes = text.as_bytes();
     let mut start = 0;
+    // Up to here there are no blocks that could be used.
+    let mut singles_end = 0;
     while start < bytes.len() {
+        if singles_end <= start {
+            let block = start;
+            let starts = R::block_starts(bytes, block);
+            let mut rest = starts.unwrap_or_default() & !1;
+            while rest != 0 {
+                let end = block + rest.trailing_zeros() as usize;
+                word(start..end);
+                start = end;
+                rest &= rest - 1;
+            }
+            if block < start {
+                continue;
+            }
+            if starts.is_none() {
+                singles_end = start + BLOCK;
+            }
+        }
         let end = R::word_end(bytes, start);
         debug_assert!(start < end && text.is_char_boundary(end), "a word is whole characters");
         word(start..end);
@@ -170,6 +191,23 @@ mod tests {
                 text.extend([*char, 'a', *char, 'A', *char, *char, ' ', *char, '1', *char, '!', *char, '\n']);
             }
             same_words(&text);
+        }
+    }
+
+    /// Texts of some bytes only are where classes meet in every way, and longer than a block.
+    #[test]
+    fn blocks_are_cut_as_single_words_are() {
+        let mut state = 1_u64;
+        let mut next = |n: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as usize % n
+        };
+        for kinds in ["a 1!\n", "a' sl", "ab  \n\t!", "1a ", " \n\r\t", "'sStTlLrRvVeEmMdD x", "a(b. =_\n  1'é"] {
+            let kinds: Vec<char> = kinds.chars().collect();
+            for _ in 0..400 {
+                let text: String = (0..next(300)).map(|_| kinds[next(kinds.len())]).collect();
+                same_words(&text);
+            }
         }
     }
 

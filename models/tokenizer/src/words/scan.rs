@@ -3,12 +3,19 @@
 //! Alternatives are tried in the order of the expression, but chosen by the class of the first character or two. Texts are mostly ASCII, so runs of
 //! ASCII are gone over by eight bytes at once, and only what is not goes by characters.
 
+use super::block;
 use super::class::{ASCII, Class, class_at};
 
 /// An expression for words.
 pub(super) trait Rules {
     /// Where the word ends that starts at `start`, which is inside of `text`. The text is UTF-8.
     fn word_end(text: &[u8], start: usize) -> usize;
+
+    /// Where words start in the block that begins at `start`, if that can be told: see [`block::starts`].
+    #[inline(always)]
+    fn block_starts(_text: &[u8], _start: usize) -> Option<u64> {
+        None
+    }
 }
 
 /// GPT-2's expression, and tiktoken's of r50k_base.
@@ -76,6 +83,11 @@ impl<const MAX_DIGITS: usize, const KEEPS_END: bool> Rules for Digits<MAX_DIGITS
             return tail_end(text, signs_end(text, start + 1), false);
         }
         space_end(text, start, first_len, true, KEEPS_END)
+    }
+
+    #[inline(always)]
+    fn block_starts(text: &[u8], start: usize) -> Option<u64> {
+        block::starts(text, start, MAX_DIGITS)
     }
 }
 
@@ -149,7 +161,7 @@ fn suffix_end(text: &[u8], end: usize) -> usize {
 
 /// Where `'s`, `'t`, `'re`, `'ve`, `'m`, `'ll` or `'d` ends that starts here. Without case, the long s is an s.
 #[inline(always)]
-fn contraction_end(text: &[u8], start: usize, fold: impl Fn(u8) -> u8) -> Option<usize> {
+pub(super) fn contraction_end(text: &[u8], start: usize, fold: impl Fn(u8) -> u8) -> Option<usize> {
     if text.get(start) != Some(&b'\'') {
         return None;
     }
@@ -249,8 +261,8 @@ fn run_end(text: &[u8], start: usize, is_in: impl Fn(Class) -> bool) -> usize {
     at
 }
 
-const ONES: u64 = u64::MAX / 255;
-const HIGHS: u64 = ONES << 7;
+pub(super) const ONES: u64 = u64::MAX / 255;
+pub(super) const HIGHS: u64 = ONES << 7;
 
 /// Where a run of ASCII ends: by eight bytes while there are so many, each of which `find` gives as the high bits of those that belong to the run.
 #[inline(always)]
@@ -271,7 +283,7 @@ fn ascii_run_end(text: &[u8], start: usize, find: impl Fn(u64) -> u64, is_in: im
 
 /// The high bit of each byte that is an ASCII letter.
 #[inline(always)]
-fn letters(bytes: u64) -> u64 {
+pub(super) fn letters(bytes: u64) -> u64 {
     small_letters(bytes | ONES * 0x20) & !bytes
 }
 
