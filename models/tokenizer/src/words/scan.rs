@@ -284,7 +284,7 @@ fn ascii_run_end(text: &[u8], start: usize, find: impl Fn(u64) -> u64, is_in: im
 /// The high bit of each byte that is an ASCII letter.
 #[inline(always)]
 pub(super) fn letters(bytes: u64) -> u64 {
-    small_letters(bytes | ONES * 0x20) & !bytes
+    small_letters(bytes | (ONES * 0x20)) & !bytes
 }
 
 /// The high bit of each byte that is a small ASCII letter. Sums of seven bits do not carry into the next byte.
