@@ -76,7 +76,14 @@ const UNSAFE_IN: &[&str] = &[
 ];
 
 /// Where types may be serialised: the plan and the model spec are formats, all else is not.
-const SERIALIZE_IN: &[&str] = &["ir/src/plan.rs", "ir/src/plan/", "models/src/spec.rs", "models/src/spec/"];
+const SERIALIZE_IN: &[&str] = &[
+    "ir/src/plan.rs",
+    "ir/src/plan/",
+    "models/src/spec.rs",
+    "models/src/spec/",
+    // The filter `tojson` of chat templates.
+    "models/tokenizer/src/chat.rs",
+];
 
 const MAX_LINES: usize = 1000;
 

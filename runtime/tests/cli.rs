@@ -334,8 +334,38 @@ fn tune_writes_a_file_that_reads_back() {
 }
 
 #[test]
+fn tokenize_encodes_decodes_and_counts() {
+    let folder = TempDir::new().unwrap();
+    let (source, ids) = (folder.path().join("a.py"), folder.path().join("ids"));
+    std::fs::write(&source, b"def f():\n    return 'caf\xc3\xa9 \xff'\n").unwrap();
+    for tokenizer in ["bytes", "cl100k_base"] {
+        for options in [&[][..], &["--code", "auto"]] {
+            let args = [&["tokenize", "encode", tokenizer, path(&source)], options].concat();
+            let line = succeed(&args);
+            std::fs::write(&ids, &line).unwrap();
+            let decoded = tritter(&["tokenize", "decode", tokenizer, path(&ids)]);
+            assert_eq!(decoded.stdout, std::fs::read(&source).unwrap());
+            let report =
+                json(&[&["tokenize", "count", tokenizer, path(&source), path(&source), "--json"], options].concat());
+            assert_eq!(keys(&report), ["tokens", "bytes", "files"]);
+            assert_eq!(report["tokens"], 2 * line.split_whitespace().count());
+        }
+    }
+    let report = json(&["tokenize", "encode", "r50k_base", path(&source), "--json"]);
+    assert_eq!(keys(&report[0]), ["file", "bytes", "tokens", "token_ids"]);
+    let config = folder.path().join("tokenizer_config.json");
+    let messages = folder.path().join("messages.json");
+    std::fs::write(&config, r#"{"chat_template": "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}", "eos_token": "<|endoftext|>"}"#).unwrap();
+    std::fs::write(&messages, r#"[{"role": "user", "content": "Hello"}]"#).unwrap();
+    let line = succeed(&["tokenize", "encode", "cl100k_base", "--chat", path(&config), path(&messages)]);
+    assert_eq!(line, "882 25 22691 100257\n");
+    assert_eq!(tritter(&["tokenize", "encode", "bytes", "--code", "auto", path(&ids)]).status.code(), Some(1));
+    assert_eq!(tritter(&["tokenize", "encode", "no_such", path(&ids)]).status.code(), Some(1));
+}
+
+#[test]
 fn help_has_examples() {
-    for command in ["run", "logits", "eval", "bench", "tune"] {
+    for command in ["run", "logits", "eval", "bench", "tune", "tokenize"] {
         assert!(succeed(&[command, "--help"]).contains("Examples:"), "{command}");
     }
 }

@@ -1,13 +1,11 @@
-//! Byte-level byte-pair encoding: text is cut into words, and each word merged by tiktoken.
-//!
-//! The words are cut here and not by tiktoken, which loses what lies between two words, and panics where the expression gives up.
+//! Byte-level byte-pair encoding: text is cut into words, and the bytes of each word are merged.
 
 use std::collections::{BTreeMap, HashSet};
 
-use fancy_regex::{Regex, RegexBuilder};
-use tiktoken_rs::CoreBPE;
-
+use crate::cache::Pool;
 use crate::error::Refusal;
+use crate::merge::Merges;
+use crate::words::Words;
 
 /// A special token: one that no text is merged to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,22 +18,16 @@ pub(crate) struct Special {
 /// A byte-pair encoding whose ids are the ranks of its merges.
 #[derive(Clone)]
 pub(crate) struct Bpe {
-    /// Merges the bytes of whatever it is given: its own expression takes any text as one word.
-    core: CoreBPE,
-    words: Regex,
+    merges: Merges,
+    /// What cuts a text into words, which are merged each by itself.
+    words: Words,
+    caches: Pool,
     /// The bytes of each id; empty for ids without a meaning and for hidden special tokens.
     tokens: Vec<Box<[u8]>>,
-    /// What cuts a text into words, which are merged each by itself.
-    pattern: String,
     special: BTreeMap<String, Special>,
     /// The tokens that merges make, by id.
     ordinary: BTreeMap<u32, Box<[u8]>>,
-    /// The id of each byte by itself.
-    byte_ids: [u32; 256],
 }
-
-/// How often the expression may try another way before it gives up: a run of so many blanks is more than any text has.
-const BACKTRACK_LIMIT: usize = 1 << 24;
 
 /// Ids beyond this are damage: no vocabulary is so large, and the table of tokens would not fit in memory.
 const MAX_ID: u32 = 1 << 24;
@@ -88,12 +80,9 @@ impl Bpe {
                 tokens[special.id as usize] = text.as_bytes().into();
             }
         }
-        let refuse = |error: &dyn ToString| vec![Refusal::Pattern(error.to_string())];
-        let words =
-            RegexBuilder::new(pattern).backtrack_limit(BACKTRACK_LIMIT).build().map_err(|error| refuse(&error))?;
-        let merges = ordinary.into_iter().collect();
-        let core = CoreBPE::new(merges, Default::default(), "(?s).+").map_err(|error| refuse(&error))?;
-        Ok(Self { core, words, tokens, pattern: pattern.to_owned(), special, ordinary: by_id, byte_ids })
+        let words = Words::new(pattern).map_err(|error| vec![Refusal::Pattern(error)])?;
+        let merges = Merges::new(byte_ids, by_id.iter().map(|(id, bytes)| (*id, &**bytes)));
+        Ok(Self { merges, words, caches: Pool::default(), tokens, special, ordinary: by_id })
     }
 
     pub(crate) fn vocab_len(&self) -> u32 {
@@ -101,7 +90,7 @@ impl Bpe {
     }
 
     pub(crate) fn pattern(&self) -> &str {
-        &self.pattern
+        self.words.pattern()
     }
 
     pub(crate) fn special(&self) -> &BTreeMap<String, Special> {
@@ -120,10 +109,15 @@ impl Bpe {
 
     /// The ids of bytes: text is cut into words and merged, what is no text is taken byte by byte.
     pub(crate) fn encode(&self, bytes: &[u8]) -> Vec<u32> {
-        let mut ids = Vec::new();
+        // Few texts have more ids than half their bytes; what is not needed is never touched.
+        let mut ids = Vec::with_capacity(bytes.len() / 2);
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            self.encode_text(text, &mut ids);
+            return ids;
+        }
         for chunk in bytes.utf8_chunks() {
             self.encode_text(chunk.valid(), &mut ids);
-            ids.extend(chunk.invalid().iter().map(|&byte| self.byte_ids[usize::from(byte)]));
+            ids.extend(chunk.invalid().iter().map(|&byte| self.merges.byte_id(byte)));
         }
         ids
     }
@@ -148,39 +142,8 @@ impl Bpe {
         ids
     }
 
-    /// What lies between two words is a word too, so nothing is lost.
     fn encode_text(&self, text: &str, ids: &mut Vec<u32>) {
-        let n_before = ids.len();
-        let mut end = 0;
-        for found in self.words.find_iter(text) {
-            let Ok(word) = found else {
-                ids.truncate(n_before);
-                return self.encode_halves(text, ids);
-            };
-            self.encode_word(&text[end..word.start()], ids);
-            self.encode_word(word.as_str(), ids);
-            end = word.end();
-        }
-        self.encode_word(&text[end..], ids);
-    }
-
-    /// For a text on which the expression gave up: in halves it has the same bytes, and other ids at most where it was cut.
-    fn encode_halves(&self, text: &str, ids: &mut Vec<u32>) {
-        let mut middle = text.len() / 2;
-        while !text.is_char_boundary(middle) {
-            middle -= 1;
-        }
-        if middle == 0 {
-            return self.encode_word(text, ids);
-        }
-        self.encode_text(&text[..middle], ids);
-        self.encode_text(&text[middle..], ids);
-    }
-
-    fn encode_word(&self, word: &str, ids: &mut Vec<u32>) {
-        if !word.is_empty() {
-            ids.extend(self.core.encode_ordinary(word));
-        }
+        self.caches.with(|cache| cache.encode(&self.merges, &self.words, text, ids));
     }
 }
 

@@ -1,5 +1,7 @@
 //! Why a tokenizer could not be made.
 
+use crate::layout::LayoutFault;
+
 /// Why a tokenizer could not be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenizerError {
@@ -9,6 +11,39 @@ pub enum TokenizerError {
     /// The file describes a tokenizer that is not supported; everything that makes it so is listed.
     #[error("the tokenizer is not supported:\n{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Refused(Vec<Refusal>),
+    /// A layout's file is not the RON that it should be.
+    #[error("the layout cannot be read: {0}")]
+    Ron(String),
+    /// A layout whose ranges do not fit; everything that is wrong is listed.
+    #[error("the layout is not well formed:\n{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Layout(Vec<LayoutFault>),
+    /// Documents with too few different byte pairs for a vocabulary.
+    #[error("the documents have {n_found} byte pairs, and the layout has ids for {n_wanted}")]
+    Corpus {
+        /// How many tokens of several bytes can be made.
+        n_found: usize,
+        /// How many the layout has ids for.
+        n_wanted: u32,
+    },
+    /// A chat template that is not well formed, or what it raised.
+    #[error("the chat template failed: {0}")]
+    Template(String),
+    /// A language's grammar that cannot be used. Always a bug in tritter.
+    #[error("the grammar of {language} cannot be used: {error}")]
+    Grammar {
+        /// The language.
+        language: &'static str,
+        /// Why not.
+        error: String,
+    },
+    /// A public vocabulary's tables are not those that were expected.
+    #[error("the tables of {vocabulary} cannot be read: {error}")]
+    Table {
+        /// The vocabulary.
+        vocabulary: &'static str,
+        /// Why not.
+        error: String,
+    },
 }
 
 /// What makes a tokenizer one that is not supported.
@@ -64,6 +99,9 @@ pub enum Refusal {
     /// A byte's id would be beyond the range of ids.
     #[error("the offset {0} leaves no room for 256 ids")]
     Offset(u32),
+    /// Ids that are not where the layout in the same file has them.
+    #[error("the ids are not those of the layout")]
+    NotLaidOut,
     /// A special id that is the id of a byte.
     #[error("the special id {0} is that of a byte")]
     SpecialIsByte(u32),

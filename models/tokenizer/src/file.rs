@@ -5,7 +5,7 @@
 //! {"kind": "bpe", "bos": 300, "eos": [301], "pattern": "\\s+|\\S+", "special": {"<bos>": {"id": 300, "hidden": true}}, "vocab": {"a": 0}}
 //! ```
 //!
-//! Bytes in `vocab` are spelt as in GPT-2's files. Merges need not be listed: ids are their ranks.
+//! Either may have a `layout`, with the keys of a layout's RON. Bytes in `vocab` are spelt as in GPT-2's files. Merges need not be listed: ids are their ranks.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::bpe::{Bpe, Special, byte_chars};
 use crate::error::{Refusal, TokenizerError};
+use crate::layout::{Layout, Meaning};
 use crate::{Kind, Tokenizer};
 
 #[derive(Deserialize)]
@@ -24,10 +25,12 @@ enum File {
         offset: u32,
         bos: Option<u32>,
         eos: Vec<u32>,
+        layout: Option<Layout>,
     },
     Bpe {
         bos: Option<u32>,
         eos: Vec<u32>,
+        layout: Option<Layout>,
         pattern: String,
         special: BTreeMap<String, SpecialFile>,
         vocab: BTreeMap<String, u32>,
@@ -47,8 +50,15 @@ pub(crate) fn read(json: &str) -> Result<Tokenizer, TokenizerError> {
     }
     let file = serde_json::from_str(json).map_err(|error| TokenizerError::Json(error.to_string()))?;
     match file {
-        File::Bytes { offset, bos, eos } => Tokenizer::bytes_with(offset, bos, &eos),
-        File::Bpe { bos, eos, pattern, special, vocab } => {
+        File::Bytes { offset, bos, eos, layout: None } => Tokenizer::bytes_with(offset, bos, &eos),
+        File::Bytes { offset, bos, eos, layout: Some(layout) } => {
+            let tokenizer = Tokenizer::bytes_of(layout.checked()?);
+            if write(&tokenizer) != write(&Tokenizer { kind: Kind::Bytes { offset }, bos, eos, ..tokenizer.clone() }) {
+                return Err(TokenizerError::Refused(vec![Refusal::NotLaidOut]));
+            }
+            Ok(tokenizer)
+        }
+        File::Bpe { bos, eos, layout, pattern, special, vocab } => {
             let bytes: HashMap<char, u8> = byte_chars().into_iter().zip(0..=255).collect();
             let mut refusals = Vec::new();
             let mut ordinary = Vec::with_capacity(vocab.len());
@@ -64,7 +74,21 @@ pub(crate) fn read(json: &str) -> Result<Tokenizer, TokenizerError> {
             let special = special.into_iter();
             let special = special.map(|(text, file)| (text, Special { id: file.id, is_hidden: file.hidden })).collect();
             let bpe = Bpe::new(ordinary, special, &pattern).map_err(TokenizerError::Refused)?;
-            Ok(Tokenizer { kind: Kind::Bpe(Box::new(bpe)), bos, eos })
+            let layout = layout.map(Layout::checked).transpose()?;
+            if let Some(layout) = &layout {
+                let is_laid_out = |id, bytes: &[u8]| match layout.meaning(id) {
+                    Meaning::Byte(byte) => bytes == [byte],
+                    Meaning::Pair(_) => 1 < bytes.len(),
+                    _ => false,
+                };
+                if !bpe.ordinary().all(|(id, bytes)| is_laid_out(id, bytes))
+                    || layout.bos_id() != bos
+                    || layout.eos_ids() != eos
+                {
+                    return Err(TokenizerError::Refused(vec![Refusal::NotLaidOut]));
+                }
+            }
+            Ok(Tokenizer { kind: Kind::Bpe(Box::new(bpe)), bos, eos, layout })
         }
     }
 }
@@ -80,8 +104,8 @@ fn is_hugging_face(json: &str) -> bool {
 }
 
 pub(crate) fn write(tokenizer: &Tokenizer) -> String {
-    let Tokenizer { kind, bos, eos } = tokenizer;
-    let value = match kind {
+    let Tokenizer { kind, bos, eos, layout } = tokenizer;
+    let mut value = match kind {
         Kind::Bytes { offset } => json!({"kind": "bytes", "offset": offset, "bos": bos, "eos": eos}),
         Kind::Bpe(bpe) => {
             let chars = byte_chars();
@@ -97,6 +121,9 @@ pub(crate) fn write(tokenizer: &Tokenizer) -> String {
             })
         }
     };
+    if let Some(layout) = layout {
+        value["layout"] = layout.to_json();
+    }
     let mut text = value.to_string();
     text.push('\n');
     text

@@ -10,9 +10,7 @@ use serde_json::Value;
 
 use crate::bpe::{Bpe, Special, byte_chars};
 use crate::error::{Refusal, TokenizerError};
-
-/// How GPT-2 cuts a text into words (Radford et al., 2019): what `ByteLevel` does unless it is told otherwise.
-const GPT2_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+use crate::words;
 
 #[derive(Deserialize)]
 struct File {
@@ -129,7 +127,7 @@ fn pattern(pre_tokenizer: &Value, refusals: &mut Vec<Refusal>) -> String {
         _ => std::slice::from_ref(pre_tokenizer),
     };
     match steps {
-        [byte_level] if is_byte_level(byte_level) && uses_own_pattern(byte_level) => GPT2_PATTERN.to_owned(),
+        [byte_level] if is_byte_level(byte_level) && uses_own_pattern(byte_level) => words::GPT2.to_owned(),
         [split, byte_level]
             if split["type"] == "Split"
                 && split["behavior"] == "Isolated"

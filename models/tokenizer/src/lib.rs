@@ -5,19 +5,43 @@
 //! | bytes | byte `b` is id `offset + b`; ids below the offset have special meanings |
 //! | byte pairs | byte-level BPE, as Llama 3 and BitNet 2B4T have it; read from a Hugging Face `tokenizer.json` |
 //!
+//! Either may follow a [`Layout`], which says what ids beside those of text mean: controls, marks of syntax, codes of images and sounds.
+//!
 //! Any bytes can be encoded, and decoding gives them back. A [`Tokenizer`] is written to and read from one JSON file, which travels with a model.
 //! Nothing here reads a file: text comes in, ids go out.
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `tiktoken` | `Tokenizer::tiktoken`: the public vocabularies r50k_base, cl100k_base and o200k_base |
+//! | `chat` | `chat`: messages as one text, by a model's template |
+//! | `code` | `code`: token boundaries where the syntax of a source has them |
 
 #![forbid(unsafe_code)]
 
 mod bpe;
+mod words;
+mod merge;
+mod key;
+mod cache;
 mod error;
 mod file;
 mod hugging_face;
+mod layout;
+pub mod marks;
+#[cfg(feature = "code")]
+pub mod code;
+#[cfg(feature = "chat")]
+pub mod chat;
+mod train;
+#[cfg(feature = "tiktoken")]
+mod tiktoken;
 mod stream;
 
 pub use error::{Refusal, TokenizerError};
+pub use layout::{Layout, LayoutFault, Meaning};
 pub use stream::{StreamDecoder, Utf8Stream};
+#[cfg(feature = "tiktoken")]
+pub use tiktoken::Vocabulary;
 
 use bpe::Bpe;
 
@@ -37,6 +61,8 @@ pub struct Tokenizer {
     kind: Kind,
     bos: Option<u32>,
     eos: Vec<u32>,
+    /// Which ids have what meaning, where that is not the tokenizer's own affair.
+    layout: Option<Layout>,
 }
 
 #[derive(Clone)]
@@ -59,7 +85,7 @@ impl std::fmt::Debug for Tokenizer {
 impl Tokenizer {
     /// The byte tokenizer of this project's models: byte `b` is `b + 8`, id 1 starts a text, id 2 ends it.
     pub fn bytes() -> Self {
-        Self { kind: Kind::Bytes { offset: BYTE_OFFSET }, bos: Some(BYTE_BOS), eos: vec![BYTE_EOS] }
+        Self { kind: Kind::Bytes { offset: BYTE_OFFSET }, bos: Some(BYTE_BOS), eos: vec![BYTE_EOS], layout: None }
     }
 
     /// A byte tokenizer with ids of one's own.
@@ -68,7 +94,7 @@ impl Tokenizer {
     ///
     /// If the ids of bytes leave the range of ids, or a special id is that of a byte.
     pub fn bytes_with(offset: u32, bos: Option<u32>, eos: &[u32]) -> Result<Self, TokenizerError> {
-        let tokenizer = Self { kind: Kind::Bytes { offset }, bos, eos: eos.to_vec() };
+        let tokenizer = Self { kind: Kind::Bytes { offset }, bos, eos: eos.to_vec(), layout: None };
         let mut refusals = Vec::new();
         if i32::MAX as u32 - 256 < offset {
             refusals.push(Refusal::Offset(offset));
@@ -77,6 +103,12 @@ impl Tokenizer {
             refusals.extend(bos.iter().chain(eos).filter(is_byte).map(|&id| Refusal::SpecialIsByte(id)));
         }
         if refusals.is_empty() { Ok(tokenizer) } else { Err(TokenizerError::Refused(refusals)) }
+    }
+
+    /// A byte tokenizer for a layout: its byte pairs, if it has any, are not used. [`Tokenizer::train`] makes one that does.
+    pub fn bytes_of(layout: Layout) -> Self {
+        let kind = Kind::Bytes { offset: layout.byte_id(0) };
+        Self { kind, bos: layout.bos_id(), eos: layout.eos_ids(), layout: Some(layout) }
     }
 
     /// The tokenizer of a Hugging Face `tokenizer.json`, if it is byte-level BPE whose ids are the ranks of its merges.
@@ -89,7 +121,7 @@ impl Tokenizer {
     /// Everything that makes it another kind of tokenizer.
     pub fn from_hugging_face(json: &str, bos: Option<u32>, eos: &[u32]) -> Result<Self, TokenizerError> {
         let (bpe, template_bos) = hugging_face::read(json)?;
-        Ok(Self { kind: Kind::Bpe(Box::new(bpe)), bos: bos.or(template_bos), eos: eos.to_vec() })
+        Ok(Self { kind: Kind::Bpe(Box::new(bpe)), bos: bos.or(template_bos), eos: eos.to_vec(), layout: None })
     }
 
     /// Reads what [`Tokenizer::to_json`] wrote; or a Hugging Face `tokenizer.json` as it is, which knows no ids that end a text.
@@ -124,8 +156,16 @@ impl Tokenizer {
         &self.eos
     }
 
+    /// Which ids have what meaning, if that is laid down.
+    pub fn layout(&self) -> Option<&Layout> {
+        self.layout.as_ref()
+    }
+
     /// One more than the largest id that has a meaning. A model may have more.
     pub fn vocab_len(&self) -> u32 {
+        if let Some(layout) = &self.layout {
+            return layout.size();
+        }
         let special = self.bos.iter().chain(&self.eos).max().map_or(0, |id| id + 1);
         match &self.kind {
             Kind::Bytes { offset } => (offset + 256).max(special),
@@ -185,6 +225,9 @@ impl Tokenizer {
 
     /// Appends the bytes of one id.
     pub(crate) fn append_bytes(&self, id: u32, bytes: &mut Vec<u8>) {
+        if let Some(Meaning::Mark(mark)) = self.layout.as_ref().map(|layout| layout.meaning(id)) {
+            return bytes.extend_from_slice(marks::text(mark).as_bytes());
+        }
         match &self.kind {
             Kind::Bytes { offset } => bytes.extend(id.checked_sub(*offset).and_then(|byte| u8::try_from(byte).ok())),
             Kind::Bpe(bpe) => bytes.extend_from_slice(bpe.bytes_of(id)),

@@ -14,6 +14,8 @@ mod verify_context;
 mod bench;
 mod csv;
 mod tune;
+#[cfg(feature = "tokenize")]
+mod tokenize;
 mod ui;
 
 use std::process::ExitCode;
@@ -40,6 +42,8 @@ enum Command {
     VerifyContext(verify_context::Args),
     Bench(bench::Args),
     Tune(tune::Args),
+    #[cfg(feature = "tokenize")]
+    Tokenize(tokenize::Args),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +55,8 @@ fn main() -> ExitCode {
         Command::VerifyContext(args) => verify_context::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Tune(args) => tune::run(&args),
+        #[cfg(feature = "tokenize")]
+        Command::Tokenize(args) => tokenize::run(&args),
     };
     match result {
         Ok(()) if ui::is_interrupted() => ExitCode::from(ui::INTERRUPTED),
