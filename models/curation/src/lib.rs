@@ -5,11 +5,14 @@
 //! the same document.
 //!
 //! * [`secrets`]: credentials, by rules that are data.
+//! * [`kernels`]: Triton kernels, each with its helpers and launchers.
 
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod kernels;
 pub mod lines;
+mod python;
 pub mod secrets;
 
 pub use error::CurationError;
