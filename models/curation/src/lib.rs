@@ -5,6 +5,7 @@
 //! the same document.
 //!
 //! * [`secrets`]: credentials, by rules that are data.
+//! * [`quality`]: published rule sets for text and for code, and measures of code.
 //! * [`kernels`]: Triton kernels, each with its helpers and launchers.
 
 #![forbid(unsafe_code)]
@@ -13,6 +14,7 @@ pub mod error;
 pub mod kernels;
 pub mod lines;
 mod python;
+pub mod quality;
 pub mod secrets;
 
 pub use error::CurationError;

@@ -2,6 +2,7 @@
 
 mod input;
 mod kernels;
+mod quality;
 mod secrets;
 
 use std::path::PathBuf;
@@ -27,6 +28,15 @@ enum Command {
         #[arg(long)]
         ending: Vec<String>,
     },
+    /// Judges and measures every document, one JSON object a line.
+    Quality {
+        /// Directories, files, or `.jsonl` files whose objects have a `text`.
+        #[arg(required = true)]
+        inputs: Vec<PathBuf>,
+        /// Only files whose name ends so; all text files if absent.
+        #[arg(long)]
+        ending: Vec<String>,
+    },
     /// Extracts Triton kernels with their helpers and launchers, one JSON object a line.
     Kernels {
         /// Directories, files, or `.jsonl` files whose objects have a `text`.
@@ -41,6 +51,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Secrets { inputs, ending } => secrets::run(&inputs, &ending),
+        Command::Quality { inputs, ending } => quality::run(&inputs, &ending),
         Command::Kernels { inputs, copies } => kernels::run(&inputs, copies),
     }
 }
