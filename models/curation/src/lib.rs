@@ -6,10 +6,12 @@
 //!
 //! * [`secrets`]: credentials, by rules that are data.
 //! * [`quality`]: published rule sets for text and for code, and measures of code.
+//! * [`duplicates`]: exact copies and near ones.
 //! * [`kernels`]: Triton kernels, each with its helpers and launchers.
 
 #![forbid(unsafe_code)]
 
+pub mod duplicates;
 pub mod error;
 pub mod kernels;
 pub mod lines;

@@ -1,5 +1,6 @@
 //! `tritter-curate`: the stages of this crate over directories and JSONL files.
 
+mod duplicates;
 mod input;
 mod kernels;
 mod quality;
@@ -8,6 +9,7 @@ mod secrets;
 use std::path::PathBuf;
 
 use clap::Parser;
+use tritter_curation::duplicates::{Bands, Keep};
 
 /// Says what of a code corpus to train on, and why.
 #[derive(Parser)]
@@ -37,6 +39,30 @@ enum Command {
         #[arg(long)]
         ending: Vec<String>,
     },
+    /// Lists copies and near-copies, one JSON object a line, with the document that stays.
+    Duplicates {
+        /// Directories, files, or `.jsonl` files whose objects have a `text`.
+        #[arg(required = true)]
+        inputs: Vec<PathBuf>,
+        /// Only files whose name ends so; all text files if absent.
+        #[arg(long)]
+        ending: Vec<String>,
+        /// The least Jaccard similarity, over shingles of five words.
+        #[arg(long, default_value_t = 0.8)]
+        threshold: f64,
+        /// How many bands.
+        #[arg(long, default_value_t = Bands::DEFAULT.n, value_parser = positive)]
+        bands: usize,
+        /// How many slots a band has.
+        #[arg(long, default_value_t = Bands::DEFAULT.rows, value_parser = positive)]
+        rows: usize,
+        /// Keeps the longest document of a cluster in place of the first.
+        #[arg(long)]
+        longest: bool,
+        /// Compares all pairs too, and prints recall and precision.
+        #[arg(long)]
+        check: bool,
+    },
     /// Extracts Triton kernels with their helpers and launchers, one JSON object a line.
     Kernels {
         /// Directories, files, or `.jsonl` files whose objects have a `text`.
@@ -52,6 +78,18 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Secrets { inputs, ending } => secrets::run(&inputs, &ending),
         Command::Quality { inputs, ending } => quality::run(&inputs, &ending),
+        Command::Duplicates { inputs, ending, threshold, bands, rows, longest, check } => {
+            let keep = if longest { Keep::Longest } else { Keep::First };
+            duplicates::run(&inputs, &ending, Bands { n: bands, rows }, threshold, keep, check)
+        }
         Command::Kernels { inputs, copies } => kernels::run(&inputs, copies),
+    }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be 1 or more".to_owned()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}")),
     }
 }
