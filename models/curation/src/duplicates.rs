@@ -83,7 +83,7 @@ pub fn signature(text: &str, bands: Bands) -> Option<Vec<u32>> {
     let mut any = false;
     each_shingle(text, |hash| {
         // The upper half chooses the slot, the lower half is the value; the last value stands for an empty slot.
-        let slot = ((hash >> 32) * n >> 32) as usize;
+        let slot = (((hash >> 32) * n) >> 32) as usize;
         let value = (hash as u32).min(u32::MAX - 1);
         slots[slot] = slots[slot].min(value);
         any = true;
@@ -97,8 +97,8 @@ fn densified(slots: &[u32]) -> Vec<u32> {
     // With probability 1 an attempt finds a full slot; should 64 of each slot's all fail, the first full one ends the search.
     let first = slots.iter().copied().find(|value| *value != u32::MAX).unwrap_or(u32::MAX);
     let fill = |slot: usize| {
-        let attempts = (1..=64 * n).map(|attempt| mix((slot as u64) << 40 | attempt));
-        let mut values = attempts.map(|hash| slots[((hash >> 32) * n >> 32) as usize]);
+        let attempts = (1..=64 * n).map(|attempt| mix(((slot as u64) << 40) | attempt));
+        let mut values = attempts.map(|hash| slots[(((hash >> 32) * n) >> 32) as usize]);
         values.find(|value| *value != u32::MAX).unwrap_or(first)
     };
     slots.iter().enumerate().map(|(slot, value)| if *value == u32::MAX { fill(slot) } else { *value }).collect()
@@ -106,9 +106,10 @@ fn densified(slots: &[u32]) -> Vec<u32> {
 
 /// The key of each band: documents that share one are candidates. The band's number is part of it.
 pub fn band_keys(signature: &[u32], bands: Bands) -> impl Iterator<Item = u64> {
-    signature.chunks_exact(bands.rows).enumerate().map(|(band, rows)| {
-        rows.iter().fold(mix(band as u64), |key, row| mix(key ^ u64::from(*row)))
-    })
+    signature
+        .chunks_exact(bands.rows)
+        .enumerate()
+        .map(|(band, rows)| rows.iter().fold(mix(band as u64), |key, row| mix(key ^ u64::from(*row))))
 }
 
 /// In a group of more documents than this each is compared with so many before it only: the chain connects them all, and no group costs its square.
@@ -116,7 +117,10 @@ const MAX_GROUP: usize = 256;
 
 /// The candidate pairs of one group: documents that share a band's key, in ascending order.
 pub fn pairs(group: &[u32]) -> impl Iterator<Item = (u32, u32)> {
-    group.iter().enumerate().flat_map(|(at, rhs)| group[at.saturating_sub(MAX_GROUP)..at].iter().map(|lhs| (*lhs, *rhs)))
+    group
+        .iter()
+        .enumerate()
+        .flat_map(|(at, rhs)| group[at.saturating_sub(MAX_GROUP)..at].iter().map(|lhs| (*lhs, *rhs)))
 }
 
 /// The share of equal slots: an estimate of the Jaccard similarity, with a standard deviation of `sqrt(s * (1 - s) / slots)`.
@@ -269,7 +273,7 @@ fn is_word(byte: u8) -> bool {
 
 /// A bijection of 64 bits each of whose output bits depends on every input bit (the finaliser of MurmurHash 3).
 fn mix(mut hash: u64) -> u64 {
-    hash = (hash ^ hash >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    hash = (hash ^ hash >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    hash ^ hash >> 33
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
 }

@@ -88,7 +88,8 @@ pub fn find_kernels(source: &str) -> Vec<Kernel> {
 impl Kernel {
     /// The kernel with what belongs to it, in the order of the text: imports, helpers, the kernel, launchers.
     pub fn text(&self, source: &str, kernels: &[Kernel]) -> String {
-        let helpers = kernels.iter().filter(|kernel| self.helpers.contains(&kernel.name)).map(|kernel| kernel.span.clone());
+        let helpers =
+            kernels.iter().filter(|kernel| self.helpers.contains(&kernel.name)).map(|kernel| kernel.span.clone());
         let mut spans: Vec<Range<usize>> = helpers.chain([self.span.clone()]).chain(self.launchers.clone()).collect();
         spans.sort_by_key(|span| (span.start, usize::MAX - span.end));
         let mut text = imports(source);
@@ -111,7 +112,8 @@ fn decorators(whole: Node<'_>, names: &Names, source: &str) -> BTreeSet<String> 
     decorators
         .filter_map(|decorator| {
             let expression = decorator.named_child(0)?;
-            let callee = if expression.kind() == "call" { expression.child_by_field_name("function")? } else { expression };
+            let callee =
+                if expression.kind() == "call" { expression.child_by_field_name("function")? } else { expression };
             let path = names.path(callee, source)?;
             let path = path.strip_prefix("triton.")?;
             Some(path.rsplit('.').next().unwrap_or(path).to_owned())
@@ -141,7 +143,8 @@ fn callees<'k, 's>(
     let mut found = BTreeSet::new();
     python::visit(function, |node| {
         if node.kind() == "call"
-            && let Some(kernel) = node.child_by_field_name("function").and_then(&name).and_then(|name| kernels.get(name))
+            && let Some(kernel) =
+                node.child_by_field_name("function").and_then(&name).and_then(|name| kernels.get(name))
         {
             found.insert(*kernel);
         }
@@ -184,9 +187,9 @@ fn key(definition: Node<'_>, source: &str) -> String {
 fn imports(source: &str) -> String {
     let Some(tree) = python::parse(source) else { return String::new() };
     let statements = python::named_children(tree.root_node());
-    let imports = statements.into_iter().filter(|node| {
-        matches!(node.kind(), "import_statement" | "import_from_statement" | "future_import_statement")
-    });
+    let imports = statements
+        .into_iter()
+        .filter(|node| matches!(node.kind(), "import_statement" | "import_from_statement" | "future_import_statement"));
     let mut text: String = imports.map(|node| format!("{}\n", python::text(node, source))).collect();
     text.push('\n');
     text

@@ -8,12 +8,16 @@
 //! * [`quality`]: published rule sets for text and for code, and measures of code.
 //! * [`duplicates`]: exact copies and near ones.
 //! * [`kernels`]: Triton kernels, each with its helpers and launchers.
+//! * [`licence`]: SPDX expressions of files and projects.
+//! * [`judge`]: all that look at one document, together: its label and why.
 
 #![forbid(unsafe_code)]
 
 pub mod duplicates;
 pub mod error;
+pub mod judge;
 pub mod kernels;
+pub mod licence;
 pub mod lines;
 mod python;
 pub mod quality;

@@ -6,7 +6,8 @@ use tritter_curation::quality::{Verdict, n_sentences, words};
 /// Sixty different words of usual length, in sentences.
 fn prose() -> String {
     let sentence = |n: usize| {
-        let word = |k: usize| format!("word{}", "abcdefghijklmnopqrstuvwxyz".chars().nth((n * 7 + k) % 26).unwrap_or('a'));
+        let word =
+            |k: usize| format!("word{}", "abcdefghijklmnopqrstuvwxyz".chars().nth((n * 7 + k) % 26).unwrap_or('a'));
         let words: Vec<String> = (0..8).map(|k| format!("{}{n}", word(k))).collect();
         let (first, second) = (words[..4].join(" "), words[4..].join(" "));
         match n % 4 {

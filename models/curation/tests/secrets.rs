@@ -73,13 +73,17 @@ impl Random {
             }
             "pem" => {
                 let body = format!("MII{}", self.of(&[UPPER, LOWER, DIGITS].concat(), count - 3));
-                let lines: Vec<&str> = body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+                let lines: Vec<&str> =
+                    body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
                 lines.join("\n")
             }
-            "jwt" => format!("eyJhbGciOiJIUzI1NiJ9.eyJ{}.{}", self.of(LOWER, 40), self.of(&[LOWER, DIGITS].concat(), 43)),
+            "jwt" => {
+                format!("eyJhbGciOiJIUzI1NiJ9.eyJ{}.{}", self.of(LOWER, 40), self.of(&[LOWER, DIGITS].concat(), 43))
+            }
             // `admin:` and further characters, in base64: groups of digits that decode to three printable ones.
             "basic" => {
-                let groups = (0..count / 4).map(|_| format!("{}{}{}", self.of("TUVWX", 2), self.of("VZdhlp", 1), self.of(LOWER, 1)));
+                let groups = (0..count / 4)
+                    .map(|_| format!("{}{}{}", self.of("TUVWX", 2), self.of("VZdhlp", 1), self.of(LOWER, 1)));
                 format!("YWRtaW46{}", groups.collect::<String>())
             }
             "crc" => {
@@ -100,7 +104,7 @@ fn crc32(text: &str) -> u32 {
     for byte in text.bytes() {
         sum ^= u32::from(byte);
         for _ in 0..8 {
-            sum = if sum & 1 == 1 { sum >> 1 ^ 0xedb8_8320 } else { sum >> 1 };
+            sum = if sum & 1 == 1 { (sum >> 1) ^ 0xedb8_8320 } else { sum >> 1 };
         }
     }
     !sum

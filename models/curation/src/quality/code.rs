@@ -35,7 +35,11 @@ const fn c_like(name: &'static str, endings: &'static [&'static str], functions:
     }
 }
 
-const fn data(name: &'static str, endings: &'static [&'static str], line_comments: &'static [&'static str]) -> Language {
+const fn data(
+    name: &'static str,
+    endings: &'static [&'static str],
+    line_comments: &'static [&'static str],
+) -> Language {
     Language {
         name,
         endings,
@@ -322,7 +326,8 @@ fn string_length(rest: &str, quote: char) -> usize {
 
 /// How often one of the words stands in code; signs anywhere, words of letters only whole.
 fn count_words(code: &str, words: &[&str]) -> usize {
-    let (signs, names): (Vec<&str>, Vec<&str>) = words.iter().partition(|word| !word.starts_with(|c: char| c.is_alphabetic() || c == '_'));
+    let (signs, names): (Vec<&str>, Vec<&str>) =
+        words.iter().partition(|word| !word.starts_with(|c: char| c.is_alphabetic() || c == '_'));
     let n_signs: usize = signs.iter().map(|sign| code.matches(sign).count()).sum();
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
     n_signs + code.split(|c| !is_name(c)).filter(|word| names.contains(word)).count()
@@ -338,7 +343,8 @@ mod tests {
 
     #[test]
     fn comments_strings_and_branches_are_told_apart() {
-        let text = "# if one\ndef f(x):\n    \"\"\"if two\"\"\"\n    s = 'if # three'\n    if x and s:\n        return 1\n";
+        let text =
+            "# if one\ndef f(x):\n    \"\"\"if two\"\"\"\n    s = 'if # three'\n    if x and s:\n        return 1\n";
         let measures = python(text);
         assert_eq!(measures.complexity, 3);
         assert_eq!(measures.n_functions, 1);

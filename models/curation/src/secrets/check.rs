@@ -61,7 +61,10 @@ fn crc32(bytes: &[u8]) -> u32 {
 fn jwt(secret: &str) -> bool {
     let Some(header) = secret.split('.').next().and_then(base64) else { return false };
     let Ok(header) = serde_json::from_slice::<serde_json::Value>(&header) else { return false };
-    header.get("alg").and_then(serde_json::Value::as_str).is_some_and(|algorithm| !algorithm.eq_ignore_ascii_case("none"))
+    header
+        .get("alg")
+        .and_then(serde_json::Value::as_str)
+        .is_some_and(|algorithm| !algorithm.eq_ignore_ascii_case("none"))
 }
 
 fn pem(secret: &str) -> bool {
@@ -110,7 +113,7 @@ fn base64(text: &str) -> Option<Vec<u8>> {
             b'/' | b'_' => 63,
             _ => return None,
         };
-        bits = bits << 6 | u32::from(digit);
+        bits = (bits << 6) | u32::from(digit);
         n_bits += 6;
         if 8 <= n_bits {
             n_bits -= 8;

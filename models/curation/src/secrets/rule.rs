@@ -144,7 +144,9 @@ impl Rule {
                 let behind = match self.text.behind {
                     Some(behind) => start.saturating_sub(behind),
                     // Lines of data can be as long as the file.
-                    None => memchr::memrchr(b'\n', &text[..start]).map_or(0, |at| at + 1).max(start.saturating_sub(256)),
+                    None => {
+                        memchr::memrchr(b'\n', &text[..start]).map_or(0, |at| at + 1).max(start.saturating_sub(256))
+                    }
                 };
                 let from = behind.max(*done);
                 let to = text.len().min(end + window);
@@ -213,7 +215,9 @@ fn ends_token(text: &[u8], at: usize) -> bool {
 fn assigned(words: &[String], value: &str) -> String {
     let words: Vec<String> = words.iter().map(|word| escape(word)).collect();
     let words = words.join("|");
-    format!(r#"(?i:{words})[ \t\w.-]{{0,25}}["'`\]\\]{{0,3}}\s{{0,3}}(?::=|=>|==?|:|,|\(|>)\s{{0,3}}["'`\\=\[\(]{{0,3}}({value})"#)
+    format!(
+        r#"(?i:{words})[ \t\w.-]{{0,25}}["'`\]\\]{{0,3}}\s{{0,3}}(?::=|=>|==?|:|,|\(|>)\s{{0,3}}["'`\\=\[\(]{{0,3}}({value})"#
+    )
 }
 
 /// The expression of exactly this text.

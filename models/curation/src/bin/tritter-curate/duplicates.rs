@@ -4,9 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::json;
-use tritter_curation::duplicates::{
-    Bands, Keep, find_duplicates, jaccard, near_pairs, originals, shingles, signature,
-};
+use tritter_curation::duplicates::{Bands, Keep, find_duplicates, jaccard, near_pairs, originals, shingles, signature};
 
 use crate::input;
 

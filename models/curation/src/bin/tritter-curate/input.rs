@@ -8,7 +8,8 @@ use anyhow::Context;
 use serde::Deserialize;
 
 /// Folders that hold no sources of the project they are in.
-const SKIPPED: &[&str] = &[".git", ".hg", ".svn", "node_modules", "target", "__pycache__", ".venv", "venv", ".tox", ".mypy_cache"];
+const SKIPPED: &[&str] =
+    &[".git", ".hg", ".svn", "node_modules", "target", "__pycache__", ".venv", "venv", ".tox", ".mypy_cache"];
 
 /// A document as it comes in.
 #[derive(Debug, Deserialize)]

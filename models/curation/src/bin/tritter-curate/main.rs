@@ -4,6 +4,7 @@ mod duplicates;
 mod input;
 mod kernels;
 mod quality;
+mod run;
 mod secrets;
 
 use std::path::PathBuf;
@@ -21,6 +22,21 @@ struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Command {
+    /// Runs every stage: writes `documents.jsonl` and `report.txt`, and shows the report.
+    Run {
+        /// Directories, files, or `.jsonl` files whose objects have a `text`.
+        #[arg(required = true)]
+        inputs: Vec<PathBuf>,
+        /// Only files whose name ends so; all of known languages if absent.
+        #[arg(long)]
+        ending: Vec<String>,
+        /// The folder of the output.
+        #[arg(short, long)]
+        out: PathBuf,
+        /// Takes documents of any licence, and of none.
+        #[arg(long)]
+        any_licence: bool,
+    },
     /// Lists credentials, one JSON object a line, and how fast they were looked for.
     Secrets {
         /// Directories, files, or `.jsonl` files whose objects have a `text`.
@@ -76,6 +92,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
+        Command::Run { inputs, ending, out, any_licence } => run::run(&inputs, &ending, &out, any_licence),
         Command::Secrets { inputs, ending } => secrets::run(&inputs, &ending),
         Command::Quality { inputs, ending } => quality::run(&inputs, &ending),
         Command::Duplicates { inputs, ending, threshold, bands, rows, longest, check } => {
