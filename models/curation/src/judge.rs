@@ -3,6 +3,7 @@
 use crate::licence;
 use crate::quality::code::{Language, Measures, measure, starcoder};
 use crate::secrets::{CountTokens, Secrets, redact};
+use crate::security::find_dangers;
 
 /// What training does with a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,6 +123,14 @@ pub fn judge(path: &str, text: &str, project: Option<&str>, criteria: Criteria<'
         let line = measures.generated.unwrap_or(1);
         findings.push(Finding { rule: format!("starcoder/{reason}"), line, column: 1, severity: Severity::Low });
     }
+    let dangers =
+        if language.is_some_and(|language| language.name == "python") { find_dangers(text) } else { Vec::new() };
+    findings.extend(dangers.iter().map(|danger| Finding {
+        rule: format!("security/{}", danger.rule.id),
+        line: danger.line,
+        column: danger.column,
+        severity: danger.rule.severity,
+    }));
     findings.sort_by_key(|finding| (finding.line, finding.column));
     let licence = licence::of_tag(text).or(project).map(str::to_owned);
     let is_allowed = criteria
@@ -134,6 +143,8 @@ pub fn judge(path: &str, text: &str, project: Option<&str>, criteria: Criteria<'
         (Label::Rejected, reason)
     } else if !secrets.is_empty() {
         (Label::Negative, "secrets")
+    } else if dangers.iter().any(|danger| Severity::High <= danger.rule.severity) {
+        (Label::Negative, "security")
     } else if 0 < measures.n_functions && NEGATIVE_COMPLEXITY < complexity {
         (Label::Negative, "complexity")
     } else if 0 < measures.n_functions

@@ -5,6 +5,7 @@
 //! the same document.
 //!
 //! * [`secrets`]: credentials, by rules that are data.
+//! * [`security`]: calls that are dangerous as they are made.
 //! * [`quality`]: published rule sets for text and for code, and measures of code.
 //! * [`duplicates`]: exact copies and near ones.
 //! * [`kernels`]: Triton kernels, each with its helpers and launchers.
@@ -22,6 +23,7 @@ pub mod lines;
 mod python;
 pub mod quality;
 pub mod secrets;
+pub mod security;
 
 pub use error::CurationError;
 pub use lines::Lines;

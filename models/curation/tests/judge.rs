@@ -46,6 +46,9 @@ fn labels_have_their_reasons() {
     assert_eq!(label("a.py", &generated, Some("MIT")), (Label::Rejected, "generated"));
     let documented = CODE.replace("# Once more.", "# Adding a number to itself doubles it, and so does a shift; the sum is what all types have, strings and lists among them.");
     assert_eq!(label("a.py", &documented, Some("MIT")), (Label::Educational, "documentation"));
+    let danger = format!("{CODE}\nmodel.eval()\nresult = eval(text)\n");
+    assert_eq!(label("a.py", &danger, Some("MIT")), (Label::Negative, "security"));
+    assert_eq!(label("a.py", &danger.replace("= eval", "= model.eval"), Some("MIT")), (Label::Positive, "no fault"));
     let branches = format!("# One function.\ndef f(x):\n{}", "    if x: pass\n".repeat(60));
     assert_eq!(label("a.py", &branches, Some("MIT")), (Label::Negative, "complexity"));
 }

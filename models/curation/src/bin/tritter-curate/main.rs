@@ -6,6 +6,7 @@ mod kernels;
 mod quality;
 mod run;
 mod secrets;
+mod security;
 
 use std::path::PathBuf;
 
@@ -45,6 +46,12 @@ enum Command {
         /// Only files whose name ends so; all text files if absent.
         #[arg(long)]
         ending: Vec<String>,
+    },
+    /// Lists dangerous calls in Python modules, one JSON object a line.
+    Security {
+        /// Directories, files, or `.jsonl` files whose objects have a `text`.
+        #[arg(required = true)]
+        inputs: Vec<PathBuf>,
     },
     /// Judges and measures every document, one JSON object a line.
     Quality {
@@ -94,6 +101,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Run { inputs, ending, out, any_licence } => run::run(&inputs, &ending, &out, any_licence),
         Command::Secrets { inputs, ending } => secrets::run(&inputs, &ending),
+        Command::Security { inputs } => security::run(&inputs),
         Command::Quality { inputs, ending } => quality::run(&inputs, &ending),
         Command::Duplicates { inputs, ending, threshold, bands, rows, longest, check } => {
             let keep = if longest { Keep::Longest } else { Keep::First };
