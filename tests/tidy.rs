@@ -24,7 +24,7 @@ const FORBID: Option<&str> = Some("#![forbid(unsafe_code)]");
 /// For the compiler, which maps checkpoints and loads NVRTC, each in one place that says so.
 const DENY: Option<&str> = Some("#![deny(unsafe_code)]");
 /// Packages in the folder of another one, whose sources are found with it.
-const NESTED: &[&str] = &["models/tokenizer", "tests/cuda"];
+const NESTED: &[&str] = &["models/tokenizer", "models/curation", "tests/cuda"];
 const EVERYTHING: &[&str] = &["ir", "kernels", "models", "tokenizer", "compiler", "runtime"];
 
 const FENCES: &[Fence] = &[
@@ -32,6 +32,7 @@ const FENCES: &[Fence] = &[
     Fence { folder: "kernels", package: "tritter-kernels", ours: &["ir"], lint: None },
     Fence { folder: "models", package: "tritter-models", ours: &["ir"], lint: FORBID },
     Fence { folder: "models/tokenizer", package: "tritter-tokenizer", ours: &[], lint: FORBID },
+    Fence { folder: "models/curation", package: "tritter-curation", ours: &[], lint: FORBID },
     Fence {
         folder: "compiler",
         package: "tritter-compiler",

@@ -1,0 +1,120 @@
+//! `tritter-curate`: the stages of this crate over directories and JSONL files.
+
+mod duplicates;
+mod input;
+mod kernels;
+mod quality;
+mod run;
+mod secrets;
+mod security;
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use tritter_curation::duplicates::{Bands, Keep};
+
+/// Says what of a code corpus to train on, and why.
+#[derive(Parser)]
+#[command(name = "tritter-curate", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Runs every stage: writes `documents.jsonl` and `report.txt`, and shows the report.
+    Run {
+        /// Directories, files, or `.jsonl` files whose objects have a `text`.
+        #[arg(required = true)]
+        inputs: Vec<PathBuf>,
+        /// Only files whose name ends so; all of known languages if absent.
+        #[arg(long)]
+        ending: Vec<String>,
+        /// The folder of the output.
+        #[arg(short, long)]
+        out: PathBuf,
+        /// Takes documents of any licence, and of none.
+        #[arg(long)]
+        any_licence: bool,
+    },
+    /// Lists credentials, one JSON object a line, and how fast they were looked for.
+    Secrets {
+        /// Directories, files, or `.jsonl` files whose objects have a `text`.
+        #[arg(required = true)]
+        inputs: Vec<PathBuf>,
+        /// Only files whose name ends so; all text files if absent.
+        #[arg(long)]
+        ending: Vec<String>,
+    },
+    /// Lists dangerous calls in Python modules, one JSON object a line.
+    Security {
+        /// Directories, files, or `.jsonl` files whose objects have a `text`.
+        #[arg(required = true)]
+        inputs: Vec<PathBuf>,
+    },
+    /// Judges and measures every document, one JSON object a line.
+    Quality {
+        /// Directories, files, or `.jsonl` files whose objects have a `text`.
+        #[arg(required = true)]
+        inputs: Vec<PathBuf>,
+        /// Only files whose name ends so; all text files if absent.
+        #[arg(long)]
+        ending: Vec<String>,
+    },
+    /// Lists copies and near-copies, one JSON object a line, with the document that stays.
+    Duplicates {
+        /// Directories, files, or `.jsonl` files whose objects have a `text`.
+        #[arg(required = true)]
+        inputs: Vec<PathBuf>,
+        /// Only files whose name ends so; all text files if absent.
+        #[arg(long)]
+        ending: Vec<String>,
+        /// The least Jaccard similarity, over shingles of five words.
+        #[arg(long, default_value_t = 0.8)]
+        threshold: f64,
+        /// How many bands.
+        #[arg(long, default_value_t = Bands::DEFAULT.n, value_parser = positive)]
+        bands: usize,
+        /// How many slots a band has.
+        #[arg(long, default_value_t = Bands::DEFAULT.rows, value_parser = positive)]
+        rows: usize,
+        /// Keeps the longest document of a cluster in place of the first.
+        #[arg(long)]
+        longest: bool,
+        /// Compares all pairs too, and prints recall and precision.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Extracts Triton kernels with their helpers and launchers, one JSON object a line.
+    Kernels {
+        /// Directories, files, or `.jsonl` files whose objects have a `text`.
+        #[arg(required = true)]
+        inputs: Vec<PathBuf>,
+        /// Lists copies of a kernel too.
+        #[arg(long)]
+        copies: bool,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Run { inputs, ending, out, any_licence } => run::run(&inputs, &ending, &out, any_licence),
+        Command::Secrets { inputs, ending } => secrets::run(&inputs, &ending),
+        Command::Security { inputs } => security::run(&inputs),
+        Command::Quality { inputs, ending } => quality::run(&inputs, &ending),
+        Command::Duplicates { inputs, ending, threshold, bands, rows, longest, check } => {
+            let keep = if longest { Keep::Longest } else { Keep::First };
+            duplicates::run(&inputs, &ending, Bands { n: bands, rows }, threshold, keep, check)
+        }
+        Command::Kernels { inputs, copies } => kernels::run(&inputs, copies),
+    }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be 1 or more".to_owned()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}")),
+    }
+}

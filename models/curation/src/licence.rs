@@ -1,0 +1,139 @@
+//! The licence of a document as an SPDX expression: from its own tag, from the manifest or the licence file of its project; and whether a list allows it.
+
+/// The licences under which code may be trained on by default: those that ask for no more than attribution.
+pub const PERMISSIVE: &[&str] = &[
+    "0BSD",
+    "Apache-2.0",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BSL-1.0",
+    "CC0-1.0",
+    "ISC",
+    "MIT",
+    "MIT-0",
+    "PSF-2.0",
+    "Python-2.0",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
+];
+
+/// The expression after `SPDX-License-Identifier:` in the first hundred lines of a file.
+pub fn of_tag(text: &str) -> Option<&str> {
+    let lines = text.lines().take(100);
+    let mut tags = lines.filter_map(|line| line.split_once("SPDX-License-Identifier:"));
+    let (_, tag) = tags.next()?;
+    let tag = tag.trim().trim_end_matches("*/").trim_end_matches("-->").trim().trim_matches(['"', '\'']);
+    (!tag.is_empty()).then_some(tag)
+}
+
+/// The licence that a manifest names: `Cargo.toml`, `pyproject.toml` or `package.json`, by the file's name.
+pub fn of_manifest(name: &str, text: &str) -> Option<String> {
+    let licence = match name {
+        "Cargo.toml" => text.parse::<toml::Table>().ok()?.get("package")?.get("license")?.as_str()?.to_owned(),
+        "pyproject.toml" => {
+            let table: toml::Table = text.parse().ok()?;
+            let licence = table.get("project")?.get("license")?;
+            licence.as_str().or_else(|| licence.get("text")?.as_str())?.to_owned()
+        }
+        "package.json" => serde_json::from_str::<serde_json::Value>(text).ok()?.get("license")?.as_str()?.to_owned(),
+        _ => return None,
+    };
+    // Cargo once wrote alternatives with a slash.
+    Some(licence.replace('/', " OR "))
+}
+
+/// The licence whose text a file has, by phrases that stand in it and in no other. Files named otherwise than `LICENSE`, `LICENCE` and `COPYING` have none.
+pub fn of_licence_file(name: &str, text: &str) -> Option<&'static str> {
+    let upper = name.to_ascii_uppercase();
+    if !["LICENSE", "LICENCE", "COPYING"].iter().any(|start| upper.starts_with(start)) {
+        return None;
+    }
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ").to_ascii_lowercase();
+    let has = |phrase: &str| text.contains(phrase);
+    Some(if has("gnu affero general public license version 3") {
+        "AGPL-3.0-only"
+    } else if has("gnu lesser general public license version 3") {
+        "LGPL-3.0-only"
+    } else if has("gnu lesser general public license version 2.1") {
+        "LGPL-2.1-only"
+    } else if has("gnu general public license version 3") {
+        "GPL-3.0-only"
+    } else if has("gnu general public license version 2") {
+        "GPL-2.0-only"
+    } else if has("mozilla public license version 2.0") {
+        "MPL-2.0"
+    } else if has("python software foundation license version 2") {
+        "PSF-2.0"
+    } else if has("apache license version 2.0, january 2004") {
+        "Apache-2.0"
+    } else if has("this is free and unencumbered software released into the public domain") {
+        "Unlicense"
+    } else if has("cc0 1.0 universal") {
+        "CC0-1.0"
+    } else if has("boost software license - version 1.0") {
+        "BSL-1.0"
+    } else if has("redistribution and use in source and binary forms") {
+        if has("neither the name") { "BSD-3-Clause" } else { "BSD-2-Clause" }
+    } else if has("permission is hereby granted, free of charge, to any person obtaining a copy") {
+        "MIT"
+    } else if has("permission to use, copy, modify, and/or distribute this software for any purpose") {
+        if has("provided that the above copyright notice") { "ISC" } else { "0BSD" }
+    } else if has("this software is provided 'as-is', without any express or implied warranty") {
+        "Zlib"
+    } else {
+        return None;
+    })
+}
+
+/// Whether an SPDX expression can be met by licences of the list alone: either side of an `OR`, both of an `AND`; an exception after `WITH` only adds rights.
+/// An expression that does not parse is not allowed.
+pub fn is_allowed(expression: &str, allowed: &[&str]) -> bool {
+    let spaced = expression.replace('(', " ( ").replace(')', " ) ");
+    let mut words = spaced.split_whitespace().peekable();
+    let mut depth = 0;
+    let answer = alternatives(&mut words, allowed, &mut depth);
+    answer == Some(true) && words.next().is_none()
+}
+
+/// Parentheses deeper than any licence has are not followed.
+const MAX_DEPTH: usize = 32;
+
+type Words<'t, 'w> = &'t mut std::iter::Peekable<std::str::SplitWhitespace<'w>>;
+
+fn alternatives(words: Words<'_, '_>, allowed: &[&str], depth: &mut usize) -> Option<bool> {
+    let mut answer = conjunction(words, allowed, depth)?;
+    while words.next_if(|word| word.eq_ignore_ascii_case("OR")).is_some() {
+        answer |= conjunction(words, allowed, depth)?;
+    }
+    Some(answer)
+}
+
+fn conjunction(words: Words<'_, '_>, allowed: &[&str], depth: &mut usize) -> Option<bool> {
+    let mut answer = licence(words, allowed, depth)?;
+    while words.next_if(|word| word.eq_ignore_ascii_case("AND")).is_some() {
+        answer &= licence(words, allowed, depth)?;
+    }
+    Some(answer)
+}
+
+fn licence(words: Words<'_, '_>, allowed: &[&str], depth: &mut usize) -> Option<bool> {
+    let word = words.next()?;
+    if word == "(" {
+        *depth += 1;
+        if MAX_DEPTH < *depth {
+            return None;
+        }
+        let answer = alternatives(words, allowed, depth)?;
+        *depth -= 1;
+        words.next_if_eq(&")")?;
+        return Some(answer);
+    }
+    if [")", "OR", "AND", "WITH"].iter().any(|other| word.eq_ignore_ascii_case(other)) {
+        return None;
+    }
+    if words.next_if(|word| word.eq_ignore_ascii_case("WITH")).is_some() {
+        words.next()?;
+    }
+    Some(allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(word)))
+}
