@@ -38,6 +38,8 @@ pub struct Link {
     pub disk_gb_per_s: f64,
     /// Microseconds that a copy costs beside its bytes.
     pub copy_us: f64,
+    /// Whether the device's memory is the host's, so that nothing has to be kept twice.
+    pub is_shared: bool,
 }
 
 impl Card {
@@ -88,6 +90,11 @@ pub fn cards() -> &'static [Card] {
         table.cards.iter().map(|row| row.card(&table)).collect()
     });
     &CARDS
+}
+
+/// How weights get to a CPU's memory: from a disk.
+pub fn disk() -> Link {
+    Link { is_shared: true, ..usual().0 }
 }
 
 /// What is taken for a device that the table lacks: the link of most cards in use, and what a driver takes of any.
@@ -176,6 +183,7 @@ impl CardRow<'static> {
                 host_gb_per_s: link.expect("the table has every generation").gb_per_s,
                 disk_gb_per_s: table.disk_gb_per_s,
                 copy_us: table.copy_us,
+                is_shared: false,
             },
             machine: Machine {
                 read_gb_per_s: self.read_gb_per_s * table.read_share,

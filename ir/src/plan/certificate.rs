@@ -99,7 +99,11 @@ impl Certificate {
             Source::Host => always("streamed weights", plan.placement.streamed_bytes()),
             Source::Disk { buffers } => always("buffers for streamed weights", largest.saturating_mul(buffers.into())),
         };
-        let host = vec![always("weights read over the link", plan.placement.host_bytes()), staging];
+        let host = match plan.placement.source {
+            // Without buffers between them the device's memory is the host's, and what is read in the file is kept or not as the system likes.
+            Source::Disk { buffers: 0 } => Vec::new(),
+            _ => vec![always("weights read over the link", plan.placement.host_bytes()), staging],
+        };
         let is_there = |all: Vec<Allocation>| all.into_iter().filter(|one| one.bytes != 0).collect();
         Self { device: is_there(device), host: is_there(host) }
     }

@@ -270,6 +270,7 @@ impl Model<'_> {
             first_ns: time(&work.first),
             device_bytes: work.device_bytes.saturating_add(slot_bytes),
             host_bytes: match source {
+                _ if self.link.is_shared => 0,
                 Tier::Host => work.streamed_bytes,
                 Tier::Disk => piece_bytes.saturating_mul(u64::from(DISK_BUFFERS)),
             },
@@ -298,7 +299,8 @@ impl Model<'_> {
         moved.token_ns = point.token_ns.saturating_add(gather(profile.sequences, 1));
         moved.first_ns = point.first_ns.saturating_add(gather(profile.prompt, profile.first_calls));
         moved.device_bytes = point.device_bytes.saturating_sub(profile.embedding_bytes);
-        moved.host_bytes = point.host_bytes.saturating_add(profile.embedding_bytes);
+        let kept = if self.link.is_shared { 0 } else { profile.embedding_bytes };
+        moved.host_bytes = point.host_bytes.saturating_add(kept);
         moved.choice.residency.host_embedding = true;
         Some(moved)
     }

@@ -155,6 +155,7 @@ fn the_front_is_that_of_trying_everything() {
             host_gb_per_s: random.pick(&[0.1, 1.0, 10.0]),
             disk_gb_per_s: 0.05,
             copy_us: random.pick(&[0.0, 0.01]),
+            is_shared: false,
         };
         let (front, report) = search(&profiles, &offers, link);
         assert!(report.is_exact, "{report}");
@@ -233,7 +234,7 @@ fn times_are_those_of_a_simulation() {
 
 #[test]
 fn a_program_without_layers_or_formats_has_a_front() {
-    let link = Link { host_gb_per_s: 1.0, disk_gb_per_s: 1.0, copy_us: 1.0 };
+    let link = Link { host_gb_per_s: 1.0, disk_gb_per_s: 1.0, copy_us: 1.0, is_shared: false };
     let (front, report) = search(&[], &Offers::resident(), link);
     assert!(front.points().is_empty() && report.is_exact);
     let mut random = Random(7);
@@ -246,7 +247,7 @@ fn a_program_without_layers_or_formats_has_a_front() {
 fn a_budget_takes_the_fastest_point_within_it_or_names_the_least() {
     let mut random = Random(3);
     let profiles = profiles(&mut random);
-    let link = Link { host_gb_per_s: 1.0, disk_gb_per_s: 0.05, copy_us: 0.0 };
+    let link = Link { host_gb_per_s: 1.0, disk_gb_per_s: 0.05, copy_us: 0.0, is_shared: false };
     let offers = Offers::streaming(vec![Tier::Host]);
     let (front, _) = search(&profiles, &offers, link);
     let least = front.points().iter().map(|point| point.device_bytes).min().unwrap();

@@ -102,8 +102,7 @@ impl Ask {
     fn offers(&self, device: &Device) -> Offers {
         match (self.streaming, device.is_cpu()) {
             (false, _) => Offers::resident(),
-            // The table is read where it is mapped in any case.
-            (true, true) => Offers { host_embedding: false, ..Offers::streaming(vec![Tier::Disk]) },
+            (true, true) => Offers::streaming(vec![Tier::Disk]),
             (true, false) if device.host_bytes.is_some() => Offers::streaming(vec![Tier::Host, Tier::Disk]),
             (true, false) => Offers::streaming(vec![Tier::Host]),
         }

@@ -100,7 +100,7 @@ impl Device {
         Self {
             name: card.map_or_else(|| target.to_string(), |card| card.name.to_owned()),
             target: target.clone(),
-            link: card.map_or(usual_link, |card| card.link),
+            link: if target.isa().is_some() { cards::disk() } else { card.map_or(usual_link, |card| card.link) },
             usable,
             basis: "as asked for".to_owned(),
             driver_bytes: if target.isa().is_some() { 0 } else { driver_bytes },
@@ -117,7 +117,7 @@ impl Device {
         Ok(Self {
             name: format!("this CPU ({target})"),
             target,
-            link: cards::usual().0,
+            link: cards::disk(),
             usable: available,
             basis: format!("available now, of {} MiB", total >> 20),
             driver_bytes: 0,
