@@ -12,12 +12,15 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use ir::plan::manifest::{self, Compilation, Manifest, Part};
 use ir::plan::{Home, Placement, Plan, ReadError};
 use memmap2::{Mmap, MmapMut};
 
 use crate::device::any::DeviceKind;
+use crate::device::reader::{Pieces, ReadAt};
 use crate::error::{ArtifactProblem, RuntimeError};
 
 /// Bytes that are hashed between two reports of progress: some milliseconds.
@@ -112,7 +115,7 @@ impl Artifact {
                     cubins.insert(file.to_owned(), bytes);
                 }
                 (manifest::TOKENIZER, Contents::Read(bytes)) => tokenizer = Some(bytes),
-                (manifest::WEIGHTS, Contents::Mapped(map)) => weights = Some(map),
+                (manifest::WEIGHTS, Contents::Mapped(map, file)) => weights = Some((map, file)),
                 (manifest::WEIGHTS, Contents::Read(_)) => {
                     problems.push(ArtifactProblem::Header { message: "the file is empty".to_owned() });
                 }
@@ -143,11 +146,15 @@ impl Artifact {
             check::kernels(plan, code_bytes, &|file| manifest.part(file).is_some(), &mut problems);
             check::copies(plan, &mut problems);
         }
-        let data_start = weights.as_ref().and_then(|map| check::weights(map, plan.as_ref(), &mut problems));
+        let data_start = weights.as_ref().and_then(|(map, _)| check::weights(map, plan.as_ref(), &mut problems));
         match (plan, weights, data_start) {
-            (Some(plan), Some(map), Some(data_start)) if problems.is_empty() => {
-                let weights =
-                    WeightMap { map: Some(map), data_start, file_start: data_start, path: dir.join(manifest::WEIGHTS) };
+            (Some(plan), Some((map, file)), Some(data_start)) if problems.is_empty() => {
+                let weights = WeightMap {
+                    map: Some(map),
+                    data_start,
+                    file: Some((file, data_start)),
+                    path: dir.join(manifest::WEIGHTS),
+                };
                 Ok(Self { dir: dir.into(), plan, weights, code, cubins, tokenizer, bytes: total })
             }
             _ => Err(RuntimeError::Artifact { dir: dir.into(), problems }),
@@ -158,7 +165,8 @@ impl Artifact {
 /// A file of the artifact.
 enum Contents {
     Read(Vec<u8>),
-    Mapped(Mmap),
+    /// What was hashed, mapped, and its file: later readings are of the same one, whatever its name comes to mean.
+    Mapped(Mmap, Arc<WatchedFile>),
 }
 
 fn read_part(dir: &Path, part: &Part, progress: &mut dyn FnMut(u64)) -> Result<Contents, ArtifactProblem> {
@@ -174,27 +182,81 @@ fn read_part(dir: &Path, part: &Part, progress: &mut dyn FnMut(u64)) -> Result<C
     if found != part.bytes {
         return Err(ArtifactProblem::Size { file: name(), expected: part.bytes, found });
     }
-    let contents = if part.file == manifest::WEIGHTS && 0 < found {
-        Contents::Mapped(map(&file).map_err(unreadable)?)
-    } else {
-        Contents::Read(std::fs::read(&path).map_err(unreadable)?)
-    };
-    let bytes: &[u8] = match &contents {
-        Contents::Read(bytes) => bytes,
-        Contents::Mapped(map) => map,
-    };
     let mut hasher = blake3::Hasher::new();
-    let mut done = 0;
-    for chunk in bytes.chunks(HASH_CHUNK) {
-        hasher.update(chunk);
-        done += chunk.len() as u64;
-        progress(done);
-    }
+    let contents = if part.file == manifest::WEIGHTS && 0 < found {
+        let map = map(&file).map_err(unreadable)?;
+        let file = WatchedFile::new(file).map_err(unreadable)?;
+        // Read, not looked at through the map, whose pages would count as this program's memory.
+        let mut buffer = vec![0; HASH_CHUNK];
+        let mut done = 0;
+        while done < part.bytes {
+            let count = usize::try_from(part.bytes - done).unwrap_or(HASH_CHUNK).min(HASH_CHUNK);
+            file.read_exact_at(done, &mut buffer[..count]).map_err(unreadable)?;
+            hasher.update(&buffer[..count]);
+            done += count as u64;
+            progress(done);
+        }
+        Contents::Mapped(map, Arc::new(file))
+    } else {
+        let bytes = std::fs::read(&path).map_err(unreadable)?;
+        for (number, chunk) in bytes.chunks(HASH_CHUNK).enumerate() {
+            hasher.update(chunk);
+            progress((number * HASH_CHUNK + chunk.len()) as u64);
+        }
+        Contents::Read(bytes)
+    };
     let found = hasher.finalize().to_hex();
     if !found.as_str().eq_ignore_ascii_case(&part.blake3) {
         return Err(ArtifactProblem::Hash { file: name(), expected: part.blake3.clone(), found: found.to_string() });
     }
     Ok(contents)
+}
+
+/// A file that is read again later, and must be as it was then.
+#[derive(Debug)]
+pub(crate) struct WatchedFile {
+    file: File,
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+impl WatchedFile {
+    fn new(file: File) -> std::io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self { bytes: metadata.len(), modified: metadata.modified().ok(), file })
+    }
+
+    /// Confirms that nobody has written to it since, as far as the system says when that was.
+    fn check(&self) -> std::io::Result<()> {
+        let metadata = self.file.metadata()?;
+        let is_same = metadata.len() == self.bytes && metadata.modified().ok() == self.modified;
+        let changed = || std::io::Error::new(std::io::ErrorKind::InvalidData, "it was changed since it was opened");
+        if is_same { Ok(()) } else { Err(changed()) }
+    }
+
+    fn read_exact_at(&self, offset: u64, to: &mut [u8]) -> std::io::Result<()> {
+        let mut done = 0;
+        while done < to.len() {
+            match ReadAt::read_at(&self.file, offset + done as u64, &mut to[done..]) {
+                Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => done += count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ReadAt for Arc<WatchedFile> {
+    fn read_at(&self, offset: u64, to: &mut [u8]) -> std::io::Result<usize> {
+        let count = ReadAt::read_at(&self.file, offset, to)?;
+        // A file that lost its end has another length, too; that it ended says more.
+        if count != 0 {
+            self.check()?;
+        }
+        Ok(count)
+    }
 }
 
 fn map(file: &File) -> std::io::Result<Mmap> {
@@ -245,16 +307,17 @@ pub enum WeightPages {
 #[derive(Debug)]
 pub struct WeightMap {
     map: Option<Mmap>,
-    /// Where the data starts in the map, and in the file.
+    /// Where the data starts in the map.
     data_start: usize,
-    file_start: usize,
+    /// The file that was checked, and where the data starts in it.
+    file: Option<(Arc<WatchedFile>, usize)>,
     path: PathBuf,
 }
 
 impl WeightMap {
     /// No weights.
     pub fn empty() -> Self {
-        Self { map: None, data_start: 0, file_start: 0, path: PathBuf::new() }
+        Self { map: None, data_start: 0, file: None, path: PathBuf::new() }
     }
 
     /// The bytes of all tensors: offsets in the plan count from its start, which is aligned to [`ir::plan::ALIGNMENT`].
@@ -280,7 +343,7 @@ impl WeightMap {
         let mut copy = anonymous(data.len()).map_err(error)?;
         copy[..data.len()].copy_from_slice(data);
         let copy = copy.make_read_only().map_err(error)?;
-        Ok(Self { map: Some(copy), data_start: 0, file_start: self.file_start, path: self.path })
+        Ok(Self { map: Some(copy), data_start: 0, file: self.file, path: self.path })
     }
 
     /// The part of the weights that stays on the device, in memory of its own.
@@ -296,34 +359,20 @@ impl WeightMap {
         }
         let length = usize::try_from(bytes).map_err(|_| error(std::io::ErrorKind::OutOfMemory.into()))?;
         let mut copy = anonymous(length).map_err(error)?;
+        let Some((file, start)) = &self.file else { return copy.make_read_only().map_err(error) };
         for (at, segment) in resident_segments(placement) {
-            copy[at as usize..][..segment.len()].copy_from_slice(&self.data()[segment]);
+            let to = &mut copy[at as usize..][..segment.len()];
+            let read = file.read_exact_at((start + segment.start) as u64, to).and_then(|()| file.check());
+            read.map_err(RuntimeError::io("read", &self.path))?;
         }
         copy.make_read_only().map_err(error)
     }
 
-    /// The same map with none of its pages in memory: checking the file has read all of them.
-    ///
-    /// # Errors
-    ///
-    /// If the file is there no more.
-    pub(crate) fn mapped_anew(self) -> Result<Self, RuntimeError> {
-        let Self { path, file_start, .. } = self;
-        let file = File::open(&path).map_err(RuntimeError::io("open", &path))?;
-        let map = map(&file).map_err(RuntimeError::io("map", &path))?;
-        Ok(Self { map: Some(map), data_start: file_start, file_start, path })
-    }
-
-    /// The file that the weights are read from piece by piece, and where each piece of a placement is in it.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be opened.
-    pub(crate) fn pieces(&self, placement: &Placement) -> Result<(File, Vec<(u64, usize)>), RuntimeError> {
-        let file = File::open(&self.path).map_err(RuntimeError::io("open", &self.path))?;
-        let start = self.file_start as u64;
-        let places = placement.pieces().map(|(segment, _)| (start + segment.offset, segment.bytes as usize));
-        Ok((file, places.collect()))
+    /// What the weights are read from piece by piece; none if there are no weights.
+    pub(crate) fn pieces(&self, placement: &Placement) -> Option<Pieces> {
+        let (file, start) = self.file.as_ref()?;
+        let places = placement.pieces().map(|(segment, _)| (*start as u64 + segment.offset, segment.bytes as usize));
+        Some(Pieces { file: Box::new(Arc::clone(file)), path: self.path.clone(), places: places.collect() })
     }
 
     /// The file.

@@ -58,14 +58,6 @@ pub struct Overlap {
     pub largest: f32,
 }
 
-impl Travelled {
-    /// Whether nothing was wrong: all numbers are finite, and none depends on the length of the context or on chunks by more than `tolerance` of the
-    /// largest logit.
-    pub fn is_sound(&self, tolerance: f32) -> bool {
-        self.not_finite == 0 && self.overlaps.iter().all(|overlap| overlap.largest <= tolerance)
-    }
-}
-
 /// Fills sequence 0 to its end with random ids, and compares with shorter contexts at positions a power of two apart.
 ///
 /// `progress` is told how many of how many tokens are done, and may stop it.
@@ -123,8 +115,7 @@ pub fn travel(
     }
     let decoded = start.elapsed();
 
-    // A size of calls that has no divisor in common with a chunk's, so that nothing falls into the same tiles.
-    let odd = (chunk / 3 * 2 + 1).clamp(1, session.max_tokens());
+    let odd = other_chunk(chunk, session.max_tokens());
     let mut overlaps = Vec::new();
     session.reset(0)?;
     fill(
@@ -159,6 +150,15 @@ fn relative(left: &[f32], right: &[f32]) -> f32 {
     if difference == 0.0 { 0.0 } else { difference / largest.max(f32::MIN_POSITIVE) }
 }
 
+/// A size of calls that has no divisor in common with another, so that little falls into the same tiles; of these the nearest to two thirds of it.
+fn other_chunk(chunk: usize, most: usize) -> usize {
+    let has_common = |other: usize| {
+        (2..=other.min(chunk)).any(|divisor| other.is_multiple_of(divisor) && chunk.is_multiple_of(divisor))
+    };
+    let others = (1..=most.min(2 * chunk + 1)).filter(|&other| other != chunk && !has_common(other));
+    others.min_by_key(|other| (3 * other).abs_diff(2 * chunk)).unwrap_or(chunk)
+}
+
 /// Fills a sequence that is empty in calls of `chunk` tokens, and shows the logits at `marks`, which ascend.
 fn fill(
     session: &mut Session,
@@ -168,19 +168,18 @@ fn fill(
     visit: &mut dyn FnMut(usize, &[f32]),
     step: &mut dyn FnMut(usize) -> Result<(), RuntimeError>,
 ) -> Result<(), RuntimeError> {
-    for (number, part) in ids.chunks(chunk).enumerate() {
-        let start = number * chunk;
-        let tokens: Vec<Token> = part.iter().map(|&id| Token::next(0, id)).collect();
-        let mut rows: Vec<usize> = marks
-            .iter()
-            .filter(|&&mark| (start..start + part.len()).contains(&mark))
-            .map(|mark| mark - start)
-            .collect();
-        // The first marks are close together; what one call has no rows for is left out.
-        rows.truncate(session.max_rows());
+    let mut start = 0;
+    while start < ids.len() {
+        let in_call = marks.iter().filter(|&&mark| start <= mark);
+        // A call gives only so many rows, so it ends where it has no more.
+        let reach = in_call.clone().nth(session.max_rows()).copied().unwrap_or(usize::MAX);
+        let end = ids.len().min(start + chunk).min(reach);
+        let rows: Vec<usize> = in_call.take_while(|&&mark| mark < end).map(|mark| mark - start).collect();
+        let tokens: Vec<Token> = ids[start..end].iter().map(|&id| Token::next(0, id)).collect();
         let logits = session.forward(&tokens, &rows)?;
         rows.iter().zip(logits.rows()).for_each(|(row, logits)| visit(start + row, logits));
-        step(part.len())?;
+        step(end - start)?;
+        start = end;
     }
     Ok(())
 }
@@ -251,4 +250,22 @@ pub fn find(
     }
     session.reset(0)?;
     Ok(Found { position, length: asked, is_found, nats: nats / answer.len().max(1) as f64 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_other_size_of_calls_is_another_one() {
+        for (chunk, most) in [(1, 8), (2, 8), (3, 8), (21, 64), (256, 256), (512, 4096)] {
+            let other = other_chunk(chunk, most);
+            assert!(other != chunk && (1..=most).contains(&other), "{other} beside {chunk}");
+            assert!(
+                (2..=chunk).all(|divisor| !other.is_multiple_of(divisor) || !chunk.is_multiple_of(divisor)),
+                "{other} beside {chunk}"
+            );
+        }
+        assert_eq!(other_chunk(1, 1), 1, "there is no other");
+    }
 }

@@ -6,7 +6,7 @@
 pub mod any;
 pub mod cpu;
 pub mod cuda;
-mod reader;
+pub(crate) mod reader;
 
 use std::time::Duration;
 

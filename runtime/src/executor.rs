@@ -313,6 +313,11 @@ impl Resolver<'_> {
         for (work, piece) in self.uses {
             spans.entry(piece).and_modify(|(_, last)| *last = work).or_insert((work, work));
         }
+        assert_eq!(
+            spans.len(),
+            self.plan.placement.pieces().count(),
+            "the plan was checked to read all pieces in a call, or none"
+        );
         let mut begins = vec![Vec::new(); self.works.len()];
         let mut ends = begins.clone();
         for (&piece, &(first, last)) in &spans {

@@ -26,8 +26,8 @@ pub struct Request<'a> {
     pub max_new_tokens: usize,
     /// How to choose them.
     pub sampling: Sampling,
-    /// The most tokens that are guessed from what occurred before and checked in one call; 0 guesses nothing. What is generated does not depend on
-    /// it.
+    /// The most tokens that are guessed from what occurred before and checked in one call; 0 guesses nothing. On a CPU what is generated does not
+    /// depend on it; on a GPU as little as on the sizes of calls.
     pub draft: usize,
     /// Text that ends generation and is not part of it.
     pub stop: &'a [String],

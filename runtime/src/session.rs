@@ -159,7 +159,7 @@ impl Session {
                 let threads = options.threads.unwrap_or_else(default_threads);
                 let weights = match options.weights {
                     // What is streamed is not to be in memory, and the rest is copied there anyway.
-                    _ if 0 < plan.placement.streamed_bytes() => weights,
+                    _ if plan.placement.resident_bytes < plan.weights_bytes => weights,
                     WeightPages::Mapped => weights,
                     WeightPages::Copied => weights.copied()?,
                 };

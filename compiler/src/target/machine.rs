@@ -107,7 +107,7 @@ impl Machine {
         };
         Self {
             read_gb_per_s: 30.0,
-            link_gb_per_s: 2.0,
+            link_gb_per_s: super::cards::disk().disk_gb_per_s,
             products: products(rates),
             f32_gflop_per_s,
             step_us: 1.0,

@@ -92,6 +92,28 @@ pub enum PlanError {
     /// It takes more memory than it may.
     #[error(transparent)]
     Budget(#[from] BudgetError),
+    /// More rounds than any model has layers, or rounds of a buffer on top of each other.
+    #[error(
+        "{what} has {rounds} rounds, {stride} bytes apart; at most {MAX_ROUNDS} are believed, each as far apart as it is long"
+    )]
+    Rounds {
+        /// A buffer or a repeat.
+        what: String,
+        /// Its rounds.
+        rounds: u32,
+        /// Bytes from one to the next; 0 for a repeat.
+        stride: u64,
+    },
+    /// A place in a weight that depends on more than the round, so that nobody knows before a call which weights it reads.
+    #[error("{place}: `{offset}` in weight {buffer} depends on more than `{ROUND}`")]
+    WeightPlace {
+        /// Where.
+        place: String,
+        /// The buffer.
+        buffer: BufferId,
+        /// The place.
+        offset: Expr,
+    },
     /// A step uses the slots of streamed weights by itself.
     #[error("{place}: {buffer} is for streamed weights")]
     SlotsUsed {
@@ -187,6 +209,9 @@ impl fmt::Display for PlanErrors {
 
 impl std::error::Error for PlanErrors {}
 
+/// Rounds of a repeat or a buffer that are believed: far more than the layers of any model.
+const MAX_ROUNDS: u32 = 65_536;
+
 /// Shared memory that a block of any device may have, at most.
 const MAX_SHARED_BYTES: u32 = 227 << 10;
 
@@ -251,6 +276,11 @@ pub fn check(plan: &Plan) -> Result<(), PlanErrors> {
 fn spaces(plan: &Plan, errors: &mut Vec<PlanError>) {
     for (index, buffer) in plan.buffers.iter().enumerate() {
         let id = BufferId::new(index);
+        let is_apart = buffer.rounds <= 1 || buffer.bytes <= buffer.stride;
+        if MAX_ROUNDS < buffer.rounds || !is_apart {
+            let (what, rounds, stride) = (format!("buffer {id} `{}`", buffer.name), buffer.rounds, buffer.stride);
+            errors.push(PlanError::Rounds { what, rounds, stride });
+        }
         let space = if buffer.role == Role::Weight { plan.weights_bytes } else { plan.slab_bytes };
         let end = buffer.end();
         if end.is_none_or(|end| space < end) {
@@ -319,6 +349,10 @@ impl Walk<'_> {
                     if rounds.is_some() {
                         let place = place();
                         self.errors.push(PlanError::Nested { place });
+                        continue;
+                    }
+                    if MAX_ROUNDS < *count {
+                        self.errors.push(PlanError::Rounds { what: place(), rounds: *count, stride: 0 });
                         continue;
                     }
                     self.repeat(*count, steps);
@@ -394,6 +428,10 @@ impl Walk<'_> {
         match buffer.role {
             Role::Weight if arg.access != Access::Read => {
                 self.errors.push(PlanError::WeightWritten { place: place.to_owned(), buffer: arg.buffer });
+            }
+            Role::Weight if arg.offset.symbols().any(|symbol| symbol != ROUND) => {
+                let (buffer, offset) = (arg.buffer, arg.offset.clone());
+                self.errors.push(PlanError::WeightPlace { place: place.to_owned(), buffer, offset });
             }
             Role::Slots => self.errors.push(PlanError::SlotsUsed { place: place.to_owned(), buffer: arg.buffer }),
             Role::Scratch(phase) if phase != self.index => {

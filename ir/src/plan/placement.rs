@@ -205,6 +205,9 @@ pub enum PlacementError {
         /// The slot.
         slot: usize,
     },
+    /// There is room for pieces, and there are none.
+    #[error("the plan has slots for streamed weights, and streams none")]
+    Idle,
     /// A piece has no slot that holds it.
     #[error("segment {segment} does not fit slot {slot}")]
     Slot {
@@ -306,6 +309,9 @@ fn segments(plan: &Plan, errors: &mut Vec<PlacementError>) {
     if end != weights_bytes {
         errors.push(PlacementError::Cover { segment: segments.len(), weights_bytes });
         return;
+    }
+    if slots_buffer(plan).is_some() && plan.placement.pieces().next().is_none() {
+        errors.push(PlacementError::Idle);
     }
     for buffer in plan.buffers.iter().filter(|buffer| buffer.role == Role::Weight && 0 < buffer.bytes) {
         for round in 0..u64::from(buffer.rounds.max(1)) {

@@ -21,7 +21,7 @@ use memmap2::Mmap;
 
 use self::code::{Code, GeneratedKernel};
 use self::pool::{Pool, Stages};
-use super::reader::{self, Pieces, Reader};
+use super::reader::{self, Reader};
 use super::{Device, Place, READINGS, Ticket, Work};
 use crate::artifact::WeightMap;
 use crate::error::{ArtifactProblem, RuntimeError};
@@ -231,7 +231,7 @@ impl CpuDevice {
             weights
         } else {
             resident = Some(weights.resident(placement)?);
-            weights.mapped_anew()?
+            weights
         };
         let memory = Arc::new(Memory { weights, resident, slab, _code: code });
         let streaming = match placement::slots_buffer(plan) {
@@ -334,8 +334,7 @@ impl Memory {
 impl Streaming {
     /// A reader into the slots, which begin at a place of the slab.
     fn new(memory: &Arc<Memory>, placement: &Placement, slots_start: u64) -> Result<Self, RuntimeError> {
-        let (file, places) = memory.weights.pieces(placement)?;
-        let pieces = Pieces { file: Box::new(file), path: memory.weights.path().into(), places };
+        let pieces = memory.weights.pieces(placement).ok_or(RuntimeError::StreamEnded)?;
         let of_piece: Arc<[u32]> = placement.pieces().map(|(_, slot)| slot).collect();
         let starts: Vec<u64> = placement.slots.iter().map(|slot| slots_start + slot.offset).collect();
         let n_slots = starts.len();
@@ -466,7 +465,12 @@ impl Device for CpuDevice {
             ends: (0..count).map(|_| AtomicU64::new(0)).collect(),
             pieces: self.streaming.as_mut().filter(|_| streams).map(Streaming::next),
         });
-        self.pool.run(Arc::clone(&run) as Arc<dyn Stages>)?;
+        let done = self.pool.run(Arc::clone(&run) as Arc<dyn Stages>);
+        if let (Err(_), Some(pieces)) = (&done, &run.pieces) {
+            // Some of its pieces were never given back, and who waited for the next ones would wait forever.
+            pieces.handle.end();
+        }
+        done?;
         if let Some(pieces) = run.pieces.as_ref().filter(|pieces| pieces.has_failed.load(Ordering::SeqCst)) {
             return Err(pieces.handle.error());
         }

@@ -32,9 +32,6 @@ const SLAB_ALIGNMENT: u64 = 256;
 /// Calls that are queued beyond the one whose result is waited for: while one is computed, the host queues the next.
 const CALLS_AHEAD: usize = 2;
 
-/// Bytes of the first buffer for what is read.
-const READ_BYTES: usize = 1 << 20;
-
 /// Bytes of each of the two buffers whose copying measures memory: far more than the cache.
 const RATE_BYTES: u64 = 1 << 30;
 /// The least that says something about memory: twice the cache of an H100.
@@ -44,10 +41,12 @@ const LEAST_RATE_BYTES: u64 = 100 << 20;
 pub struct CudaDevice {
     // Dropped in this order: the stream waits for what still runs.
     stream: Stream,
-    memory: Arc<Memories>,
-    kernels: Vec<Kernel>,
     /// What brings the weights that do not stay on the device, if there are such.
     streaming: Option<Box<Streaming>>,
+    memory: Arc<Memories>,
+    kernels: Vec<Kernel>,
+    /// Whether something failed while weights were streamed, so that nobody knows what is in the slots.
+    has_failed: bool,
     /// What was taken of the device's memory.
     taken: MemoryUse,
     /// Bytes that the budget has beyond what the model takes, if there is one.
@@ -211,6 +210,10 @@ impl CudaDevice {
         };
         let budget = plan.budget.device_bytes;
         let input_bytes = input_bytes(plan, weights)?;
+        // As much as a call can give, so that no call has to ask for more.
+        let of_output = |output: &ir::plan::Io| plan.buffer(output.buffer).bytes as usize;
+        let output_bytes = plan.outputs.iter().map(of_output).max().unwrap_or(0);
+        let reading_bytes = plan.outputs.get(1).map_or(0, of_output);
         let stagings =
             |bytes: usize| (0..READINGS).map(|_| Staging::new(&context, bytes)).collect::<Result<Vec<_>, _>>();
         Ok(Self {
@@ -218,16 +221,17 @@ impl CudaDevice {
             memory,
             kernels,
             streaming,
+            has_failed: false,
             taken: MemoryUse { before, now: 0, total },
             budget_left: budget.map(|budget| budget.saturating_sub(Certificate::of(plan).device_bytes())),
             inputs: stagings((input_bytes.end - input_bytes.start) as usize)?,
             staging: 0,
-            readings: stagings(0)?,
+            readings: stagings(reading_bytes)?,
             n_readings: 0,
             input_bytes,
             written: 0..0,
             is_busy: false,
-            outputs: Pinned::new(&context, READ_BYTES)?,
+            outputs: Pinned::new(&context, output_bytes)?,
             has_early_start: 9 <= major,
             name: format!("{name} (compute capability {major}.{minor})"),
             context,
@@ -269,8 +273,12 @@ impl CudaDevice {
         self.context.make_current()?;
         self.wait()?;
         let Some(streaming) = &mut self.streaming else { return Ok(None) };
-        let seconds = streaming.sweep(&self.context)?;
-        Ok(Some(streaming.bytes() as f64 / seconds))
+        if self.has_failed {
+            return Err(RuntimeError::StreamEnded);
+        }
+        let seconds = streaming.sweep(&self.context);
+        self.has_failed = seconds.is_err();
+        Ok(Some(streaming.bytes() as f64 / seconds?))
     }
 
     /// What is taken of the device's memory now.
@@ -283,6 +291,29 @@ impl CudaDevice {
         let (free, total) = self.context.memory_bytes()?;
         self.taken.now = total - free;
         Ok(self.taken)
+    }
+
+    /// Does all steps: by their graph, or one by one.
+    fn run_steps(&mut self, program: &CudaProgram, times: Option<&mut Vec<Duration>>) -> Result<(), RuntimeError> {
+        self.upload()?;
+        self.is_busy = true;
+        let Some(times) = times else {
+            return match &program.graph {
+                Some(graph) => self.stream.run(graph),
+                None => program.steps.iter().try_for_each(|step| self.queue_step(step)),
+            };
+        };
+        let events = (0..=program.steps.len()).map(|_| Event::new(&self.context)).collect::<Result<Vec<_>, _>>()?;
+        self.stream.mark(&events[0])?;
+        for (step, event) in program.steps.iter().zip(&events[1..]) {
+            self.queue_step(step)?;
+            self.stream.mark(event)?;
+        }
+        self.wait()?;
+        for pair in events.windows(2) {
+            times.push(Duration::from_secs_f64(pair[1].seconds_since(&pair[0])?.max(0.0)));
+        }
+        Ok(())
     }
 
     /// Queues one step; an error says which.
@@ -447,25 +478,12 @@ impl Device for CudaDevice {
 
     fn run(&mut self, program: &CudaProgram, times: Option<&mut Vec<Duration>>) -> Result<(), RuntimeError> {
         self.context.make_current()?;
-        self.upload()?;
-        self.is_busy = true;
-        let Some(times) = times else {
-            return match &program.graph {
-                Some(graph) => self.stream.run(graph),
-                None => program.steps.iter().try_for_each(|step| self.queue_step(step)),
-            };
-        };
-        let events = (0..=program.steps.len()).map(|_| Event::new(&self.context)).collect::<Result<Vec<_>, _>>()?;
-        self.stream.mark(&events[0])?;
-        for (step, event) in program.steps.iter().zip(&events[1..]) {
-            self.queue_step(step)?;
-            self.stream.mark(event)?;
+        if self.has_failed {
+            return Err(RuntimeError::StreamEnded);
         }
-        self.wait()?;
-        for pair in events.windows(2) {
-            times.push(Duration::from_secs_f64(pair[1].seconds_since(&pair[0])?.max(0.0)));
-        }
-        Ok(())
+        let result = self.run_steps(program, times);
+        self.has_failed = result.is_err() && self.streaming.is_some();
+        result
     }
 
     fn write_i32(&mut self, offset: u64, values: &[i32]) -> Result<(), RuntimeError> {

@@ -87,13 +87,7 @@ impl Reader {
     ///
     /// If no thread can be started.
     pub(crate) fn new(pieces: Pieces, buffers: usize, target: impl Target) -> Result<Self, RuntimeError> {
-        let state = State {
-            is_free: vec![true; buffers],
-            n_read: 0,
-            error: None,
-            has_ended: false,
-            stop: pieces.places.is_empty(),
-        };
+        let state = State { is_free: vec![true; buffers], n_read: 0, error: None, has_ended: false, stop: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let own = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("tritter-reader".to_owned());
@@ -125,6 +119,14 @@ impl Handle {
     /// Gives a buffer back.
     pub(crate) fn free(&self, buffer: usize) {
         self.0.lock().is_free[buffer] = true;
+        self.0.changed.notify_all();
+    }
+
+    /// Ends the reading: everybody who waits is told, now and later.
+    pub(crate) fn end(&self) {
+        let mut state = self.0.lock();
+        state.stop = true;
+        state.has_ended = true;
         self.0.changed.notify_all();
     }
 
@@ -161,7 +163,8 @@ impl Shared {
             }
         }
         let ending = Ending(self);
-        for number in 0_u64.. {
+        let is_idle = pieces.places.is_empty();
+        for number in (0_u64..).take_while(|_| !is_idle) {
             let buffer = target.buffer_of(number);
             if !self.take(buffer) {
                 break;

@@ -17,7 +17,7 @@ use compiler::target::Card;
 use compiler::weights::{RandomWeights, WeightSource};
 use compiler::{Compiled, Options, Target};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ir::plan::manifest;
+use ir::plan::{Budget, manifest};
 
 use crate::fit::{self, Ask, Device};
 use crate::memory::{Bytes, MemoryArgs};
@@ -49,7 +49,7 @@ pub(crate) struct Args {
     /// sm_89, sm_90a, sm_100, sm_120). Given several times, the artifact is for all of them, and they share its weights.
     #[arg(long = "target", value_name = "TARGET", default_value = "native")]
     targets: Vec<Target>,
-    /// The card to compile for, such as H100 or \"RTX 4090\" (`tritterc matrix` names them): its target, and its rates.
+    /// The card to compile for, such as H100 or "RTX 4090" (`tritterc matrix` names them): its target, and its rates.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["targets", "tuning"])]
     gpu: Option<String>,
     /// NVRTC, or the folder that has it, for CUDA targets; by default it is looked for in CUDA_HOME, CUDA_PATH, the Python wheel
@@ -115,7 +115,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         dumps: args.dump.is_some(),
         nvrtc: nvrtc::search(args.nvrtc.as_deref()),
         residency,
-        budget: args.memory.budget(&targets),
+        budget: Budget::default(),
         allow_spills: args.allow_spills,
     };
     if args.report.is_some() && 1 < targets.len() {
@@ -123,6 +123,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let mut compiled = Vec::new();
     for target in &targets {
+        let options = Options { budget: args.memory.budget(target, card), ..options.clone() };
         compiled.push(compiler::compile(built.program.clone(), target, &options)?);
     }
     let page = match args.report {
@@ -191,13 +192,24 @@ fn placement(args: &Args, named: &Named, targets: &[Target], card: Option<&Card>
     let (Some(Bytes(budget)), None) = (args.memory.budget, args.memory.stream) else {
         return Ok(Placing { residency: args.memory.residency(), packing: args.packing, front: Vec::new() });
     };
+    if args.no_optimize {
+        bail!(
+            "what suits a budget is chosen for the optimised program; leave out --no-optimize, or say with --stream what is streamed"
+        );
+    }
+    if args.memory.host_embedding {
+        bail!(
+            "--budget chooses whether the embedding table stays in the host's memory; leave out --host-embedding, or say with --stream what is streamed"
+        );
+    }
     let [target] = targets else {
         bail!("--budget is that of one device; compile for it alone, or say with --stream what is streamed")
     };
     let device = Device::of_target(target, card, budget, args.memory.host_budget.map(|Bytes(bytes)| bytes));
-    let BuildArgs { context, kv, head, chunk, sequences, .. } = args.build;
+    let BuildArgs { context, kv, head, chunk, sequences, logits } = args.build;
     let kv = kv.into_iter().collect();
-    let ask = Ask { context, sequences, kv, head, chunk: Some(chunk), prompt: None, streaming: true };
+    let ask =
+        Ask { context, sequences, kv, head, chunk: Some(chunk), logits: Some(logits), prompt: None, streaming: true };
     let packing = if args.packing == Packing::Auto { None } else { Some(args.packing) };
     let Found { point, front, .. } = ask.choose_packed(named, &device, packing)?;
     let front = front.points().iter().map(|other| FrontPoint {

@@ -32,7 +32,7 @@ tritterc fit 13b --gpu \"RTX 4090\" --train qlora --context 2048")]
 pub(crate) struct Args {
     /// Checkpoint directory, .ron spec, .tri program, or name of a shipped spec.
     model: String,
-    /// Plan for this card, such as H100 or \"RTX 4090\" (`tritterc matrix` names them), instead of what this machine has.
+    /// Plan for this card, such as H100 or "RTX 4090" (`tritterc matrix` names them), instead of what this machine has.
     #[arg(long, value_name = "NAME", conflicts_with = "cpu")]
     gpu: Option<String>,
     /// Plan for the CPU of this machine, even if it has a GPU.
@@ -128,6 +128,7 @@ fn run_inference(args: &Args, named: &Named, device: &Device) -> Result<ExitCode
         kv: args.kv.clone(),
         head: args.head,
         chunk: args.chunk,
+        logits: None,
         prompt: args.prompt,
         streaming: !args.resident,
     };

@@ -89,6 +89,7 @@ fn largest_inference(
 ) -> Result<Option<Largest>> {
     for (model, named) in models.iter().rev() {
         let ask = Ask {
+            logits: None,
             context: Some(args.context),
             sequences: 1,
             kv: vec![args.kv],

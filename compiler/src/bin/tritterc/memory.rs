@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use compiler::Target;
 use compiler::schedule::{Residency, Tier};
-use compiler::target::{Hardware, cards};
+use compiler::target::{Card, Hardware, cards};
 use ir::plan::Budget;
 
 /// What a command line says of memory.
@@ -28,7 +28,7 @@ pub(crate) struct MemoryArgs {
     /// Places on the device that pieces are copied to.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=1024), requires = "stream")]
     pub(crate) slots: u32,
-    /// Leave an embedding table that is only gathered from in the host's memory.
+    /// Leave an embedding table that is only gathered from in the host's memory; on a CPU in its file, which must not be cut off while the model runs.
     #[arg(long)]
     pub(crate) host_embedding: bool,
 }
@@ -54,10 +54,11 @@ impl MemoryArgs {
         }
     }
 
-    pub(crate) fn budget(&self, targets: &[Target]) -> Budget {
-        let is_gpu = targets.iter().any(|target| matches!(target.hardware(), Hardware::Cuda(_)));
+    /// For one of the targets, which may be a card of the table.
+    pub(crate) fn budget(&self, target: &Target, card: Option<&Card>) -> Budget {
+        let of_gpu = card.map_or(cards::usual().1, |card| card.driver_bytes);
         Budget {
-            overhead_bytes: if is_gpu { cards::usual().1 } else { 0 },
+            overhead_bytes: if matches!(target.hardware(), Hardware::Cuda(_)) { of_gpu } else { 0 },
             device_bytes: self.budget.map(|Bytes(bytes)| bytes),
             host_bytes: self.host_budget.map(|Bytes(bytes)| bytes),
         }

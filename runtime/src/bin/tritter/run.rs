@@ -54,8 +54,8 @@ pub(crate) struct Args {
     /// Where the random numbers start.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// Guess up to N tokens from what occurred before, and check them in one call. The result is the same; where text repeats it comes sooner, most of
-    /// all from a model whose weights are streamed.
+    /// Guess up to N tokens from what occurred before, and check them in one call. The result is that without guesses, as far as it does not depend on
+    /// the sizes of calls; where text repeats it comes sooner, most of all from a model whose weights are streamed.
     #[arg(long, value_name = "N", default_value_t = 0)]
     draft: usize,
     /// End before this text; may be given several times.

@@ -86,6 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let chunk = ui::chunk(&session, args.chunk);
     let of_device = if DeviceKind::of(session.plan()) == DeviceKind::Cpu { 0.0 } else { 0.01 };
     let tolerance = args.tolerance.unwrap_or(of_device);
+    ensure!(0.0 <= tolerance, "--tolerance is a part of the largest logit, and {tolerance} is none");
     let needle = needle(args, &session)?;
 
     let mut progress = Progress::new("context", Unit::Tokens);

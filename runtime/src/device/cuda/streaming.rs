@@ -11,7 +11,7 @@ use ir::plan::{Placement, Source};
 
 use super::driver::{Context, Event, Memory, Pinned, Stream};
 use crate::artifact::WeightMap;
-use crate::device::reader::{self, Pieces, Reader};
+use crate::device::reader::{self, Reader};
 use crate::error::RuntimeError;
 
 /// Threads that fill pinned memory: one alone is slower than memory.
@@ -86,8 +86,7 @@ impl Streaming {
             Source::Disk { buffers } => {
                 let room = placement.slots.iter().map(|slot| slot.bytes as usize).max().unwrap_or(0);
                 let ring = Arc::new(Ring::new(context, (buffers as usize).max(1), room)?);
-                let (file, places) = weights.pieces(placement)?;
-                let pieces = Pieces { file: Box::new(file), path: weights.path().into(), places };
+                let pieces = weights.pieces(placement).ok_or(RuntimeError::StreamEnded)?;
                 let reader = Reader::new(pieces, ring.buffers.len(), RingTarget(Arc::clone(&ring)))?;
                 From::Disk { handle: reader.handle(), ring, next: 0, _reader: reader }
             }

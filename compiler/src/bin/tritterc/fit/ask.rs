@@ -31,6 +31,8 @@ pub(crate) struct Ask {
     pub(crate) kv: Vec<Kv>,
     pub(crate) head: Head,
     pub(crate) chunk: Option<u32>,
+    /// Rows of logits of a call; as many as compiling has by default if nothing is said.
+    pub(crate) logits: Option<u32>,
     pub(crate) prompt: Option<u32>,
     /// Whether layers may be streamed.
     pub(crate) streaming: bool,
@@ -81,7 +83,7 @@ impl Ask {
     }
 
     fn build_args(&self, kv: Option<Kv>, chunk: u32) -> BuildArgs {
-        let logits = self.sequences.max(LOGITS);
+        let logits = self.logits.unwrap_or(LOGITS).max(self.sequences);
         BuildArgs { context: self.context, kv, head: self.head, chunk, sequences: self.sequences, logits }
     }
 

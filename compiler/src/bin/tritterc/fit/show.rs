@@ -71,7 +71,11 @@ impl Shown<'_> {
             }
         };
         if host_embedding {
-            how += if self.device.is_cpu() { "; embedding table read in its file" } else { "; embedding table in host memory" };
+            how += if self.device.is_cpu() {
+                "; embedding table read in its file"
+            } else {
+                "; embedding table in host memory"
+            };
         }
         how
     }
