@@ -78,7 +78,7 @@ impl fmt::Display for Refusal {
             let head = if position == 0 { "\nwhat would fit:" } else { "" };
             write!(f, "{head}\n  {instead}: {}", human_bytes(self.limits.needed(point)))?;
             if 0 < point.host_bytes {
-                write!(f, " and {} of host memory", human_bytes(point.host_bytes))?;
+                write!(f, " and {} beside it", human_bytes(point.host_bytes))?;
             }
             write!(f, ", {:.2} ms a token", point.token_ns as f64 / 1e6)?;
         }

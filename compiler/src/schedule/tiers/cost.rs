@@ -183,7 +183,8 @@ pub struct Point {
     pub first_ns: u64,
     /// Bytes of the device, but for what the driver takes.
     pub device_bytes: u64,
-    /// Bytes of host memory that are pinned.
+    /// Bytes of weights and buffers beside the device: of host memory that is pinned, or, where the device's memory is the host's, of the file that is
+    /// read in each call.
     pub host_bytes: u64,
     /// How that is done.
     pub choice: Choice,
@@ -270,7 +271,8 @@ impl Model<'_> {
             first_ns: time(&work.first),
             device_bytes: work.device_bytes.saturating_add(slot_bytes),
             host_bytes: match source {
-                _ if self.link.is_shared => 0,
+                // What is read in its file is best kept by the system, so what needs less of it is better.
+                _ if self.link.is_shared => work.streamed_bytes,
                 Tier::Host => work.streamed_bytes,
                 Tier::Disk => piece_bytes.saturating_mul(u64::from(DISK_BUFFERS)),
             },
@@ -299,8 +301,7 @@ impl Model<'_> {
         moved.token_ns = point.token_ns.saturating_add(gather(profile.sequences, 1));
         moved.first_ns = point.first_ns.saturating_add(gather(profile.prompt, profile.first_calls));
         moved.device_bytes = point.device_bytes.saturating_sub(profile.embedding_bytes);
-        let kept = if self.link.is_shared { 0 } else { profile.embedding_bytes };
-        moved.host_bytes = point.host_bytes.saturating_add(kept);
+        moved.host_bytes = point.host_bytes.saturating_add(profile.embedding_bytes);
         moved.choice.residency.host_embedding = true;
         Some(moved)
     }

@@ -210,7 +210,8 @@ pub(crate) fn limits(device: &Device) -> Limits {
     Limits {
         device_bytes: device.usable,
         driver_bytes: device.driver_bytes,
-        host_bytes: device.host_bytes.unwrap_or(u64::MAX),
+        // The memory of a CPU is that of its host.
+        host_bytes: device.host_bytes.filter(|_| !device.is_cpu()).unwrap_or(u64::MAX),
     }
 }
 
