@@ -29,7 +29,7 @@ pub(crate) fn run(
     for (index, kept) in duplicates.kept.iter().enumerate() {
         let kept = *kept as usize;
         if kept != index {
-            println!("{}", json!({ "path": documents[index].path, "kept": documents[kept].path }));
+            crate::say(&json!({ "path": documents[index].path, "kept": documents[kept].path }))?;
         }
     }
     let seconds = start.elapsed().as_secs_f64();

@@ -32,7 +32,7 @@ pub(crate) fn run(inputs: &[PathBuf], copies: bool) -> anyhow::Result<()> {
                 "key": kernel.key,
                 "text": kernel.text(&document.text, &kernels),
             });
-            println!("{line}");
+            crate::say(&line)?;
         }
     }
     eprintln!("{n_found} kernels in {n_files} of {} modules; {} without copies", documents.len(), keys.len());

@@ -8,7 +8,9 @@ mod run;
 mod secrets;
 mod security;
 
+use std::io::Write;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Parser;
 use tritter_curation::duplicates::{Bands, Keep};
@@ -71,7 +73,7 @@ enum Command {
         #[arg(long)]
         ending: Vec<String>,
         /// The least Jaccard similarity, over shingles of five words.
-        #[arg(long, default_value_t = 0.8)]
+        #[arg(long, default_value_t = 0.8, value_parser = similarity)]
         threshold: f64,
         /// How many bands.
         #[arg(long, default_value_t = Bands::DEFAULT.n, value_parser = positive)]
@@ -97,8 +99,30 @@ enum Command {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads the output has had enough of it.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes a line of the output; a pipe that nobody reads any more is an error like others.
+fn say(line: &impl std::fmt::Display) -> std::io::Result<()> {
+    writeln!(std::io::stdout().lock(), "{line}")
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Run { inputs, ending, out, any_licence } => run::run(&inputs, &ending, &out, any_licence),
         Command::Secrets { inputs, ending } => secrets::run(&inputs, &ending),
         Command::Security { inputs } => security::run(&inputs),
@@ -109,6 +133,11 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Kernels { inputs, copies } => kernels::run(&inputs, copies),
     }
+}
+
+fn similarity(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|value| (0.0..=1.0).contains(value));
+    value.ok_or_else(|| format!("`{text}` is no similarity between 0 and 1"))
 }
 
 fn positive(text: &str) -> Result<usize, String> {

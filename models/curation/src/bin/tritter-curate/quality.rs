@@ -29,7 +29,7 @@ pub(crate) fn run(inputs: &[PathBuf], endings: &[String]) -> anyhow::Result<()> 
             "starcoder": starcoder(&measures, language).err(),
             "measures": figures(&measures),
         });
-        println!("{line}");
+        crate::say(&line)?;
     }
     let megabytes = n_bytes as f64 / 1e6;
     let seconds = start.elapsed().as_secs_f64();

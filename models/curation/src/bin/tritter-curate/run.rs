@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use serde_json::{Map, Value, json};
+use tempfile::NamedTempFile;
 use tritter_curation::Secrets;
 use tritter_curation::duplicates::{Bands, Keep, find_duplicates};
 use tritter_curation::judge::{Criteria, Judgement, judge};
@@ -45,7 +46,8 @@ pub(crate) fn run(inputs: &[PathBuf], endings: &[String], out: &Path, any_licenc
     let licences = (!any_licence).then_some(PERMISSIVE);
     let criteria = Criteria { secrets: &secrets, count_tokens: &count_tokens, licences };
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    let mut lines = std::io::BufWriter::new(fs::File::create(out.join("documents.jsonl"))?);
+    // Beside its place until it is whole.
+    let mut lines = std::io::BufWriter::new(beside(out)?);
     let mut report = Report::default();
     for (index, document) in documents.iter().enumerate() {
         let kept = duplicates.kept[index] as usize;
@@ -54,15 +56,30 @@ pub(crate) fn run(inputs: &[PathBuf], endings: &[String], out: &Path, any_licenc
         report.add(document, &judgement, copy_of);
         writeln!(lines, "{}", record(document, &judgement, copy_of))?;
     }
-    lines.flush()?;
+    move_to(lines.into_inner().map_err(std::io::IntoInnerError::into_error)?, &out.join("documents.jsonl"))?;
     report.count("near-duplicates", "exact copies".to_owned(), duplicates.n_exact);
     report.count("near-duplicates", "near copies".to_owned(), duplicates.n_near);
     let text = report.text();
-    fs::write(out.join("report.txt"), &text)?;
-    print!("{text}");
+    let mut file = beside(out)?;
+    file.write_all(text.as_bytes())?;
+    move_to(file, &out.join("report.txt"))?;
+    std::io::stdout().lock().write_all(text.as_bytes())?;
     let seconds = start.elapsed().as_secs_f64();
     eprintln!("{seconds:.1} s, {:.0} MB/s in all", report.n_bytes as f64 / 1e6 / seconds);
     Ok(())
+}
+
+/// A file of no name of its own yet, which is gone if anything fails.
+fn beside(out: &Path) -> anyhow::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    // As readable as what the user makes otherwise.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(out).with_context(|| format!("cannot write to {}", out.display()))
+}
+
+fn move_to(file: NamedTempFile, path: &Path) -> anyhow::Result<()> {
+    file.persist(path).with_context(|| format!("cannot write {}", path.display())).map(drop)
 }
 
 /// The licence of every folder that has a manifest or a licence file; the manifest goes first.

@@ -32,7 +32,7 @@ pub(crate) fn run(inputs: &[PathBuf], endings: &[String]) -> anyhow::Result<()> 
                 "secret": secret.preview(text),
                 "fingerprint": secret.fingerprint,
             });
-            println!("{line}");
+            crate::say(&line)?;
         }
     }
     let megabytes = n_bytes as f64 / 1e6;

@@ -22,7 +22,7 @@ pub(crate) fn run(inputs: &[PathBuf]) -> anyhow::Result<()> {
                 "message": danger.rule.message,
                 "bandit": danger.rule.bandit,
             });
-            println!("{line}");
+            crate::say(&line)?;
         }
     }
     eprintln!("{n_found} dangerous calls in {} modules", documents.len());
