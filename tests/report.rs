@@ -112,7 +112,7 @@ fn a_page_names_every_allocation_buffer_launch_and_rule() {
     let timeline = cells("timeline");
     assert!(plan.kernels.iter().all(|kernel| timeline.contains(&kernel.name)));
     let promise = cells("promise");
-    for part in ["weights", "caches", "inputs and outputs", "slots", "scratch", "streamed weights"] {
+    for part in ["weights", "caches", "inputs and outputs", "slots", "scratch"] {
         assert!(promise.contains(part), "{part}");
     }
     assert!(all_text(with_id(&document, "promise").unwrap()).contains("of a budget of 10.00 MB"));
