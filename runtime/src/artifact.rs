@@ -185,18 +185,18 @@ fn read_part(dir: &Path, part: &Part, progress: &mut dyn FnMut(u64)) -> Result<C
     let mut hasher = blake3::Hasher::new();
     let contents = if part.file == manifest::WEIGHTS && 0 < found {
         let map = map(&file).map_err(unreadable)?;
-        let file = WatchedFile::new(file).map_err(unreadable)?;
+        let file = Arc::new(WatchedFile::new(file).map_err(unreadable)?);
         // Read, not looked at through the map, whose pages would count as this program's memory.
         let mut buffer = vec![0; HASH_CHUNK];
         let mut done = 0;
         while done < part.bytes {
             let count = usize::try_from(part.bytes - done).unwrap_or(HASH_CHUNK).min(HASH_CHUNK);
-            file.read_exact_at(done, &mut buffer[..count]).map_err(unreadable)?;
+            file.fill_at(done, &mut buffer[..count]).map_err(|(_, error)| unreadable(error))?;
             hasher.update(&buffer[..count]);
             done += count as u64;
             progress(done);
         }
-        Contents::Mapped(map, Arc::new(file))
+        Contents::Mapped(map, file)
     } else {
         let bytes = std::fs::read(&path).map_err(unreadable)?;
         for (number, chunk) in bytes.chunks(HASH_CHUNK).enumerate() {
@@ -232,19 +232,6 @@ impl WatchedFile {
         let is_same = metadata.len() == self.bytes && metadata.modified().ok() == self.modified;
         let changed = || std::io::Error::new(std::io::ErrorKind::InvalidData, "it was changed since it was opened");
         if is_same { Ok(()) } else { Err(changed()) }
-    }
-
-    fn read_exact_at(&self, offset: u64, to: &mut [u8]) -> std::io::Result<()> {
-        let mut done = 0;
-        while done < to.len() {
-            match ReadAt::read_at(&self.file, offset + done as u64, &mut to[done..]) {
-                Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => done += count,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 }
 
@@ -362,8 +349,8 @@ impl WeightMap {
         let Some((file, start)) = &self.file else { return copy.make_read_only().map_err(error) };
         for (at, segment) in resident_segments(placement) {
             let to = &mut copy[at as usize..][..segment.len()];
-            let read = file.read_exact_at((start + segment.start) as u64, to).and_then(|()| file.check());
-            read.map_err(RuntimeError::io("read", &self.path))?;
+            let read = file.fill_at((start + segment.start) as u64, to);
+            read.map_err(|(_, source)| source).map_err(RuntimeError::io("read", &self.path))?;
         }
         copy.make_read_only().map_err(error)
     }

@@ -18,6 +18,21 @@ const CHUNK: usize = 8 << 20;
 pub(crate) trait ReadAt: Send {
     /// Reads some bytes from a place on, and returns how many; 0 only at the end.
     fn read_at(&self, offset: u64, to: &mut [u8]) -> io::Result<usize>;
+
+    /// Fills `to` from a place on; an error comes with the byte that it is about. Bytes that end too early are one.
+    fn fill_at(&self, offset: u64, to: &mut [u8]) -> Result<(), (u64, io::Error)> {
+        let mut done = 0;
+        while done < to.len() {
+            let place = offset + done as u64;
+            match self.read_at(place, &mut to[done..]) {
+                Ok(0) => return Err((place, io::ErrorKind::UnexpectedEof.into())),
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err((place, error)),
+            }
+        }
+        Ok(())
+    }
 }
 
 impl ReadAt for std::fs::File {
@@ -195,22 +210,14 @@ impl Shared {
         !state.stop
     }
 
-    /// Fills `to` from a place on; a file that ends too early is an error.
+    /// Fills `to` from a place on, and looks between whether anybody still wants it.
     fn read(&self, pieces: &Pieces, offset: u64, to: &mut [u8]) -> Result<(), RuntimeError> {
-        let mut done = 0;
-        while done < to.len() {
+        for (number, part) in to.chunks_mut(CHUNK).enumerate() {
             if self.lock().stop {
                 return Err(RuntimeError::StreamEnded);
             }
-            let end = to.len().min(done + CHUNK);
-            let place = offset + done as u64;
-            let failed = |source| RuntimeError::Stream { path: pieces.path.clone(), offset: place, source };
-            match pieces.file.read_at(place, &mut to[done..end]) {
-                Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
-                Ok(count) => done += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(failed(error)),
-            }
+            let failed = |(offset, source)| RuntimeError::Stream { path: pieces.path.clone(), offset, source };
+            pieces.file.fill_at(offset + (number * CHUNK) as u64, part).map_err(failed)?;
         }
         Ok(())
     }

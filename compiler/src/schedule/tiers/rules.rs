@@ -34,21 +34,20 @@ pub(crate) fn rules(offers: &Offers, profiles: &[Profile]) -> Vec<Rule> {
     let packings = formats(|profile| Node::Name(Symbol::from(bits(profile.format.packing))));
     let kvs = formats(|profile| Node::Name(Symbol::from(profile.format.kv.as_str())));
     let chunks = formats(|profile| Node::Count(profile.format.chunk));
-    let at = |values: &[Node], place: usize| Alternatives {
+    let at = |values: &[Node], places: &[usize]| Alternatives {
         values: values.to_vec(),
-        place,
+        places: places.to_vec(),
         of: LAYERS.map(var),
-        pair: None,
+        node: Node::Layers,
     };
     // try-...: another format of the caches, another size of a call, another packing of the layers.
-    rules.push(rewrite!("try-cache"; "(layers ?n ?resident ?streamed ?kv ?chunk)" => { at(&kvs, 3) }));
-    rules.push(rewrite!("try-chunk"; "(layers ?n ?resident ?streamed ?kv ?chunk)" => { at(&chunks, 4) }));
+    rules.push(rewrite!("try-cache"; "(layers ?n ?resident ?streamed ?kv ?chunk)" => { at(&kvs, &[3]) }));
+    rules.push(rewrite!("try-chunk"; "(layers ?n ?resident ?streamed ?kv ?chunk)" => { at(&chunks, &[4]) }));
     if offers.mixed_packing {
-        rules.push(rewrite!("pack-resident"; "(layers ?n ?resident ?streamed ?kv ?chunk)" => { at(&packings, 1) }));
-        rules.push(rewrite!("pack-streamed"; "(layers ?n ?resident ?streamed ?kv ?chunk)" => { at(&packings, 2) }));
+        rules.push(rewrite!("pack-resident"; "(layers ?n ?resident ?streamed ?kv ?chunk)" => { at(&packings, &[1]) }));
+        rules.push(rewrite!("pack-streamed"; "(layers ?n ?resident ?streamed ?kv ?chunk)" => { at(&packings, &[2]) }));
     } else {
-        let both = Alternatives { pair: Some(2), ..at(&packings, 1) };
-        rules.push(rewrite!("pack"; "(layers ?n ?resident ?streamed ?kv ?chunk)" => { both }));
+        rules.push(rewrite!("pack"; "(layers ?n ?resident ?streamed ?kv ?chunk)" => { at(&packings, &[1, 2]) }));
     }
     if offers.streaming {
         // stream-layers: layers may be copied for each call.
@@ -56,7 +55,12 @@ pub(crate) fn rules(offers: &Offers, profiles: &[Profile]) -> Vec<Rule> {
             "(group ?n ?resident ?streamed ?kv ?chunk)" => "(stream ?n ?resident ?streamed ?kv ?chunk)"));
         let counts = |counts: &[u32]| counts.iter().map(|&count| Node::Count(count)).collect::<Vec<_>>();
         let sources: Vec<Node> = offers.sources.iter().map(|&tier| Node::Name(Symbol::from(name_of(tier)))).collect();
-        let at = |values: Vec<Node>, place| Change { values, place, of: PREFETCH.map(var) };
+        let at = |values: Vec<Node>, place| Alternatives {
+            values,
+            places: vec![place],
+            of: PREFETCH.map(var),
+            node: Node::Prefetch,
+        };
         // cut-layers, add-slots, stream-from: how pieces get to the device.
         rules.push(rewrite!("cut-layers";
             "(prefetch ?split ?slots ?source ?body)" => { at(counts(&offers.splits), 0) }));
@@ -116,15 +120,15 @@ impl Applier<Node, ()> for Halve {
     }
 }
 
-/// `layers` with other values in one place, and in a second that has to agree with it.
-struct Alternatives {
+/// A node with other values in some of its places, the same in all of them.
+struct Alternatives<const N: usize> {
     values: Vec<Node>,
-    place: usize,
-    pair: Option<usize>,
-    of: [Var; 5],
+    places: Vec<usize>,
+    of: [Var; N],
+    node: fn([Id; N]) -> Node,
 }
 
-impl Applier<Node, ()> for Alternatives {
+impl<const N: usize> Applier<Node, ()> for Alternatives<N> {
     fn apply_one(
         &self,
         schedules: &mut Schedules,
@@ -137,40 +141,8 @@ impl Applier<Node, ()> for Alternatives {
         for value in &self.values {
             let value = schedules.add(value.clone());
             let mut children = self.of.map(|var| subst[var]);
-            children[self.place] = value;
-            if let Some(pair) = self.pair {
-                children[pair] = value;
-            }
-            let other = schedules.add(Node::Layers(children));
-            if schedules.union(class, other) {
-                changed.push(class);
-            }
-        }
-        changed
-    }
-}
-
-/// `prefetch` with other values in one place.
-struct Change {
-    values: Vec<Node>,
-    place: usize,
-    of: [Var; 4],
-}
-
-impl Applier<Node, ()> for Change {
-    fn apply_one(
-        &self,
-        schedules: &mut Schedules,
-        class: Id,
-        subst: &Subst,
-        _: Option<&PatternAst<Node>>,
-        _: Symbol,
-    ) -> Vec<Id> {
-        let mut changed = Vec::new();
-        for value in &self.values {
-            let mut children = self.of.map(|var| subst[var]);
-            children[self.place] = schedules.add(value.clone());
-            let other = schedules.add(Node::Prefetch(children));
+            self.places.iter().for_each(|&place| children[place] = value);
+            let other = schedules.add((self.node)(children));
             if schedules.union(class, other) {
                 changed.push(class);
             }

@@ -209,16 +209,20 @@ impl HostWeights {
         placement: &Placement,
         weights: &WeightMap,
     ) -> Result<Option<Self>, RuntimeError> {
-        let mut bytes = Vec::new();
-        let mut runs = Vec::new();
-        for segment in placement.segments.iter().filter(|segment| segment.home == ir::plan::Home::Host) {
-            runs.push((segment.offset, segment.bytes, bytes.len()));
-            bytes.extend_from_slice(&weights.data()[segment.offset as usize..][..segment.bytes as usize]);
-        }
-        if runs.is_empty() {
+        let bytes = placement.host_bytes() as usize;
+        if bytes == 0 {
             return Ok(None);
         }
-        Ok(Some(Self { memory: Pinned::with(context, &bytes)?, runs }))
+        let mut memory = Pinned::new(context, bytes)?;
+        let (mut rest, mut runs, mut at) = (memory.bytes_mut(bytes), Vec::new(), 0);
+        for segment in placement.segments.iter().filter(|segment| segment.home == ir::plan::Home::Host) {
+            let data = &weights.data()[segment.offset as usize..][..segment.bytes as usize];
+            let (own, others) = rest.split_at_mut(data.len());
+            own.copy_from_slice(data);
+            runs.push((segment.offset, segment.bytes, at));
+            (rest, at) = (others, at + data.len());
+        }
+        Ok(Some(Self { memory, runs }))
     }
 
     /// The address of a byte of all weights that is among them.
