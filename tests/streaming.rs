@@ -37,12 +37,12 @@ fn streamed_weights_give_the_same_bits() {
             let variants = [
                 residency(1, 1, 2, Tier::Host),
                 residency(layers, 2, 2, Tier::Disk),
-                residency(layers, 3, 2, Tier::Host),
+                residency(layers, 3, 3, Tier::Host),
                 residency(layers, 3, 5, Tier::Disk),
                 Residency { host_embedding: true, ..residency(layers - 1, 4, 3, Tier::Disk) },
             ];
             // What a GPU copies from its host may travel packed.
-            let packed = [(1, 1, 2), (layers, 3, 2), (layers, 4, 5)].map(|(streamed, split, slots)| Residency {
+            let packed = [(1, 1, 2), (layers, 3, 3), (layers, 4, 5)].map(|(streamed, split, slots)| Residency {
                 packs_copies: true,
                 ..residency(streamed, split, slots, Tier::Host)
             });
@@ -64,7 +64,7 @@ fn streamed_weights_give_the_same_bits() {
 fn a_file_that_loses_its_end_stops_the_model_and_says_so() {
     let model = Model::shipped("tiny").unwrap();
     let layers = model.spec.layers;
-    let build = build(residency(layers, 3, 2, Tier::Disk));
+    let build = build(residency(layers, 3, 3, Tier::Disk));
     let directory = model.artifact(&build).unwrap();
     let mut session = session::session(directory.path(), 2).unwrap();
     let ids = random_ids(session.vocab() as u64, 8, 7);
@@ -91,7 +91,7 @@ fn a_file_that_loses_its_end_stops_the_model_and_says_so() {
 #[test]
 fn a_file_that_is_overwritten_stops_the_model_and_one_that_is_replaced_does_not() {
     let model = Model::shipped("tiny").unwrap();
-    let build = build(residency(model.spec.layers, 3, 2, Tier::Disk));
+    let build = build(residency(model.spec.layers, 3, 3, Tier::Disk));
     let directory = model.artifact(&build).unwrap();
     let path = directory.path().join(manifest::WEIGHTS);
     let ids = random_ids(267, 8, 7);
@@ -175,7 +175,7 @@ fn a_budget_is_kept_or_refused() {
 /// A plan whose layers are all streamed in three pieces, through two slots.
 fn streaming_plan() -> Plan {
     let model = Model::shipped("tiny").unwrap();
-    let build = build(residency(model.spec.layers, 3, 2, Tier::Disk));
+    let build = build(residency(model.spec.layers, 3, 3, Tier::Disk));
     session::compile(model.build(&build).unwrap().program, &build).unwrap().plan
 }
 

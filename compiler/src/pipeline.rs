@@ -111,7 +111,15 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
         Hardware::Cuda(sm) => {
             cuda = stages.time("code", || -> Result<_, CompileError> {
                 let nvrtc = Nvrtc::load(&options.nvrtc).map_err(CudaError::from)?;
-                Ok(cuda::assemble(&nests, &specialised, &fused, plan.placement.transit.is_some(), sm, &nvrtc, options.allow_spills)?)
+                Ok(cuda::assemble(
+                    &nests,
+                    &specialised,
+                    &fused,
+                    plan.placement.transit.is_some(),
+                    sm,
+                    &nvrtc,
+                    options.allow_spills,
+                )?)
             })?;
         }
     }
@@ -176,7 +184,7 @@ impl Stages {
             // Copies are queued beside the steps, which are then no graph.
             machine: match options.residency.streamed {
                 0 => target.machine.clone(),
-                _ => target.machine.clone().queueing(),
+                _ => target.machine.clone().streaming(options.residency.packs_copies),
             },
             context: options.context,
             sequences: options.sequences,

@@ -98,7 +98,7 @@ __device__ __forceinline__ void wait_for_records() {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restrict__ v, const int *__restrict__ seq, const int *__restrict__ pos,
+KERNEL(const float *q, const u8 *k, const u8 *v, const int *__restrict__ seq, const int *__restrict__ pos,
        const int *__restrict__ span, float *__restrict__ out, int n) {
     extern __shared__ u8 shared[];
     __shared__ int4 ranges[TOKENS];

@@ -18,7 +18,7 @@ static_assert(THREADS == 128, "a warp for each 16 tokens");
 __device__ __forceinline__ unsigned part_of(int line, int part) { return part / 8 * (KEYS * 128) + line * 128 + ((part % 8) ^ (line % 8)) * 16; }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-KERNEL(const float *__restrict__ q, const u8 *__restrict__ k, const u8 *__restrict__ v, const int *__restrict__ seq, const int *__restrict__ pos,
+KERNEL(const float *q, const u8 *k, const u8 *v, const int *__restrict__ seq, const int *__restrict__ pos,
        const int *__restrict__ span, float *__restrict__ out, int n) {
     extern __shared__ __align__(128) u8 shared[];
     __shared__ int4 ranges[TOKENS];

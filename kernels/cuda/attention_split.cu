@@ -122,7 +122,7 @@ KERNEL(const float *q, const float *new_k, const float *new_v, const float *cos,
     __shared__ __align__(16) float rows[ROWS][HD + GAP];
     __shared__ __align__(16) unsigned k_record[K_BYTES / 4], v_record[V_BYTES / 4];
 #else
-KERNEL(const float *q, const u8 *__restrict__ k, const u8 *__restrict__ v, const int *__restrict__ seq, const int *__restrict__ pos,
+KERNEL(const float *q, const u8 *k, const u8 *v, const int *__restrict__ seq, const int *__restrict__ pos,
        const int *__restrict__ span, float *__restrict__ out, int n) {
 #endif
     extern __shared__ __align__(128) u8 shared[];

@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const u8 *x, const 
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++) {
                 uint2 a = {};
-                if (32 * (first + i) + lane < WORDS) a = __ldg(activations + 32 * i);
+                if (32 * (first + i) + lane < WORDS) a = activations[32 * i];
 #pragma unroll
                 for (int r = 0; r < ROWS_OF_WARP; r++) {
                     acc[r][t] = __dp4a((int)codes[r][i].x, (int)a.x, acc[r][t]);
@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const u8 *x, const 
 #pragma unroll
         for (int r = 0; r < ROWS_OF_WARP; r++) {
             int sum = __reduce_add_sync(0xffffffffu, acc[r][t]);
-            float w_scale = row + r < M ? __ldg((const float *)(w + (size_t)(row + r) * RECORD + (RECORD - 8))) : 0.0f;
+            float w_scale = row + r < M ? *(const float *)(w + (size_t)(row + r) * RECORD + (RECORD - 8)) : 0.0f;
             if (lane == 0 && row + r < M) out[(size_t)t * M + row + r] = ((float)sum * x_scale) * w_scale;
         }
     }

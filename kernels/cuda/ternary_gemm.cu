@@ -105,7 +105,7 @@ KERNEL(const u8 *x, const u8 *w, const float *scale, float *out, int n) {
             for (int next = 0; next < 2; next++) {
                 int token = token_0 + warp_token + 8 * t + 2 * q + next;
                 if (n <= token) continue;
-                int2 numbers = __ldg((const int2 *)(x + (size_t)token * RECORD + (RECORD - 8)));
+                int2 numbers = *(const int2 *)(x + (size_t)token * RECORD + (RECORD - 8));
                 float x_scale = __int_as_float(numbers.x);
                 float results[4];
 #pragma unroll

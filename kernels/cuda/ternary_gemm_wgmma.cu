@@ -161,12 +161,12 @@ __device__ __forceinline__ void multiply_all(unsigned base, unsigned full, unsig
         // What the results are multiplied by, long before it is needed.
         float scales[4];
 #pragma unroll
-        for (int j = 0; j < 4; j++) scales[j] = row + j < M ? __ldg(scale + row + j) : 0.0f;
+        for (int j = 0; j < 4; j++) scales[j] = row + j < M ? scale[row + j] : 0.0f;
         int2 own_numbers[OWN_TOKENS] = {};
 #pragma unroll
         for (int i = 0; i < OWN_TOKENS; i++) {
             int token = threadIdx.x % 128 + 128 * i, from = tile.token_0 + token;
-            if (token < TOKENS && from < n) own_numbers[i] = __ldg((const int2 *)(x + (size_t)from * RECORD + (RECORD - 8)));
+            if (token < TOKENS && from < n) own_numbers[i] = *(const int2 *)(x + (size_t)from * RECORD + (RECORD - 8));
         }
 
         int acc_0[TOKENS / 2] = {}, acc_1[TOKENS / 2] = {};

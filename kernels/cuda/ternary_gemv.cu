@@ -29,15 +29,6 @@ constexpr int ROWS = 16 * ROW_BLOCKS, TOKENS = ONE_TOKEN ? 1 : 8 * TOKEN_TILES, 
 // Steps of a warp, and how many of them it loads at once: all, up to 32 registers of them, or 16 where there are the sums of more tokens.
 constexpr int TURNS = ceil_div(STEPS, WARPS), AT_ONCE = ceil_div(TURNS, ceil_div(TURNS, 16 / ROW_BLOCKS / TOKEN_TILES));
 
-// From shared memory where they were computed, else through the first cache.
-template <class T> __device__ __forceinline__ T load_activations(const T *from) {
-#ifdef BEFORE
-    return *from;
-#else
-    return __ldg(from);
-#endif
-}
-
 #if ROW_BLOCKS == 2
 typedef uint4 Words;
 __device__ __forceinline__ unsigned word(uint4 w, int j) { return j == 0 ? w.x : j == 1 ? w.y : j == 2 ? w.z : w.w; }
@@ -126,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) KERNEL(INPUT, 
                 // Records start at multiples of 8.
                 const uint2 *from = (const uint2 *)(x + (size_t)(8 * t + g) * RECORD + tile * 16);
                 if ((ONE_TOKEN ? g == 0 : 8 * t + g < n) && tile < TILES) {
-                    uint2 low = load_activations(from), high = load_activations(from + 1);
+                    uint2 low = from[0], high = from[1];
                     b[t][0] = low.x, b[t][1] = low.y, b[t][2] = high.x, b[t][3] = high.y;
                 }
             }
@@ -146,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) KERNEL(INPUT, 
     int2 numbers[OUTPUTS];
     auto load_numbers = [&] {
         each_output([&](int o, int token, int) {
-            numbers[o] = load_activations((const int2 *)(x + (size_t)token * RECORD + (RECORD - 8)));
+            numbers[o] = *(const int2 *)(x + (size_t)token * RECORD + (RECORD - 8));
         });
     };
 #ifndef BEFORE

@@ -754,6 +754,20 @@ mod tests {
     use super::*;
     use crate::name::KernelName;
 
+    /// A load that is taken to be of what never changes is moved ahead of the wait for those that write it.
+    #[test]
+    fn kernels_that_wait_read_what_others_write_by_plain_loads() {
+        for desc in CUDA_TABLE.iter().filter(|desc| desc.waits()) {
+            assert!(!desc.source.contains("__ldg("), "{}", desc.name);
+            for (at, _) in desc.source.match_indices("__restrict__") {
+                // Positions and sequences are written ahead of a call.
+                let is_input = desc.source[..at].ends_with("const int *");
+                assert!(is_input || desc.source[..at].ends_with("float *"), "{}", desc.name);
+                assert!(is_input || desc.source[at..].starts_with("__restrict__ out"), "{}", desc.name);
+            }
+        }
+    }
+
     #[test]
     fn every_name_is_unique_and_says_what_its_row_says() {
         let mut names = HashSet::new();

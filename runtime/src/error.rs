@@ -407,7 +407,9 @@ pub enum ArtifactProblem {
         what: String,
     },
     /// Ternary weights that are none, where they are packed to be streamed.
-    #[error("the weights hold a code that is none of a ternary weight's, near byte {offset} of their data; compile the model again")]
+    #[error(
+        "the weights hold a code that is none of a ternary weight's, near byte {offset} of their data; compile the model again"
+    )]
     NotTernary {
         /// About where, to 20 bytes.
         offset: u64,

@@ -85,14 +85,22 @@ pub enum PlanEmitError {
         /// Those to be streamed.
         streamed: u32,
     },
-    /// With one slot nothing could be copied while a layer is computed.
-    #[error("streamed layers need at least 2 slots, to copy one piece while another is read; {slots} was asked for")]
+    /// With fewer slots nothing could be copied while a layer is computed.
+    #[error(
+        "layers streamed in {split} pieces need at least {least} slots, to copy one piece while others are read; {slots} was asked for"
+    )]
     Slots {
         /// Those asked for.
         slots: u32,
+        /// Pieces of a layer.
+        split: u32,
+        /// The fewest that do.
+        least: u32,
     },
     /// Nothing packs parcels but the memory of a GPU's host.
-    #[error("streamed weights travel in 1.6 bits from the host's memory to a GPU only; choose 2bit, or stream from the host")]
+    #[error(
+        "streamed weights travel in 1.6 bits from the host's memory to a GPU only; choose 2bit, or stream from the host"
+    )]
     Parcels,
     /// The entry has another signature than the runtime calls.
     #[error(

@@ -40,6 +40,11 @@ impl Default for Residency {
 }
 
 impl Residency {
+    /// The fewest slots for layers in so many pieces: a step may read a piece and the one after it, while the next is copied.
+    pub fn least_slots(split: u32) -> u32 {
+        if split < 3 { 2 } else { 3 }
+    }
+
     /// Whether a layer is streamed, of so many in all.
     pub fn streams(&self, layer: u32, layers: u32) -> bool {
         let (layer, layers, streamed) = (u64::from(layer), u64::from(layers.max(1)), u64::from(self.streamed));

@@ -135,7 +135,11 @@ impl fmt::Display for Choice {
             1.. => {
                 let layers =
                     format!("(both (stay rest {}) (stream {streamed} {}))", bits(*packing), bits(*streamed_packing));
-                write!(f, "(run {embedding} (prefetch {split} {slots} {source} {} ({call} {layers})))", copies(*packs_copies))
+                write!(
+                    f,
+                    "(run {embedding} (prefetch {split} {slots} {source} {} ({call} {layers})))",
+                    copies(*packs_copies)
+                )
             }
         }
     }

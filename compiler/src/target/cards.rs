@@ -38,6 +38,8 @@ pub struct Link {
     pub disk_gb_per_s: f64,
     /// Microseconds that a copy costs beside its bytes.
     pub copy_us: f64,
+    /// The same for a parcel.
+    pub parcel_us: f64,
     /// Whether the device's memory is the host's, so that nothing has to be kept twice.
     pub is_shared: bool,
 }
@@ -110,6 +112,7 @@ struct Table<'a> {
     links: Vec<LinkRow>,
     disk_gb_per_s: f64,
     copy_us: f64,
+    parcel_us: f64,
     driver_mb: u64,
     rows: Vec<RowsRow>,
     #[serde(borrow)]
@@ -191,6 +194,7 @@ impl CardRow<'static> {
                 host_gb_per_s: link.expect("the table has every generation").gb_per_s,
                 disk_gb_per_s: table.disk_gb_per_s,
                 copy_us: table.copy_us,
+                parcel_us: table.parcel_us,
                 is_shared: false,
             },
             machine: Machine {
@@ -198,6 +202,7 @@ impl CardRow<'static> {
                 link_gb_per_s: link.expect("the table has every generation").gb_per_s,
                 f32_gflop_per_s: f32 * rows.elementwise,
                 copy_us: table.copy_us,
+                parcel_us: table.parcel_us,
                 step_us: rows.step_us,
                 queued_us: rows.queued_us,
                 attention_us: rows.attention_us,

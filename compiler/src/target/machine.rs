@@ -25,6 +25,8 @@ pub struct Machine {
     pub f32_gflop_per_s: f64,
     /// Microseconds of a copy to the device beside its bytes.
     pub copy_us: f64,
+    /// The same where it is a parcel, which waits for nothing but a place.
+    pub parcel_us: f64,
     /// Microseconds to start one step on all threads, and until all have met after it.
     pub step_us: f64,
     /// Microseconds by which a step is longer where steps are not queued as one graph.
@@ -103,17 +105,46 @@ impl Machine {
             Hardware::Cuda(_) => return Self::guess_gpu(),
         };
         let (rates, f32_gflop_per_s) = match isa {
-            Isa::Scalar => ([(4.0, 4.0), (3.0, 4.0), (3.0, 3.0), (2.0, 2.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)], 1.0),
+            Isa::Scalar => {
+                ([(4.0, 4.0), (3.0, 4.0), (3.0, 3.0), (2.0, 2.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)], 1.0)
+            }
             Isa::Avx2 => (
-                [(28.0, 165.0), (20.0, 110.0), (40.0, 80.0), (25.0, 60.0), (15.0, 15.0), (8.0, 15.0), (8.0, 12.0), (8.0, 12.0)],
+                [
+                    (28.0, 165.0),
+                    (20.0, 110.0),
+                    (40.0, 80.0),
+                    (25.0, 60.0),
+                    (15.0, 15.0),
+                    (8.0, 15.0),
+                    (8.0, 12.0),
+                    (8.0, 12.0),
+                ],
                 8.0,
             ),
             Isa::Avx512Vnni => (
-                [(28.0, 470.0), (26.0, 400.0), (90.0, 250.0), (60.0, 180.0), (30.0, 30.0), (15.0, 30.0), (15.0, 25.0), (15.0, 25.0)],
+                [
+                    (28.0, 470.0),
+                    (26.0, 400.0),
+                    (90.0, 250.0),
+                    (60.0, 180.0),
+                    (30.0, 30.0),
+                    (15.0, 30.0),
+                    (15.0, 25.0),
+                    (15.0, 25.0),
+                ],
                 10.0,
             ),
             Isa::Neon => (
-                [(28.0, 120.0), (20.0, 100.0), (40.0, 80.0), (25.0, 60.0), (12.0, 12.0), (8.0, 12.0), (8.0, 10.0), (8.0, 10.0)],
+                [
+                    (28.0, 120.0),
+                    (20.0, 100.0),
+                    (40.0, 80.0),
+                    (25.0, 60.0),
+                    (12.0, 12.0),
+                    (8.0, 12.0),
+                    (8.0, 10.0),
+                    (8.0, 10.0),
+                ],
                 6.0,
             ),
         };
@@ -123,6 +154,7 @@ impl Machine {
             products: products(rates),
             f32_gflop_per_s,
             copy_us: super::cards::disk().copy_us,
+            parcel_us: super::cards::disk().copy_us,
             step_us: 1.0,
             queued_us: 0.0,
             attention_us: 0.0,
@@ -154,6 +186,7 @@ impl Machine {
             products: products(rates).into_iter().filter(is_there).collect(),
             f32_gflop_per_s: 10_000.0,
             copy_us: 5.0,
+            parcel_us: 5.0,
             step_us: 2.0,
             queued_us: 0.0,
             attention_us: 0.0,
@@ -292,16 +325,19 @@ impl Machine {
     /// The same of a row of the table with these inputs.
     pub fn row_start_ns(&self, family: Family, inputs: &[DType]) -> u64 {
         let more_us = match (family, inputs.get(1)) {
-            (Family::Attention | Family::RopeAttention, Some(DType::Q8 | DType::Q4)) => self.attention_us + self.codes_us,
+            (Family::Attention | Family::RopeAttention, Some(DType::Q8 | DType::Q4)) => {
+                self.attention_us + self.codes_us
+            }
             (Family::Attention | Family::RopeAttention, _) => self.attention_us,
             _ => 0.0,
         };
         whole((self.step_us + more_us) * 1e3)
     }
 
-    /// The machine as it runs plans whose steps are queued one by one.
-    pub fn queueing(self) -> Self {
-        Self { step_us: self.step_us + self.queued_us, ..self }
+    /// The machine as it runs plans with streamed weights, whose steps are queued one by one.
+    pub fn streaming(self, packs_copies: bool) -> Self {
+        let copy_us = if packs_copies { self.parcel_us } else { self.copy_us };
+        Self { step_us: self.step_us + self.queued_us, copy_us, ..self }
     }
 
     /// A rate in 10^9 a second and thread, as a whole number a microsecond of all threads.

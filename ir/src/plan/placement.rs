@@ -240,7 +240,9 @@ pub enum PlacementError {
         piece: usize,
     },
     /// Parcels that nothing can unpack, or that come from where nothing packs them.
-    #[error("parcels need at least two places, a kernel of the plan that unpacks them, and weights from the host's memory")]
+    #[error(
+        "parcels need at least two places, a kernel of the plan that unpacks them, and weights from the host's memory"
+    )]
     Transit,
     /// There is room for pieces, and there are none.
     #[error("the plan has slots for streamed weights, and streams none")]
@@ -369,7 +371,8 @@ fn segments(plan: &Plan, errors: &mut Vec<PlacementError>) {
 /// Parcels have places behind the slots, and the bytes that their pieces are packed to.
 fn parcels(plan: &Plan, transit: &Transit, slots_end: u64, errors: &mut Vec<PlacementError>) {
     let slots_bytes = slots_buffer(plan).map_or(0, |buffer| buffer.bytes);
-    let is_there = plan.kernels.get(transit.kernel.index()).is_some_and(|kernel| matches!(kernel.code, Code::Cuda { .. }));
+    let is_there =
+        plan.kernels.get(transit.kernel.index()).is_some_and(|kernel| matches!(kernel.code, Code::Cuda { .. }));
     if transit.places.len() < 2 || !is_there || transit.blocks == 0 || plan.placement.source != Source::Host {
         errors.push(PlacementError::Transit);
         return;
@@ -389,28 +392,31 @@ fn parcels(plan: &Plan, transit: &Transit, slots_end: u64, errors: &mut Vec<Plac
     }
     for (piece, (segment, &bytes)) in pieces.into_iter().zip(&transit.parcels).enumerate() {
         let runs = transit::runs(&plan.buffers, segment);
-        let room = transit.places[piece % transit.places.len()].bytes;
+        // Parcels take places in turn from call to call, so each comes to each.
+        let has_room = transit.places.iter().all(|place| bytes <= place.bytes);
         // Words are copied, so tensors start and end with one.
         let is_whole = runs.iter().all(|run| run.offset % 4 == 0 && run.bytes % 4 == 0);
         let is_packed = runs.len() <= transit::MOST_TENSORS && transit::parcel_bytes(&runs) == bytes;
-        if !is_whole || !is_packed || room < bytes {
+        if !is_whole || !is_packed || !has_room {
             errors.push(PlacementError::Parcel { piece });
         }
     }
 }
 
-/// A use of a piece by a step of a call.
+/// A step of a call, and the pieces that it reads.
 struct Use<'a> {
-    piece: usize,
+    pieces: Vec<usize>,
     from: &'a str,
 }
 
-/// Goes through a call: what each step reads must be in its slot, and with its last use a piece makes room for the next.
+/// Goes through a call: all that a step reads must be in its slots at once, and with its last use a piece makes room for the next.
 fn walk(plan: &Plan, phase: &Phase, errors: &mut Vec<PlacementError>) {
     let uses = uses(plan, phase);
     let n_pieces = plan.placement.pieces().count();
     let mut last = vec![None; n_pieces];
-    uses.iter().enumerate().for_each(|(time, one)| last[one.piece] = Some(time));
+    for (time, one) in uses.iter().enumerate() {
+        one.pieces.iter().for_each(|&piece| last[piece] = Some(time));
+    }
     for (piece, last) in last.iter().enumerate() {
         if last.is_none() {
             errors.push(PlacementError::Unused { phase: phase.name.clone(), piece });
@@ -420,14 +426,13 @@ fn walk(plan: &Plan, phase: &Phase, errors: &mut Vec<PlacementError>) {
     let mut cycle = Cycle::new(&plan.placement);
     while cycle.copy_next().is_some() {}
     let found = cycle.clone();
-    for (time, Use { piece, from }) in uses.iter().enumerate() {
-        if !cycle.has(*piece) {
-            let (phase, from) = (phase.name.clone(), (*from).to_owned());
-            errors.push(PlacementError::NotThere { phase, from, piece: *piece });
+    for (time, Use { pieces, from }) in uses.iter().enumerate() {
+        if let Some(&piece) = pieces.iter().find(|&&piece| !cycle.has(piece)) {
+            errors.push(PlacementError::NotThere { phase: phase.name.clone(), from: (*from).to_owned(), piece });
             return;
         }
-        if last[*piece] == Some(time) {
-            cycle.release(*piece);
+        for &piece in pieces.iter().filter(|&&piece| last[piece] == Some(time)) {
+            cycle.release(piece);
             while cycle.copy_next().is_some() {}
         }
     }
@@ -436,7 +441,7 @@ fn walk(plan: &Plan, phase: &Phase, errors: &mut Vec<PlacementError>) {
     }
 }
 
-/// Every use of a piece in a call, in the order of the steps.
+/// The steps of a call that use pieces, in their order.
 fn uses<'a>(plan: &Plan, phase: &'a Phase) -> Vec<Use<'a>> {
     let numbers = plan.placement.piece_numbers();
     let mut uses = Vec::new();
@@ -445,7 +450,12 @@ fn uses<'a>(plan: &Plan, phase: &'a Phase) -> Vec<Use<'a>> {
             Step::Call(call) => &call.from,
             Step::Copy { .. } | Step::Repeat { .. } => "copy",
         };
-        uses.extend(pieces_of(plan, &numbers, step, round).into_iter().map(|piece| Use { piece, from }));
+        let mut pieces = pieces_of(plan, &numbers, step, round);
+        pieces.sort_unstable();
+        pieces.dedup();
+        if !pieces.is_empty() {
+            uses.push(Use { pieces, from });
+        }
     };
     for step in &phase.steps {
         match step {

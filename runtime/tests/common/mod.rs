@@ -36,7 +36,14 @@ impl Draft {
             version: VERSION,
             model: "hand-made".to_owned(),
             target: std::env::consts::ARCH.to_owned(),
-            machine: Machine { threads: 1, read_bytes_per_us: 1000, link_bytes_per_us: 1000, copy_ns: 0, step_ns: 500, call_ns: 0 },
+            machine: Machine {
+                threads: 1,
+                read_bytes_per_us: 1000,
+                link_bytes_per_us: 1000,
+                copy_ns: 0,
+                step_ns: 500,
+                call_ns: 0,
+            },
             context,
             sequences,
             vocab,
@@ -211,7 +218,7 @@ impl Draft {
                 macs: Expr::from(0),
                 ops: Expr::from(0),
                 rate: Rate::flat(100),
-            start_ns: 500,
+                start_ns: 500,
                 from: "layer.cache".to_owned(),
             })],
         }
@@ -240,7 +247,15 @@ impl Draft {
         assert_eq!(bytes % 64, 0, "tests take sizes that need no padding");
         self.plan.weights_bytes += bytes;
         self.plan.placement = Placement::resident(self.plan.weights_bytes);
-        self.push(Buffer { name: name.to_owned(), role: Role::Weight, offset, bytes, rounds: 1, stride: 0, is_ternary: false })
+        self.push(Buffer {
+            name: name.to_owned(),
+            role: Role::Weight,
+            offset,
+            bytes,
+            rounds: 1,
+            stride: 0,
+            is_ternary: false,
+        })
     }
 
     fn kernel(&mut self, name: &str, code: Code) -> KernelId {

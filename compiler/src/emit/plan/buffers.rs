@@ -79,7 +79,15 @@ impl Emitter<'_> {
     pub(super) fn shared_buffer(&mut self, name: String, role: Role, bytes: u64, rounds: u32) -> BufferId {
         let stride = bytes.next_multiple_of(ALIGNMENT);
         let id = BufferId::new(self.plan.buffers.len());
-        self.plan.buffers.push(Buffer { name, role, offset: self.shared_bytes, bytes, rounds, stride, is_ternary: false });
+        self.plan.buffers.push(Buffer {
+            name,
+            role,
+            offset: self.shared_bytes,
+            bytes,
+            rounds,
+            stride,
+            is_ternary: false,
+        });
         self.shared_bytes = self.shared_bytes.saturating_add(stride.saturating_mul(u64::from(rounds)));
         id
     }

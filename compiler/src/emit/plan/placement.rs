@@ -50,8 +50,9 @@ impl Emitter<'_> {
         let parcels: Vec<u64> = pieces.map(|runs| transit::parcel_bytes(&runs)).collect();
         let mut offset = placement.slots.last().map_or(0, |last| last.offset + last.bytes.next_multiple_of(ALIGNMENT));
         let mut places = Vec::new();
-        for place in 0..PARCEL_PLACES as usize {
-            let bytes = parcels.iter().skip(place).step_by(PARCEL_PLACES as usize).copied().max().unwrap_or(ALIGNMENT);
+        // Parcels take them in turn from call to call, so with an odd number of parcels each comes to each.
+        let bytes = parcels.iter().copied().max().unwrap_or(0);
+        for _ in 0..PARCEL_PLACES {
             places.push(Slot { offset, bytes });
             offset += bytes.next_multiple_of(ALIGNMENT);
         }
@@ -67,8 +68,9 @@ fn placement(weights: &WeightPlan, residency: Residency, is_cpu: bool) -> Result
     if rounds < residency.streamed {
         return Err(PlanEmitError::Residency { layers: rounds, streamed: residency.streamed });
     }
-    if 0 < residency.streamed && residency.slots < 2 {
-        return Err(PlanEmitError::Slots { slots: residency.slots });
+    let least = Residency::least_slots(residency.split);
+    if 0 < residency.streamed && residency.slots < least {
+        return Err(PlanEmitError::Slots { slots: residency.slots, split: residency.split, least });
     }
     // The layer's pieces, by where round 0 has their ends.
     let parts: Vec<u64> = body.map_or(Vec::new(), |body| body.piece_ends(weights.tensors(), residency.split));

@@ -1,7 +1,7 @@
 //! When what runs in a call: launches in one lane, copies of streamed weights in another, and one layer enlarged.
 
-use ir::plan::{Machine, Plan};
 use ir::plan::placement::{self, Cycle};
+use ir::plan::{Machine, Plan};
 
 use super::call::{Launch, Nature, PhaseCall};
 use super::markup::{Markup, Px, human_count, human_ns, percent, shortened};
@@ -76,7 +76,8 @@ fn simulate(plan: &Plan, call: &PhaseCall<'_>) -> Simulated {
     reads.iter().enumerate().for_each(|(at, reads)| reads.iter().for_each(|&piece| last_reads[piece] = Some(at)));
 
     let mut cycle = Cycle::new(&plan.placement);
-    let mut link = Link { pieces: &pieces, machine: plan.machine, free: 0, arrival: vec![0; pieces.len()], copies: Vec::new() };
+    let mut link =
+        Link { pieces: &pieces, machine: plan.machine, free: 0, arrival: vec![0; pieces.len()], copies: Vec::new() };
     link.fill(&mut cycle, 0);
     let (mut now, mut start, mut spans) = (0_u64, 0, Vec::new());
     for _ in 0..=WARM_CALLS {
@@ -397,8 +398,15 @@ mod tests {
     /// Four rounds that each read 640 bytes in 640 ns, all of them streamed through two slots.
     fn plan(link_bytes_per_us: u64) -> Plan {
         let segments = (0..4).map(|at| Segment { offset: at * 640, bytes: 640, home: Home::Slot(at as u32 % 2) });
-        let weight =
-            Buffer { name: "w.{}".to_owned(), role: Role::Weight, offset: 0, bytes: 640, rounds: 4, stride: 640, is_ternary: false };
+        let weight = Buffer {
+            name: "w.{}".to_owned(),
+            role: Role::Weight,
+            offset: 0,
+            bytes: 640,
+            rounds: 4,
+            stride: 640,
+            is_ternary: false,
+        };
         let offset = Expr::symbol(ROUND) * Expr::from(640);
         let call = Call {
             kernel: KernelId::new(0),
@@ -417,7 +425,14 @@ mod tests {
             version: VERSION,
             model: "m".to_owned(),
             target: "scalar".to_owned(),
-            machine: Machine { threads: 1, read_bytes_per_us: 1000, link_bytes_per_us, copy_ns: 0, step_ns: 0, call_ns: 0 },
+            machine: Machine {
+                threads: 1,
+                read_bytes_per_us: 1000,
+                link_bytes_per_us,
+                copy_ns: 0,
+                step_ns: 0,
+                call_ns: 0,
+            },
             context: 8,
             sequences: 1,
             vocab: 1,

@@ -249,15 +249,9 @@ pub struct Model<'a> {
 
 impl Model<'_> {
     /// Work with its copies in slots; none if they cannot be made so.
-    pub fn prefetch(
-        &self,
-        work: &Work,
-        split: u32,
-        slots: u32,
-        source: Tier,
-        packs_copies: bool,
-    ) -> Option<Copied> {
-        if packs_copies && (source != Tier::Host || self.link.is_shared) {
+    pub fn prefetch(&self, work: &Work, split: u32, slots: u32, source: Tier, packs_copies: bool) -> Option<Copied> {
+        let has_too_few = 0 < work.streamed && slots < Residency::least_slots(split);
+        if packs_copies && (source != Tier::Host || self.link.is_shared) || has_too_few {
             return None;
         }
         let [streamed, resident] = work.profiles;
@@ -275,8 +269,9 @@ impl Model<'_> {
             Some(profile) => (profile.layer_bytes(), 0),
             None => (0, 0),
         };
+        let copy_us = if packs_copies { self.link.parcel_us } else { self.link.copy_us };
         let copied = |times: &Times| Times { copied_bytes: times.copied_layers.saturating_mul(of_layer), ..*times };
-        let time = |times: &Times| copied(times).nanoseconds(split, slots, gb_per_s, self.link.copy_us);
+        let time = |times: &Times| copied(times).nanoseconds(split, slots, gb_per_s, copy_us);
         let Format { packing, kv, chunk } = &resident.format;
         let residency = match work.streamed {
             0 => Residency::default(),

@@ -83,6 +83,9 @@ fn everything(profiles: &[Profile], offers: &Offers, link: Link) -> Vec<[u64; 4]
                 for &split in &offers.splits {
                     for &slots in &offers.slots {
                         for &source in &offers.sources {
+                            if 0 < streamed && slots < Residency::least_slots(split) {
+                                continue;
+                            }
                             for on_host in [false, true] {
                                 if on_host && (!offers.host_embedding || stay.embedding_bytes == 0) {
                                     continue;
@@ -129,7 +132,7 @@ fn one_point(
             copied_layers: u64::from(streamed) * calls,
         };
         let rate = if source == Tier::Host { link.host_gb_per_s } else { link.disk_gb_per_s };
-        times.nanoseconds(split, slots, rate, link.copy_us)
+        times.nanoseconds(split, slots, rate, if packs { link.parcel_us } else { link.copy_us })
     };
     let calls = u64::from(moved.first_calls);
     let mut point = [
@@ -178,6 +181,7 @@ fn the_front_is_that_of_trying_everything() {
             host_gb_per_s: random.pick(&[0.1, 1.0, 10.0]),
             disk_gb_per_s: 0.05,
             copy_us: random.pick(&[0.0, 0.01]),
+            parcel_us: random.pick(&[0.0, 0.02]),
             is_shared: false,
         };
         let (front, report) = search(&profiles, &offers, link);
@@ -257,7 +261,7 @@ fn times_are_those_of_a_simulation() {
 
 #[test]
 fn a_program_without_layers_or_formats_has_a_front() {
-    let link = Link { host_gb_per_s: 1.0, disk_gb_per_s: 1.0, copy_us: 1.0, is_shared: false };
+    let link = Link { host_gb_per_s: 1.0, disk_gb_per_s: 1.0, copy_us: 1.0, parcel_us: 1.0, is_shared: false };
     let (front, report) = search(&[], &Offers::resident(), link);
     assert!(front.points().is_empty() && report.is_exact);
     let mut random = Random(7);
@@ -270,7 +274,7 @@ fn a_program_without_layers_or_formats_has_a_front() {
 fn a_budget_takes_the_fastest_point_within_it_or_names_the_least() {
     let mut random = Random(3);
     let profiles = profiles(&mut random);
-    let link = Link { host_gb_per_s: 1.0, disk_gb_per_s: 0.05, copy_us: 0.0, is_shared: false };
+    let link = Link { host_gb_per_s: 1.0, disk_gb_per_s: 0.05, copy_us: 0.0, parcel_us: 0.0, is_shared: false };
     let offers = Offers::streaming(vec![Tier::Host]);
     let (front, _) = search(&profiles, &offers, link);
     let least = front.points().iter().map(|point| point.device_bytes).min().unwrap();

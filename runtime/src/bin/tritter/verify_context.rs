@@ -96,7 +96,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let needle = needle(args, &session)?;
 
     let mut progress = Progress::new("context", Unit::Tokens);
-    let journey = Journey { context, decode: args.decode, chunk, overlap: args.overlap, shorter_chunk, seed: args.seed };
+    let journey =
+        Journey { context, decode: args.decode, chunk, overlap: args.overlap, shorter_chunk, seed: args.seed };
     let travelled = travel(&mut session, &journey, &mut |done, total| {
         progress.set(done as u64, total as u64);
         ui::flow()

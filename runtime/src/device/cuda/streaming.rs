@@ -251,11 +251,7 @@ impl Ring {
 }
 
 /// Every piece in pinned memory, as it is copied.
-fn pinned_pieces(
-    context: &Arc<Context>,
-    plan: &Plan,
-    weights: &WeightMap,
-) -> Result<Vec<Pinned>, RuntimeError> {
+fn pinned_pieces(context: &Arc<Context>, plan: &Plan, weights: &WeightMap) -> Result<Vec<Pinned>, RuntimeError> {
     let data = weights.data();
     let pieces: Vec<&Segment> = plan.placement.pieces().map(|(segment, _)| segment).collect();
     let pin = |segment: &Segment| -> Result<Pinned, RuntimeError> {

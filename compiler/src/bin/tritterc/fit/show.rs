@@ -68,7 +68,9 @@ impl Shown<'_> {
             1.. => {
                 let pieces = if split == 1 { "whole".to_owned() } else { format!("in {split} pieces each") };
                 let packing = if packs_copies { " in 1.6 bits" } else { "" };
-                format!("{streamed} of {layers} layers streamed from {source}{packing}, {pieces}, through {slots} slots")
+                format!(
+                    "{streamed} of {layers} layers streamed from {source}{packing}, {pieces}, through {slots} slots"
+                )
             }
         };
         if host_embedding {
