@@ -257,9 +257,10 @@ impl Program {
         }
         let repeats = self.graphs.iter().flat_map(|graph| {
             graph.values.values().filter_map(move |value| match &value.def {
-                Def::Op { op: Op::Repeat(repeat), .. } if &*repeat.body == name => {
-                    Some(u64::from(repeat.count) * self.rounds(&graph.name))
-                }
+                Def::Op { op, .. } => op
+                    .body()
+                    .filter(|(body, _)| *body == name)
+                    .map(|(_, count)| u64::from(count) * self.rounds(&graph.name)),
                 _ => None,
             })
         });

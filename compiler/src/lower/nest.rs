@@ -304,6 +304,15 @@ impl Ctx<'_, '_> {
             | Op::KvAppend(_)
             | Op::Sample(_)
             | Op::Attention(_)
+            | Op::SumTo(_)
+            | Op::TernaryMatmulTransposed(_)
+            | Op::KvRows(_)
+            | Op::AttentionGradient(_)
+            | Op::ScatterAdd(_)
+            | Op::CrossEntropy(_)
+            | Op::CrossEntropyGradient(_)
+            | Op::Scan(_)
+            | Op::Stacked(_)
             | Op::Repeat(_) => return Err(self.unsupported(value)),
         })
     }
