@@ -19,6 +19,7 @@ pub mod emit;
 pub mod weights;
 pub mod artifact;
 pub mod report;
+pub mod autodiff;
 pub mod training;
 
 mod error;
