@@ -17,7 +17,7 @@
 //!   are the wanted parameters.
 //! * Adapters on packed weights are wanted parameters beside frozen ones. What flows back through a packed matrix is the op
 //!   `ternary_matmul_transposed`; its own gradient is dead and goes when the graph is compacted.
-//! * An optimiser is another program over the same parameters, as states: XX. Accumulating gradients over several calls
+//! * An optimiser is another program over the same parameters, as states: see [`crate::optimiser`]. Accumulating gradients over several calls
 //!   puts states between the two.
 //! * A GPU needs kernels for the ops that gradients are made of, and nothing in this walk.
 

@@ -20,6 +20,7 @@ pub mod weights;
 pub mod artifact;
 pub mod report;
 pub mod autodiff;
+pub mod optimiser;
 pub mod training;
 
 mod error;

@@ -77,7 +77,7 @@ pub fn scalar(b: &mut Builder, value: f64) -> ValueId {
 /// Never: a scalar broadcasts to every shape.
 pub fn filled(b: &mut Builder, value: f64, shape: &Shape) -> Result<ValueId, BuildError> {
     let value = scalar(b, value);
-    b.op(Broadcast { shape: shape.clone() }, &[value])
+    broadcast_to(b, value, shape)
 }
 
 /// The sum of `x` over the axes along which something of the shape `shape` was repeated.

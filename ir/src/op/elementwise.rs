@@ -93,12 +93,12 @@ binary! {
     /// `lhs * rhs`.
     Mul = "mul", |lhs, rhs| lhs * rhs,
         |b, lhs, rhs, dy| [Some(b.op(Mul {}, &[dy, rhs])?), Some(b.op(Mul {}, &[dy, lhs])?)];
-    /// The smaller of the two; a number where the other is not one. Where both are equal, the gradient is that of `rhs`.
+    /// The smaller of the two; a number where the other is not one. The gradient is that of `lhs` where `lhs < rhs`, and else that of `rhs`.
     Minimum = "minimum", |lhs, rhs| lhs.min(rhs), |b, lhs, rhs, dy| {
         let is_lhs = b.op(Less {}, &[lhs, rhs])?;
         parted(b, is_lhs, dy)?
     };
-    /// The larger of the two; a number where the other is not one. Where both are equal, the gradient is that of `rhs`.
+    /// The larger of the two; a number where the other is not one. The gradient is that of `lhs` where `rhs < lhs`, and else that of `rhs`.
     Maximum = "maximum", |lhs, rhs| lhs.max(rhs), |b, lhs, rhs, dy| {
         let is_lhs = b.op(Less {}, &[rhs, lhs])?;
         parted(b, is_lhs, dy)?
