@@ -305,7 +305,10 @@ fn random_programs_have_every_op() {
     let mut runner = TestRunner::new_with_rng(config(), TestRng::from_seed(RngAlgorithm::ChaCha, &[1; 32]));
     // Long programs have all ops soon; gradients have attention's where no cache is quantised, which short ones are likelier to keep to.
     for round in 0..4000 {
-        let recipe = recipes(if round < 200 { 24 } else { 8 }, false).new_tree(&mut runner).expect("recipes reject nothing").current();
+        let recipe = recipes(if round < 200 { 24 } else { 8 }, false)
+            .new_tree(&mut runner)
+            .expect("recipes reject nothing")
+            .current();
         let program = recipe.program();
         let mut programs: Vec<Program> = vec![(*program).clone()];
         let bound = verify(program.bind(&[(Symbol::new("n"), 3)])).expect("a smaller program");

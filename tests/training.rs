@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use compiler::autodiff::{Differentiated, Keep, Options, differentiate, with_cross_entropy};
 use compiler::optimiser::AdamW;
 use ir::reference::{Evaluator, Tensor};
-use ir::{DType, Symbol, verify};
+use ir::{DType, Program, Symbol, Verified, verify};
 use tritter_tests::compare::relative_l2;
 use tritter_tests::fixture::{self, Tensors};
 use tritter_tests::session::{Build, Model};
@@ -15,7 +15,7 @@ struct Fixture {
     expected: Tensors,
     parameters: HashMap<String, Tensor>,
     sources: Vec<(String, String)>,
-    program: ir::Verified<ir::Program>,
+    program: Verified<Program>,
     inputs: Vec<Tensor>,
 }
 
@@ -25,33 +25,11 @@ impl Fixture {
         let directory = fixture::checkpoint(name);
         let expected = Tensors::read(&fixture::data(name).join("expected.safetensors")).unwrap();
         let ids = expected.ids("input_ids").unwrap();
-        let (sequences, length) = (ids.len(), ids[0].len());
-        let n = sequences * length;
-        let build = Build { sequences: sequences as u32, chunk: n as u32, ..Build::new(length) };
-        let built = Model::checkpoint(&directory).unwrap().build(&build).unwrap();
-        let program = with_cross_entropy(&built.program, 0).unwrap();
-        let sizes = [(Symbol::new("n"), n as u64), (Symbol::new("m"), n as u64)];
-        let program = verify(program.bind(&sizes)).unwrap();
-
+        let built = Model::checkpoint(&directory).unwrap().build(&build_for(&ids)).unwrap();
         let parameters = Tensors::of_checkpoint(&directory).unwrap().parameters(&built.params).unwrap();
-        let bindings = built.params.iter();
-        let sources = bindings.map(|binding| (binding.key.clone(), binding.source.clone())).collect();
-        let of_tokens = |value: &dyn Fn(usize, usize) -> f64| {
-            let places = (0..sequences).flat_map(|seq| (0..length).map(move |pos| (seq, pos)));
-            places.map(|(seq, pos)| value(seq, pos)).collect::<Vec<f64>>()
-        };
-        let vector = |values: Vec<f64>| Tensor::of(DType::I32, &[n], values);
-        // Each token is to say which comes next; the last of a sequence has none.
-        let next = |seq: usize, pos: usize| ids[seq].get(pos + 1).map_or(-1.0, |&id| f64::from(id));
-        let inputs = vec![
-            vector(of_tokens(&|seq, pos| ids[seq][pos].into())),
-            vector(of_tokens(&|seq, _| seq as f64)),
-            vector(of_tokens(&|_, pos| pos as f64)),
-            Tensor::of(DType::I32, &[n, 2], vec![0.0; 2 * n]),
-            vector((0..n).map(|row| row as f64).collect()),
-            vector(of_tokens(&next)),
-        ];
-        Self { expected, parameters, sources, program, inputs }
+        let sources = built.params.iter().map(|binding| (binding.key.clone(), binding.source.clone())).collect();
+        let program = loss_of(&built.program, &ids);
+        Self { expected, parameters, sources, program, inputs: batch(&ids) }
     }
 
     fn differentiated(&self, keep: Keep) -> Differentiated {
@@ -63,6 +41,35 @@ impl Fixture {
         let source = self.sources.iter().find(|(known, _)| known == key).map(|(_, source)| source);
         source.unwrap().replace("{}", &round.to_string())
     }
+}
+
+fn build_for(ids: &[Vec<u32>]) -> Build {
+    let n = ids.len() * ids[0].len();
+    Build { sequences: ids.len() as u32, chunk: n as u32, ..Build::new(ids[0].len()) }
+}
+
+/// The loss of a decoder on a batch of this size.
+fn loss_of(program: &Verified<Program>, ids: &[Vec<u32>]) -> Verified<Program> {
+    let n = (ids.len() * ids[0].len()) as u64;
+    let program = with_cross_entropy(program, 0).unwrap();
+    verify(program.bind(&[(Symbol::new("n"), n), (Symbol::new("m"), n)])).unwrap()
+}
+
+/// The inputs of a loss: all tokens of all sequences, each of which is to say which comes next; the last of a sequence has none.
+fn batch(ids: &[Vec<u32>]) -> Vec<Tensor> {
+    let n = ids.len() * ids[0].len();
+    let of_tokens = |value: &dyn Fn(usize, usize) -> f64| {
+        let places = (0..ids.len()).flat_map(|seq| (0..ids[0].len()).map(move |pos| (seq, pos)));
+        Tensor::of(DType::I32, &[n], places.map(|(seq, pos)| value(seq, pos)))
+    };
+    vec![
+        of_tokens(&|seq, pos| ids[seq][pos].into()),
+        of_tokens(&|seq, _| seq as f64),
+        of_tokens(&|_, pos| pos as f64),
+        Tensor::of(DType::I32, &[n, 2], vec![0.0; 2 * n]),
+        Tensor::of(DType::I32, &[n], (0..n).map(|row| row as f64)),
+        of_tokens(&|seq, pos| ids[seq].get(pos + 1).map_or(-1.0, |&id| f64::from(id))),
+    ]
 }
 
 /// Gradients by key and round, from the outputs of a program.
@@ -91,7 +98,6 @@ fn first_gradients_are_those_of_the_reference() {
             let source = fixture.source(&key, round);
             let theirs = fixture.expected.values(&format!("grad.{source}")).unwrap();
             let error = relative_l2(&theirs, &gradient);
-            println!("{name} {source}: {error:e}");
             if worst.0 < error {
                 worst = (error, source);
             }
@@ -138,7 +144,46 @@ fn five_steps_lead_where_the_reference_goes() {
                 }
             }
         }
-        println!("{name}: {worst:?}");
         assert!(worst.0 <= 1e-4, "{name}: {} is off by {}", worst.1, worst.0);
+    }
+}
+
+/// Adapters that the PEFT library made for a model whose projections are quantised as they are used: loss, logits and gradients.
+#[test]
+fn adapters_are_those_of_peft() {
+    let name = "lora-peft";
+    let expected = Tensors::read(&fixture::data(name).join("expected.safetensors")).unwrap();
+    let config = std::fs::read_to_string(fixture::data(name).join("adapter_config.json")).unwrap();
+    let adapters = models::import::peft(&config).unwrap();
+    let ids = expected.ids("input_ids").unwrap();
+    let base = fixture::checkpoint("bitnet-online");
+    let model = Model::checkpoint(&base).unwrap().build_adapted(&build_for(&ids), &adapters).unwrap();
+    let mut parameters = Tensors::of_checkpoint(&base).unwrap().parameters(&model.params).unwrap();
+    let file = Tensors::read(&fixture::data(name).join("adapter_model.safetensors")).unwrap();
+    parameters.extend(file.parameters(&model.adapters).unwrap());
+
+    let mut inputs = batch(&ids);
+    let n = inputs[0].data.len();
+    inputs[5] = Tensor::of(DType::F32, &[n, 4], vec![0.0; 4 * n]);
+    inputs.push(Tensor::of(DType::I32, &[n, 2], vec![0.0; 2 * n]));
+    let logits = Evaluator::new(&model.program, &parameters).run(&inputs).unwrap().remove(0);
+    let error = relative_l2(&expected.values("logits").unwrap(), &logits.data);
+    assert!(error <= 0.03, "logits are off by {error}");
+
+    let program = loss_of(&model.program, &ids);
+    let wanted = |key: &str| model.adapters.iter().any(|adapter| adapter.key == key);
+    for keep in [Keep::Values, Keep::Inputs] {
+        let differentiated = differentiate(&program, &Options { loss: 0, wanted: &wanted, keep }).unwrap();
+        let outputs = Evaluator::new(&differentiated.program, &parameters).run(&batch(&ids)).unwrap();
+        let (loss, theirs) = (outputs[0].data[0], expected.values("loss").unwrap()[0]);
+        assert!((loss - theirs).abs() <= 1e-2, "loss {loss} against {theirs}");
+        let gradients = gradients(&differentiated, &outputs);
+        assert_eq!(gradients.len(), 16);
+        for (key, round, gradient) in gradients {
+            let binding = model.adapters.iter().find(|adapter| adapter.key == key).unwrap();
+            let source = binding.source_of(round).replace(".weight", ".default.weight");
+            let error = relative_l2(&expected.values(&format!("grad.{source}")).unwrap(), &gradient);
+            assert!(error <= 0.03, "{source} is off by {error}");
+        }
     }
 }

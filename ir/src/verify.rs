@@ -414,8 +414,7 @@ impl<'a> Ctx<'a> {
                 let types = types.iter().map(|ty| ty.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string));
                 types.collect::<Vec<_>>().join(", ")
             };
-            let cause =
-                Cause::BodySignature { body: body.name.clone(), expected: list(&expected), found: list(found) };
+            let cause = Cause::BodySignature { body: body.name.clone(), expected: list(&expected), found: list(found) };
             self.report(graph, Some(id), cause);
         }
     }

@@ -95,13 +95,7 @@ struct Cut {
 }
 
 /// Cuts the backward half off. Values of the combined graph that `forward` has too are its first ones.
-fn cut(
-    combined: &Graph,
-    forward: &Graph,
-    inputs: &[ValueId],
-    dy: ValueId,
-    keep: Keep,
-) -> Result<Cut, AutodiffError> {
+fn cut(combined: &Graph, forward: &Graph, inputs: &[ValueId], dy: ValueId, keep: Keep) -> Result<Cut, AutodiffError> {
     let follows = follows_from_operands(forward, inputs[0]);
     let is_forward = |value: ValueId| value.index() < forward.values.len();
     let is_saved = |value: ValueId| {

@@ -7,8 +7,8 @@ use ir::op::reduce::Sum;
 use ir::vjp::scalar;
 use ir::{Builder, DType, Shape, TensorType, Verified, verify};
 
-use super::walk::{Source, Walk};
 use super::AutodiffError;
+use super::walk::{Source, Walk};
 
 /// The program with one more input, `targets`, i32 with an id for each row of the logits, and one output: the mean cross-entropy in nats over
 /// the rows whose target is not negative, f32 `[1]`. Bodies stay as they are; states of the entry are taken as zeros, and inputs that only other outputs

@@ -56,9 +56,7 @@ impl Walk {
                     let varies = (source.varying)(n_inputs - 1);
                     (self.b.input(name.unwrap_or("input"), value.ty.clone()), varies)
                 }
-                Def::Param { key } => {
-                    (self.b.param(name.unwrap_or(key), key, value.ty.clone()), (source.wanted)(key))
-                }
+                Def::Param { key } => (self.b.param(name.unwrap_or(key), key, value.ty.clone()), (source.wanted)(key)),
                 Def::State { key } if value.ty.dtype != DType::F32 => {
                     return Err(AutodiffError::State { key: key.to_string(), ty: value.ty.clone() });
                 }
@@ -146,13 +144,8 @@ impl Walk {
         &mut self,
         wanted: &dyn Fn(&str) -> bool,
     ) -> Result<Vec<(String, TensorType, ValueId)>, BuildError> {
-        let params: Vec<(ValueId, String)> = self
-            .b
-            .graph()
-            .params()
-            .filter(|(_, key)| wanted(key))
-            .map(|(id, key)| (id, key.to_string()))
-            .collect();
+        let params: Vec<(ValueId, String)> =
+            self.b.graph().params().filter(|(_, key)| wanted(key)).map(|(id, key)| (id, key.to_string())).collect();
         let mut found: Vec<(String, TensorType, ValueId)> = Vec::new();
         for (id, key) in params {
             let Some(gradient) = self.gradient(id) else { continue };

@@ -58,7 +58,11 @@ impl OpDef for Scan {
             return Err(TypeError::attribute("reverse", self.reverse, "it is 0 or 1"));
         }
         if inputs.len() <= self.stacked as usize {
-            return Err(TypeError::attribute("stacked", self.stacked, "there are fewer operands after the carried one"));
+            return Err(TypeError::attribute(
+                "stacked",
+                self.stacked,
+                "there are fewer operands after the carried one",
+            ));
         }
         carried_type(inputs)
     }

@@ -67,7 +67,9 @@ impl OpDef for ScatterAdd {
         }
         match self.shape.dims() {
             [_, columns] if columns == width => Ok(TensorType::new(DType::F32, self.shape.clone())),
-            _ => Err(TypeError::attribute("shape", &self.shape, "it must be [v, d], with rows as long as those of `x`")),
+            _ => {
+                Err(TypeError::attribute("shape", &self.shape, "it must be [v, d], with rows as long as those of `x`"))
+            }
         }
     }
 

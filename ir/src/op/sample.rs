@@ -48,7 +48,9 @@ impl OpDef for Sample {
     }
 
     fn vjp(&self, _: &mut Builder, _: &[ValueId], _: ValueId, _: ValueId) -> Result<Gradients, VjpError> {
-        Ok([Gradient::Zero(Zero::Flat), Gradient::Zero(Zero::Flat), Gradient::Zero(Zero::Integer)].into_iter().collect())
+        Ok([Gradient::Zero(Zero::Flat), Gradient::Zero(Zero::Flat), Gradient::Zero(Zero::Integer)]
+            .into_iter()
+            .collect())
     }
 }
 
