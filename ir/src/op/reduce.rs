@@ -116,8 +116,8 @@ impl OpDef for Softmax {
 }
 
 op! {
-    /// The sum over all that something of the shape `shape` is repeated to in `x`: the reverse of a broadcast. Each element adds its parts in the
-    /// order in which they stand in `x`.
+    /// The sum over all that something of the shape `shape` is repeated to in `x`: the reverse of a broadcast. Each element adds its parts over
+    /// 32 lanes as in [`Sum`], counted in the order in which they stand in `x`.
     SumTo = "sum_to" (x) {
         /// The result's shape, which broadcasts to that of `x`.
         shape: Shape,
