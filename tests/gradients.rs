@@ -9,7 +9,7 @@ use ir::reference::{Evaluator, Tensor};
 use ir::{DType, Op, Program, Symbol, Verified, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, RngSeed, TestRng, TestRunner};
-use tritter_tests::gradient::{all_gradients, with_loss};
+use tritter_tests::gradient::{all_gradients, inputs_to_parameters, with_loss};
 use tritter_tests::random::{self, Numbers, Recipe, recipes};
 
 /// How many random programs are looked at.
@@ -55,18 +55,11 @@ impl Case {
         let program = recipe.program();
         let mut parameters = random::parameters(&program, seed);
         let mut bound = program.bind(&[(Symbol::new("n"), n as u64)]);
-        // Real inputs become parameters, so that there is a derivative by them too.
-        let entry = bound.graphs.last_mut().expect("a program has an entry");
         let mut inputs = Vec::new();
-        let given = random::inputs(&program, n, seed);
-        for (id, tensor) in std::mem::take(&mut entry.inputs).into_iter().zip(given) {
-            if entry.ty(id).dtype == DType::F32 {
-                let key = format!("input.{id}");
-                entry.values[id].def = Def::Param { key: key.as_str().into() };
-                parameters.insert(key, tensor);
-            } else {
-                entry.inputs.push(id);
-                inputs.push(tensor);
+        for (key, tensor) in inputs_to_parameters(&mut bound).into_iter().zip(random::inputs(&program, n, seed)) {
+            match key {
+                Some(key) => drop(parameters.insert(key, tensor)),
+                None => inputs.push(tensor),
             }
         }
         let bound = verify(bound).unwrap_or_else(|errors| panic!("{errors}"));

@@ -42,6 +42,27 @@ pub fn with_loss(program: &Verified<Program>) -> Option<Verified<Program>> {
     Some(verify(program).unwrap_or_else(|errors| panic!("{errors}")))
 }
 
+/// Makes parameters of the entry's real inputs, so that there are gradients by them too. The key of each input's parameter, in their order; `None`
+/// for those that stay.
+pub fn inputs_to_parameters(program: &mut Program) -> Vec<Option<String>> {
+    let Some(entry) = program.graphs.last_mut() else { return Vec::new() };
+    let mut keys = Vec::new();
+    for input in std::mem::take(&mut entry.inputs) {
+        keys.push(match entry.ty(input).dtype {
+            DType::F32 => {
+                let key = format!("input.{input}");
+                entry.values[input].def = Def::Param { key: key.as_str().into() };
+                Some(key)
+            }
+            _ => {
+                entry.inputs.push(input);
+                None
+            }
+        });
+    }
+    keys
+}
+
 fn push(graph: &mut Graph, op: impl Into<Op>, inputs: &[ValueId]) -> ValueId {
     let op = op.into();
     let types: Vec<_> = inputs.iter().map(|&input| graph.ty(input)).collect();
