@@ -177,7 +177,8 @@ fn gradients_are_those_of_finite_differences() {
     }
     let checked = checked.into_inner();
     assert!(CASES / 10 <= checked, "only {checked} programs have derivatives");
-    // Rounded ops, gradients of gradients, and what only the walk makes are not in programs that are compared.
+    // Rounded ops, gradients of gradients, and what only the walk makes are not in programs that are compared. Those of them that have gradients of their
+    // own are below, or in `filetests/autodiff`.
     let exempt = [
         "ternarise",
         "ternary_scale",
@@ -199,4 +200,50 @@ fn gradients_are_those_of_finite_differences() {
     let missing: Vec<&&str> =
         Op::NAMES.iter().filter(|name| !reached.contains(**name) && !exempt.contains(*name)).collect();
     assert!(missing.is_empty(), "no program with these ops has a derivative: {missing:?}");
+}
+
+/// The ops that gradients are made of, where random programs do not have them with anything to derive by.
+#[test]
+fn ops_of_gradients_have_gradients_of_their_own() {
+    let programs = [
+        "graph @main(ids: i32[3]) -> f32[4, 2] {
+           param x: f32[3, 2] = \"x\"
+           y = scatter_add x, ids, shape=[4, 2]
+           return y
+         }",
+        "graph @main() -> f32[2, 3] {
+           param x: f32[2, 4] = \"x\"
+           param w: t2[4, 3] = \"w\"
+           param s: f32[4] = \"s\"
+           y = ternary_matmul_transposed x, w, s
+           return y
+         }",
+        "graph @main(seq: i32[2], pos: i32[2]) -> f32[2, 1, 2] {
+           param cache: f32[2, 1, 3, 2] = \"cache\"
+           param x: f32[2, 1, 2] = \"x\"
+           after = kv_append cache, x, seq, pos
+           sine = sin after
+           y = kv_rows sine, seq, pos
+           z = kv_rows sine, pos, seq
+           sum = add y, z
+           return sum
+         }",
+    ];
+    for text in programs {
+        let program = ir::text::parse(text).unwrap_or_else(|errors| panic!("{}", errors.show(text)));
+        let program = verify(program).unwrap();
+        let program = with_loss(&program).unwrap();
+        let mut n_checked = 0;
+        for seed in 1..20 {
+            let parameters = random::parameters(&program, seed);
+            let case = Case { inputs: random::inputs(&program, 0, seed), program: program.clone(), parameters };
+            match check(&case, seed) {
+                Verdict::Checked => n_checked += 1,
+                // Two logits are equal, and which is the larger turns with the step.
+                Verdict::Skipped => {}
+                Verdict::Wrong(reason) => panic!("{reason}\n{text}"),
+            }
+        }
+        assert!(10 <= n_checked, "only {n_checked} cases have a derivative\n{text}");
+    }
 }
