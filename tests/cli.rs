@@ -240,6 +240,16 @@ fn every_other_command_of_the_compiler_works() {
     assert!(Tritterc.succeed(&["verify", str(&source)]).starts_with("ok"));
     assert_eq!(Tritterc.succeed(&["print", str(&source)]), printed);
     assert!(Tritterc.succeed(&["print", "tiny", "--spec"]).contains("vocab: 267"));
+    // The program of the gradients is one like any other, and has one scan each way.
+    let gradients = Tritterc.succeed(&["print", "tiny", "--gradients", "values", "--chunk", "8", "--logits", "8"]);
+    assert_eq!(gradients.matches(" = scan ").count(), 2, "{gradients}");
+    let again = Tritterc.succeed(&["print", "tiny", "--gradients", "inputs", "--chunk", "8", "--logits", "8"]);
+    let saved = |program: &str| program.matches(" = stacked layers, ").count();
+    assert!(saved(&again) == 1 && 1 < saved(&gradients), "{} {}", saved(&again), saved(&gradients));
+    fs::write(&source, &gradients).unwrap();
+    assert!(Tritterc.succeed(&["verify", str(&source)]).starts_with("ok"));
+    assert!(Tritterc.succeed(&["opt", str(&source)]).contains("layer.backward"));
+    fs::write(&source, &printed).unwrap();
     let optimised = Tritterc.succeed(&["opt", "tiny", "--target", "scalar"]);
     assert!(optimised.contains("ternary_matmul"), "{optimised}");
     let partly = Tritterc.succeed(&["opt", "tiny", "--passes", "canonicalise"]);

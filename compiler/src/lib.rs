@@ -19,6 +19,8 @@ pub mod emit;
 pub mod weights;
 pub mod artifact;
 pub mod report;
+pub mod autodiff;
+pub mod optimiser;
 pub mod training;
 
 mod error;

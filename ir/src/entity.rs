@@ -99,6 +99,11 @@ impl<I: Id, T> IdVec<I, T> {
     pub fn values(&self) -> std::slice::Iter<'_, T> {
         self.items.iter()
     }
+
+    /// All items, to be changed.
+    pub fn values_mut(&mut self) -> std::slice::IterMut<'_, T> {
+        self.items.iter_mut()
+    }
 }
 
 impl<I: Id, T> Index<I> for IdVec<I, T> {

@@ -8,8 +8,8 @@ use smallvec::SmallVec;
 
 use crate::dtype::DType;
 use crate::entity::{Id, IdVec, id};
-use crate::op::{Op, Real};
-use crate::shape::{Symbol, TensorType};
+use crate::op::{Attr, Op, Real};
+use crate::shape::{Dim, Shape, Symbol, TensorType};
 
 id!(
     /// A value of one graph: an input, a parameter, a state, a constant, or the result of an op.
@@ -201,11 +201,20 @@ impl Graph {
 
     /// A copy without the values that nothing needs, renumbered; inputs always stay.
     pub fn compact(&self) -> Graph {
+        self.with_values(|id, is_live| is_live || matches!(self.values[id].def, Def::Input))
+    }
+
+    /// As [`Graph::compact`], without inputs that nothing needs either.
+    pub fn prune(&self) -> Graph {
+        self.with_values(|_, is_live| is_live)
+    }
+
+    fn with_values(&self, stays: impl Fn(ValueId, bool) -> bool) -> Graph {
         let live = self.live();
         let mut graph = Graph::new(&self.name);
         let mut new_ids: HashMap<ValueId, ValueId> = HashMap::new();
         for (id, value) in self.values.iter() {
-            if !live[id.index()] && !matches!(value.def, Def::Input) {
+            if !stays(id, live[id.index()]) {
                 continue;
             }
             let mut value = value.clone();
@@ -216,7 +225,7 @@ impl Graph {
             }
             new_ids.insert(id, graph.values.push(value));
         }
-        let renamed = |ids: &[ValueId]| ids.iter().map(|id| new_ids[id]).collect();
+        let renamed = |ids: &[ValueId]| ids.iter().filter_map(|id| new_ids.get(id).copied()).collect();
         graph.inputs = renamed(&self.inputs);
         graph.outputs = renamed(&self.outputs);
         graph.updates = self
@@ -250,6 +259,34 @@ impl Program {
         self.symbols.iter().find(|decl| decl.symbol == *symbol).map(|decl| decl.max)
     }
 
+    /// The program for calls of one size: each of these symbols is that number, and no symbol any more.
+    pub fn bind(&self, sizes: &[(Symbol, u64)]) -> Program {
+        let bound = |shape: &Shape| -> Shape {
+            let dims = shape.dims().iter().map(|dim| match dim {
+                Dim::Sym(symbol) => {
+                    let size = sizes.iter().find(|(known, _)| known == symbol);
+                    size.map_or_else(|| dim.clone(), |(_, size)| Dim::Const(*size))
+                }
+                Dim::Const(_) => dim.clone(),
+            });
+            dims.collect()
+        };
+        let mut program = self.clone();
+        program.symbols.retain(|decl| sizes.iter().all(|(symbol, _)| *symbol != decl.symbol));
+        for value in program.graphs.iter_mut().flat_map(|graph| graph.values.values_mut()) {
+            value.ty.shape = bound(&value.ty.shape);
+            if let Def::Op { op, .. } = &mut value.def {
+                let attrs = op.attrs().into_iter().map(|attr| match attr {
+                    Attr::Shape(shape) => Attr::Shape(bound(&shape)),
+                    attr => attr,
+                });
+                let attrs: SmallVec<[Attr; 4]> = attrs.collect();
+                *op = Op::from_parts(op.name(), &attrs).expect("attributes keep their number and kinds");
+            }
+        }
+        program
+    }
+
     /// How often the graph of this name runs in one run of the program: 1 for the entry, the product of counts for a body.
     pub fn rounds(&self, name: &str) -> u64 {
         if self.entry().name == name {
@@ -257,9 +294,10 @@ impl Program {
         }
         let repeats = self.graphs.iter().flat_map(|graph| {
             graph.values.values().filter_map(move |value| match &value.def {
-                Def::Op { op: Op::Repeat(repeat), .. } if &*repeat.body == name => {
-                    Some(u64::from(repeat.count) * self.rounds(&graph.name))
-                }
+                Def::Op { op, .. } => op
+                    .body()
+                    .filter(|(body, _)| *body == name)
+                    .map(|(_, count)| u64::from(count) * self.rounds(&graph.name)),
                 _ => None,
             })
         });

@@ -10,6 +10,11 @@
 //! **Repeats.** [`op::control::Repeat`] carries one value through `count` rounds of its body. In round `r` the `{}` in the keys of the body's
 //! parameters and states stands for `r`. Bodies are not repeated inside bodies, and each has one repeat.
 //!
+//! **Scans.** [`op::control::Scan`] is a repeat whose rounds also read and give a part each of stacked values, and which may run backwards:
+//! what a layer's forward pass leaves for its backward pass, and the gradients of each layer's parameters.
+//!
+//! **Gradients.** Each op gives those of its inputs or says why there are none: [`vjp`] says what a gradient of an integer op is.
+//!
 //! **Symbols.** A dimension is a constant or a symbol, such as `n`, the tokens of this call. Symbols are bound by the inputs of the entry at
 //! each run, lie between 0 and their declared maximum, and are not computed with.
 //!
@@ -27,6 +32,7 @@ pub mod mask;
 pub mod op;
 pub mod graph;
 pub mod builder;
+pub mod vjp;
 pub mod verify;
 pub mod reference;
 pub mod param;

@@ -1,6 +1,6 @@
 //! The list of all ops, and what each op must say of itself.
 //!
-//! An op owns its meaning: signature, type rule and reference semantics stand in one file for each family, below [`mod@self`]. What a target
+//! An op owns its meaning: signature, type rule, reference semantics and gradient stand in one file for each family, below [`mod@self`]. What a target
 //! makes of it stands elsewhere. The enum [`Op`], the names of the text form and the e-graph language follow from the one list at the end
 //! of this file.
 
@@ -13,16 +13,21 @@ pub mod norm;
 pub mod attention;
 pub mod gather;
 pub mod sample;
+pub mod loss;
 pub mod control;
+pub mod straight_through;
 
 use std::fmt;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::builder::Builder;
 use crate::dtype::DType;
+use crate::graph::ValueId;
 use crate::reference::Tensor;
 use crate::shape::{Shape, TensorType};
+use crate::vjp::{Gradients, VjpError};
 
 /// What an op must say of itself. There are no default bodies, so that the compiler's errors are the list of what is left to write.
 pub trait OpDef {
@@ -40,6 +45,14 @@ pub trait OpDef {
     ///
     /// If the inputs do not have the types that `infer` accepted.
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor;
+
+    /// The gradients of the inputs, from that of the result: `inputs` and the result `y` are values of the graph in the making, `dy` is the
+    /// gradient of `y`. See [`mod@crate::vjp`].
+    ///
+    /// # Errors
+    ///
+    /// If there is a gradient that the op cannot give.
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], y: ValueId, dy: ValueId) -> Result<Gradients, VjpError>;
 }
 
 /// An element type and constant dimensions: a [`TensorType`] whose symbols are resolved.
@@ -49,6 +62,15 @@ pub struct Concrete {
     pub dtype: DType,
     /// Dimensions, outermost first.
     pub dims: Vec<usize>,
+}
+
+impl Concrete {
+    /// Where the element stands that an index into a larger shape means: axes are aligned at the innermost, and 1-sized axes are repeated.
+    pub(crate) fn broadcast_offset(&self, index: &[usize]) -> usize {
+        let extra = index.len() - self.dims.len();
+        let axes = self.dims.iter().zip(&index[extra..]);
+        axes.fold(0, |offset, (&size, &at)| offset * size + if size == 1 { 0 } else { at })
+    }
 }
 
 /// A real number with the order and equality of its bits, so that ops can be compared and hashed.
@@ -412,19 +434,24 @@ macro_rules! ops {
             fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
                 match self { $($(Op::$name(op) => op.reference(inputs, out),)+)+ }
             }
+
+            fn vjp(&self, b: &mut Builder, inputs: &[ValueId], y: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+                match self { $($(Op::$name(op) => op.vjp(b, inputs, y, dy),)+)+ }
+            }
         }
     };
 }
 
 ops! {
     elementwise: Add Sub Mul Div Minimum Maximum Less Select Neg Abs Exp Log Sqrt Rsqrt Sin Cos Round Relu Relu2 Sigmoid Silu Cast Relu2Mul;
-    reduce: Sum Mean Max Argmax Softmax;
+    reduce: Sum Mean Max Argmax Softmax SumTo;
     movement: Reshape Permute Slice Concat Broadcast;
     matmul: Matmul QuantizedMatmul;
-    ternary: Ternarise TernaryScale Unpack Quantize QuantizeGroups Dequantize TernaryMatmul TernaryMatmulBase3;
+    ternary: Ternarise TernaryScale Unpack Quantize QuantizeGroups Dequantize TernaryMatmul TernaryMatmulBase3 TernaryMatmulTransposed;
     norm: RmsNorm LayerNorm RmsNormQuantize AddRmsNorm AddLayerNorm;
-    attention: Rope KvAppend Attention;
-    gather: Gather;
+    attention: Rope KvAppend KvRows Attention AttentionGradient;
+    gather: Gather ScatterAdd;
+    loss: CrossEntropy CrossEntropyGradient;
     sample: Sample;
-    control: Repeat;
+    control: Repeat Scan Stacked;
 }

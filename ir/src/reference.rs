@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use crate::dtype::DType;
 use crate::entity::Id;
 use crate::graph::{Def, Graph, Program, ValueId};
+use crate::op::control::Scan;
 use crate::op::{Concrete, Op, OpDef};
 use crate::shape::{Dim, Symbol, TensorType};
 use crate::verify::Verified;
@@ -79,12 +80,7 @@ impl Tensor {
 
     /// The element that an index into a larger shape means: axes are aligned at the innermost, and 1-sized axes are repeated.
     pub fn broadcast_at(&self, index: &[usize]) -> f64 {
-        let extra = index.len() - self.ty.dims.len();
-        let mut offset = 0;
-        for (&size, &at) in self.ty.dims.iter().zip(&index[extra..]) {
-            offset = offset * size + if size == 1 { 0 } else { at };
-        }
-        self.data[offset]
+        self.data[self.ty.broadcast_offset(index)]
     }
 
     /// The rows along the innermost axis.
@@ -181,8 +177,9 @@ impl<'a> Evaluator<'a> {
         round: Option<u32>,
     ) -> Result<Vec<Tensor>, EvaluateError> {
         let mut values: Vec<Tensor> = Vec::with_capacity(graph.values.len());
+        let mut scanned: HashMap<ValueId, Vec<Vec<Tensor>>> = HashMap::new();
         let mut inputs = inputs.into_iter();
-        for (_, value) in graph.values.iter() {
+        for (id, value) in graph.values.iter() {
             let ty = concrete(&value.ty, symbols);
             let tensor = match &value.def {
                 Def::Input => inputs.next().expect("inputs are values of the graph, in order"),
@@ -203,6 +200,17 @@ impl<'a> Evaluator<'a> {
                     }
                     arguments.remove(0)
                 }
+                Def::Op { op: Op::Scan(scan), inputs } => {
+                    let operands = inputs.iter().map(|id| &values[id.index()]).collect();
+                    let (carried, outputs) = self.run_scan(scan, operands, symbols)?;
+                    scanned.insert(id, outputs);
+                    carried
+                }
+                Def::Op { op: Op::Stacked(stacked), inputs } => {
+                    let rounds = scanned.get(&inputs[0]).expect("the verifier found the scan").iter();
+                    let parts = rounds.flat_map(|outputs| outputs[stacked.output as usize - 1].data.iter().copied());
+                    Tensor::new(ty, parts.collect())
+                }
                 Def::Op { op, inputs } => {
                     let operands: Vec<&Tensor> = inputs.iter().map(|id| &values[id.index()]).collect();
                     op.reference(&operands, &ty)
@@ -217,6 +225,46 @@ impl<'a> Evaluator<'a> {
         }
         Ok(graph.outputs.iter().map(|id: &ValueId| values[id.index()].clone()).collect())
     }
+
+    /// The carried value after all rounds of a scan, and for each round, in the order of their numbers, its other outputs.
+    fn run_scan(
+        &mut self,
+        scan: &Scan,
+        operands: Vec<&Tensor>,
+        symbols: &HashMap<Symbol, usize>,
+    ) -> Result<(Tensor, Vec<Vec<Tensor>>), EvaluateError> {
+        let body = self.program.graph(&scan.body).expect("the verifier found the body");
+        let (whole, stacked) = operands.split_at(operands.len() - scan.stacked as usize);
+        let mut carried = whole[0].clone();
+        let mut outputs = vec![Vec::new(); scan.count as usize];
+        for step in 0..scan.count {
+            let round = if scan.reverse == 1 { scan.count - 1 - step } else { step };
+            let parts = stacked.iter().map(|tensor| part(tensor, round as usize));
+            let rest = whole[1..].iter().map(|tensor| (*tensor).clone());
+            let inputs = [carried].into_iter().chain(rest).chain(parts).collect();
+            let mut results = self.run_graph(body, inputs, symbols, Some(round))?;
+            carried = results.remove(0);
+            outputs[round as usize] = results;
+        }
+        Ok((carried, outputs))
+    }
+
+    /// What a state holds; `None` before the first run that has it, unless it was given a value.
+    pub fn state(&self, key: &str) -> Option<&Tensor> {
+        self.states.get(key)
+    }
+
+    /// Gives a state a value: what it was, or would start as, is forgotten.
+    pub fn set_state(&mut self, key: &str, value: Tensor) {
+        self.states.insert(key.to_owned(), value);
+    }
+}
+
+/// What one round of a scan sees of a stacked value.
+fn part(stacked: &Tensor, round: usize) -> Tensor {
+    let dims = &stacked.dims()[1..];
+    let size: usize = dims.iter().product();
+    Tensor::of(stacked.ty.dtype, dims, stacked.data[round * size..][..size].iter().copied())
 }
 
 /// A type with its symbols resolved.

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use crate::entity::Id;
 use crate::graph::{Def, Graph, Program, ValueId, constant_fits};
-use crate::op::control::Repeat;
+use crate::op::control::{Repeat, Scan, Stacked};
 use crate::op::{Op, OpDef, TypeError};
 use crate::shape::{Dim, MAX_ELEMENTS, MAX_RANK, Symbol, TensorType};
 
@@ -141,6 +141,21 @@ pub enum Cause {
         expected: String,
         /// What the repeat has.
         found: String,
+    },
+    /// A stacked value of something that is no scan.
+    #[error("only a `scan` leaves stacked values")]
+    NoScan,
+    /// A stacked value that is not what the rounds' parts make together.
+    #[error("output {output} of `{body}` stacks to {expected}, not to {found}")]
+    StackedType {
+        /// The scan's body.
+        body: String,
+        /// Which output.
+        output: u32,
+        /// What it stacks to.
+        expected: String,
+        /// What the value says.
+        found: TensorType,
     },
 }
 
@@ -338,42 +353,92 @@ impl<'a> Ctx<'a> {
             }
             Err(source) => self.report(graph, Some(id), Cause::Type { op: op.name(), source }),
         }
-        if let Op::Repeat(repeat) = op {
-            self.repeat(graph, position, id, repeat, &types, bodies);
+        match op {
+            Op::Repeat(Repeat { body, .. }) => {
+                let Some(body) = self.body(graph, position, id, body, bodies) else { return };
+                // A body has the carried value and nothing else to give.
+                let expected = types.iter().chain(types.first()).map(|ty| Some((*ty).clone())).collect::<Vec<_>>();
+                self.signature(graph, id, body, body.outputs.len(), &expected);
+            }
+            Op::Scan(scan) => {
+                let Some(body) = self.body(graph, position, id, &scan.body, bodies) else { return };
+                let whole = types.len().saturating_sub(scan.stacked as usize);
+                let (whole, stacked) = types.split_at(whole);
+                let whole_types = whole.iter().map(|ty| Some((*ty).clone()));
+                let parts = stacked.iter().map(|ty| part_of(ty, scan.count));
+                let carried = types.first().map(|ty| (*ty).clone());
+                let found = whole_types.chain(parts).chain([carried]).collect::<Vec<_>>();
+                self.signature(graph, id, body, 1, &found);
+            }
+            Op::Stacked(stacked) => self.stacked(graph, id, inputs[0], stacked),
+            _ => {}
         }
     }
 
-    fn repeat(
+    /// The body of a repeat or scan, if it may have it.
+    fn body(
         &mut self,
         graph: &'a Graph,
         position: usize,
         id: ValueId,
-        repeat: &'a Repeat,
-        types: &[&TensorType],
+        name: &'a str,
         bodies: &mut HashSet<&'a str>,
-    ) {
-        let name = || repeat.body.to_string();
-        let Some(body) = self.program.graphs[..position].iter().find(|graph| *graph.name == *repeat.body) else {
-            return self.report(graph, Some(id), Cause::NoBody(name()));
+    ) -> Option<&'a Graph> {
+        let Some(body) = self.program.graphs[..position].iter().find(|graph| *graph.name == *name) else {
+            self.report(graph, Some(id), Cause::NoBody(name.to_owned()));
+            return None;
         };
         if position + 1 != self.program.graphs.len() {
             self.report(graph, Some(id), Cause::NestedRepeat(graph.name.clone()));
         }
-        if !bodies.insert(&repeat.body) {
-            self.report(graph, Some(id), Cause::SharedBody(name()));
+        if !bodies.insert(name) {
+            self.report(graph, Some(id), Cause::SharedBody(name.to_owned()));
         }
-        let value_type = |id: &ValueId| body.values.get(*id).map(|value| &value.ty);
-        let expected: Vec<Option<&TensorType>> = body.inputs.iter().chain(&body.outputs).map(value_type).collect();
-        let found: Vec<Option<&TensorType>> = types.iter().chain(types.first()).map(|ty| Some(*ty)).collect();
+        Some(body)
+    }
+
+    /// Compares the types of a body's inputs and of its first `n_outputs` outputs with those that it is given and should give.
+    fn signature(
+        &mut self,
+        graph: &'a Graph,
+        id: ValueId,
+        body: &'a Graph,
+        n_outputs: usize,
+        found: &[Option<TensorType>],
+    ) {
+        let outputs = body.outputs.iter().take(n_outputs);
+        let value_type = |id: &ValueId| body.values.get(*id).map(|value| value.ty.clone());
+        let expected: Vec<Option<TensorType>> = body.inputs.iter().chain(outputs).map(value_type).collect();
         if expected != found {
-            let list = |types: &[Option<&TensorType>]| {
-                types
-                    .iter()
-                    .map(|ty| ty.map_or_else(|| "?".to_owned(), ToString::to_string))
-                    .collect::<Vec<_>>()
-                    .join(", ")
+            let list = |types: &[Option<TensorType>]| {
+                let types = types.iter().map(|ty| ty.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string));
+                types.collect::<Vec<_>>().join(", ")
             };
-            let cause = Cause::BodySignature { body: name(), expected: list(&expected), found: list(&found) };
+            let cause = Cause::BodySignature { body: body.name.clone(), expected: list(&expected), found: list(found) };
+            self.report(graph, Some(id), cause);
+        }
+    }
+
+    fn stacked(&mut self, graph: &'a Graph, id: ValueId, operand: ValueId, stacked: &'a Stacked) {
+        let Some(Op::Scan(Scan { body, count, .. })) = graph.op(operand) else {
+            return self.report(graph, Some(id), Cause::NoScan);
+        };
+        let Some(graph_of_body) = self.program.graph(body) else { return };
+        // Output 0 is the carried value, of which only the last is there.
+        let output = Some(stacked.output).filter(|&output| 0 < output);
+        let output = output.and_then(|output| graph_of_body.outputs.get(output as usize));
+        let part = output.and_then(|output| graph_of_body.values.get(*output)).map(|value| &value.ty);
+        let expected = part.map(|part| {
+            let dims = [Dim::Const(u64::from(*count))].into_iter().chain(part.shape.dims().iter().cloned());
+            TensorType::new(part.dtype, dims.collect())
+        });
+        if expected.as_ref() != Some(graph.ty(id)) {
+            let cause = Cause::StackedType {
+                body: body.to_string(),
+                output: stacked.output,
+                expected: expected.map_or_else(|| "nothing".to_owned(), |ty| ty.to_string()),
+                found: graph.ty(id).clone(),
+            };
             self.report(graph, Some(id), cause);
         }
     }
@@ -397,4 +462,10 @@ impl<'a> Ctx<'a> {
             }
         }
     }
+}
+
+/// What one round sees of a stacked value.
+fn part_of(ty: &TensorType, count: u32) -> Option<TensorType> {
+    let (rounds, part) = ty.shape.dims().split_first()?;
+    (*rounds == Dim::Const(u64::from(count))).then(|| TensorType::new(ty.dtype, part.iter().cloned().collect()))
 }

@@ -14,6 +14,7 @@ use ir::op::ternary::{Dequantize, Quantize, Ternarise, TernaryRule, TernaryScale
 use ir::op::{Op, Real};
 use ir::{BuildError, Builder, DType, Dim, Shape, TensorType, ValueId};
 
+use crate::adapter::{Adapters, Part};
 use crate::spec::{
     Activation, Activations, Attention, FeedForward, Float, KvFormat, Linear, Norm, Place, Scale, Weights,
 };
@@ -24,6 +25,9 @@ use ir::param::{Init, ParamBinding, Stored};
 pub(crate) struct Scope {
     pub(crate) b: Builder,
     pub(crate) params: Vec<ParamBinding>,
+    /// The adapters beside its projections.
+    pub(crate) adapters: Option<Adapters>,
+    pub(crate) adapter_params: Vec<ParamBinding>,
     /// What stands before every key: `layers.{}.` in a layer's body.
     prefix: &'static str,
     rounds: u32,
@@ -55,6 +59,8 @@ impl Scope {
         Self {
             b: Builder::new(name),
             params: Vec::new(),
+            adapters: None,
+            adapter_params: Vec::new(),
             prefix: if rounds.is_some() { "layers.{}." } else { "" },
             rounds: rounds.unwrap_or(1),
             naming,
@@ -88,6 +94,29 @@ impl Scope {
     }
 }
 
+/// What the adapter beside the projection called `name` adds to its output, if it has one.
+fn adapted(scope: &mut Scope, name: &str, x: ValueId, [m, k]: [u64; 2]) -> Result<Option<ValueId>, BuildError> {
+    let Some(adapters) = scope.adapters.clone().filter(|adapters| adapters.has(name)) else { return Ok(None) };
+    let rank = u64::from(adapters.rank);
+    let mut declare = |part: Part, dims: [u64; 2], init: Init| {
+        let key = format!("{}{name}.{}.weight", scope.prefix, part.name());
+        let source = scope.naming.adapter_source(&format!("{}{name}.weight", scope.prefix), part);
+        let ty = TensorType::new(DType::F32, Shape::of(&dims));
+        let value = scope.b.param(&format!("{name}.{}", part.name()), &key, ty.clone());
+        let binding = ParamBinding { key, source, rounds: scope.rounds, ty, stored: Stored::Float, init };
+        scope.adapter_params.push(binding);
+        value
+    };
+    // The standard deviation of PEFT's initial values; with zeros in `B` an adapter starts out as nothing.
+    let a = declare(Part::A, [rank, k], Init::Normal { std: (1.0 / (3.0 * k as f32)).sqrt() });
+    let b = declare(Part::B, [m, rank], Init::Zeros);
+    let inner = scope.b.named(&format!("{name}.inner"), Matmul {}, &[x, a])?;
+    let outer = scope.b.op(Matmul {}, &[inner, b])?;
+    let ty = TensorType::new(DType::F32, Shape::default());
+    let scaling = scope.b.constant(None, ty, [f64::from(adapters.scaling() as f32)]);
+    Ok(Some(scope.b.named(&format!("{name}.adapter"), Mul {}, &[outer, scaling])?))
+}
+
 /// The norm called `name`, of rows of `width`.
 pub(crate) fn norm(scope: &mut Scope, name: &str, norm: Norm, x: ValueId, width: u64) -> Result<ValueId, BuildError> {
     let (Norm::Rms { eps, dtype } | Norm::Layer { eps, dtype }) = norm;
@@ -102,10 +131,29 @@ pub(crate) fn norm(scope: &mut Scope, name: &str, norm: Norm, x: ValueId, width:
     }
 }
 
-/// The ternary projection called `name` from `k` to `m`: `x` f32 `[.., k]` gives f32 `[.., m]`.
+/// The ternary projection called `name` from `k` to `m`, with its adapter if it has one: `x` f32 `[.., k]` gives f32 `[.., m]`.
 pub(crate) fn ternary_linear(
     scope: &mut Scope,
     name: &str,
+    linear: &Linear,
+    biases: Option<Float>,
+    x: ValueId,
+    sizes: [u64; 2],
+) -> Result<ValueId, BuildError> {
+    match adapted(scope, name, x, sizes)? {
+        Some(adapter) => {
+            let base = plain_linear(scope, name, &format!("{name}.base"), linear, biases, x, sizes)?;
+            scope.b.named(name, Add {}, &[base, adapter])
+        }
+        None => plain_linear(scope, name, name, linear, biases, x, sizes),
+    }
+}
+
+/// The ternary projection whose parameters are called `name` and whose result is called `result`.
+fn plain_linear(
+    scope: &mut Scope,
+    name: &str,
+    result: &str,
     linear: &Linear,
     biases: Option<Float>,
     x: ValueId,
@@ -123,7 +171,7 @@ pub(crate) fn ternary_linear(
     let scale = scale_of(scope, name, linear.scale, derived, [m, k])?;
     let unpacked = scope.b.op(Unpack {}, &[ternary])?;
     let weights = scope.b.op(Mul {}, &[unpacked, scale])?;
-    let Some(float) = biases else { return scope.b.named(name, Matmul {}, &[x, weights]) };
+    let Some(float) = biases else { return scope.b.named(result, Matmul {}, &[x, weights]) };
     let product = scope.b.named(&format!("{name}.product"), Matmul {}, &[x, weights])?;
     let mut bias = scope.widened(&format!("{name}.bias"), &[m], float, Init::Zeros)?;
     if linear.scaled_biases {
@@ -133,7 +181,7 @@ pub(crate) fn ternary_linear(
         };
         bias = scope.b.op(Mul {}, &[bias, scale])?;
     }
-    scope.b.named(name, Add {}, &[product, bias])
+    scope.b.named(result, Add {}, &[product, bias])
 }
 
 /// Ternary weights `[m, k]`, and their scale `[1]` where it follows from the real weights.

@@ -28,6 +28,7 @@ use ir::param::{Init, ParamBinding};
 use ir::verify::{Verified, verify};
 use ir::{BuildError, DType, Dim, Graph, Program, Shape, Symbol, TensorType, ValueId};
 
+use crate::adapter::Adapters;
 use crate::block::{Cache, Scope, Tokens, attention, feed_forward, norm, ternary_linear};
 use crate::error::{ModelError, OptionError};
 use crate::spec::{Block, Head, KvFormat, Spec};
@@ -74,6 +75,8 @@ pub struct Model {
     pub program: Verified<Program>,
     /// The program's parameters, each key once: those of the layers first, then those of the entry.
     pub params: Vec<ParamBinding>,
+    /// The parameters of adapters, by the names that the PEFT library gives them: they come from a file of their own.
+    pub adapters: Vec<ParamBinding>,
 }
 
 impl Model {
@@ -89,19 +92,32 @@ impl Model {
 ///
 /// If the spec makes no sense, or the options do not fit it.
 pub fn build(spec: &Spec, options: &BuildOptions) -> Result<Model, ModelError> {
+    build_with(spec, options, None)
+}
+
+/// As [`build`], with adapters beside projections of the layers.
+///
+/// # Errors
+///
+/// As [`build`].
+pub fn build_adapted(spec: &Spec, options: &BuildOptions, adapters: &Adapters) -> Result<Model, ModelError> {
+    build_with(spec, options, Some(adapters))
+}
+
+fn build_with(spec: &Spec, options: &BuildOptions, adapters: Option<&Adapters>) -> Result<Model, ModelError> {
     let problems = spec.problems();
     if !problems.is_empty() {
         return Err(ModelError::Spec(problems));
     }
     check_options(spec, options)?;
     let tables = rotation_tables(spec);
-    let (layer, mut params) = build_layer(spec, options, &tables)?;
+    let (layer, mut params, adapters) = build_layer(spec, options, &tables, adapters)?;
     let (entry, entry_params) = build_entry(spec, options, &tables)?;
     params.extend(entry_params);
     let symbols = [("n", options.chunk), ("m", options.logits)]
         .map(|(name, max)| SymbolDecl { symbol: Symbol::new(name), max: u64::from(max) });
     let program = Program { name: spec.name.clone(), symbols: symbols.to_vec(), graphs: vec![layer, entry] };
-    Ok(Model { program: verify(program)?, params })
+    Ok(Model { program: verify(program)?, params, adapters })
 }
 
 fn check_options(spec: &Spec, options: &BuildOptions) -> Result<(), ModelError> {
@@ -155,8 +171,10 @@ fn build_layer(
     spec: &Spec,
     options: &BuildOptions,
     tables: &[(u32, String)],
-) -> Result<(Graph, Vec<ParamBinding>), BuildError> {
+    adapters: Option<&Adapters>,
+) -> Result<(Graph, Vec<ParamBinding>, Vec<ParamBinding>), BuildError> {
     let mut scope = Scope::new("layer", Some(spec.layers), options.naming);
+    scope.adapters = adapters.cloned();
     let mut h = scope.b.input("h", token_type(DType::F32, &[spec.hidden.into()]));
     let mut rotations = BTreeMap::new();
     for (head_dim, suffix) in tables {
@@ -185,7 +203,7 @@ fn build_layer(
             }
         };
     }
-    Ok((scope.b.finish(&[h]), scope.params))
+    Ok((scope.b.finish(&[h]), scope.params, scope.adapter_params))
 }
 
 fn build_entry(

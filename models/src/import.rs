@@ -3,6 +3,7 @@
 //! Nothing is read here but what the caller hands in; whatever does not fit is reported all at once.
 
 mod hugging_face;
+mod peft;
 mod tritter;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,7 @@ use serde_json::{Map, Value};
 
 pub use hugging_face::hugging_face;
 pub use ir::param::TensorInfo;
+pub use peft::peft;
 pub use tritter::tritter;
 
 use crate::decoder::{BuildOptions, HeadFormat, build};

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adapter;
 pub mod decoder;
 pub mod import;
 pub mod spec;
@@ -14,7 +15,7 @@ pub mod weights;
 mod block;
 mod error;
 
-pub use decoder::{BuildOptions, HEAD_GROUP, HeadFormat, Model, build};
+pub use decoder::{BuildOptions, HEAD_GROUP, HeadFormat, Model, build, build_adapted};
 pub use error::{ImportError, ImportErrors, ModelError, OptionError, SpecError, SpecErrors};
 pub use ir::param::{Init, ParamBinding, Stored, TensorInfo};
 pub use spec::Spec;

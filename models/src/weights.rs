@@ -2,6 +2,8 @@
 
 use ir::packing::TernaryLayout;
 
+use crate::adapter::Part;
+
 /// Whose names a checkpoint uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Naming {
@@ -20,6 +22,13 @@ impl Naming {
             Naming::HuggingFace => TernaryLayout::Blocks4,
             Naming::Own | Naming::Tritter => TernaryLayout::RowMajor4,
         }
+    }
+
+    /// The name that the PEFT library gives an adapter's matrix beside the projection whose weights are the parameter `key`.
+    pub fn adapter_source(self, key: &str, part: Part) -> String {
+        let weight = self.source(key, false);
+        let module = weight.strip_suffix(".weight").unwrap_or(&weight);
+        format!("base_model.model.{module}.{}.weight", part.peft_name())
     }
 
     /// The name of the tensor that holds the parameter `key`. A key that such checkpoints have no name for keeps its own.

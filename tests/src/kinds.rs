@@ -5,6 +5,7 @@
 //! | [`text`] | the canonical text of a program |
 //! | [`verify`] | what the parser and the verifier refuse |
 //! | [`run`] | what a program computes, by the reference |
+//! | [`autodiff`] | the gradients of its loss |
 //! | [`rewrite`] | what the optimiser makes of it |
 //! | [`schedule`] | which values become one kernel |
 //! | [`lower`] | rows of the kernel table, and nests |
@@ -12,14 +13,15 @@
 //! | [`plan`] | steps and buffers |
 //! | [`compiled`] | what an artifact computes, on each target |
 //!
-//! To add one, say `autodiff`: write `kinds/autodiff.rs` with a type that implements [`Kind`], and put `pub mod autodiff;` and
-//! `&autodiff::Autodiff` below. Its tests lie in `filetests/autodiff/`. [`run::program`] gives it the verified program of a case,
+//! To add one, say `reduce`: write `kinds/reduce.rs` with a type that implements [`Kind`], and put `pub mod reduce;` and
+//! `&reduce::Reduce` below. Its tests lie in `filetests/reduce/`. [`run::program`] gives it the verified program of a case,
 //! [`Case::strings`] its options, and [`run::sessions`] the numbers of the `; run:` lines, with which a kind that computes can do so and
 //! check the results.
 
 pub mod text;
 pub mod verify;
 pub mod run;
+pub mod autodiff;
 pub mod rewrite;
 pub mod schedule;
 pub mod lower;
@@ -50,6 +52,7 @@ pub const KINDS: &[&dyn Kind] = &[
     &text::Text,
     &verify::Verify,
     &run::Run,
+    &autodiff::Autodiff,
     &rewrite::Rewrite,
     &schedule::Groups,
     &lower::Lower,

@@ -4,6 +4,7 @@
 //!   came out instead.
 //! * [`kinds`] are the ways to test a file. A new kind is one file in `kinds/` and one line in [`kinds::KINDS`].
 //! * [`compare`] tells how far two lists of numbers are apart, and where.
+//! * [`gradient`] makes losses and gradients of programs that have none.
 //! * [`source`] reads Rust sources for the tidy test.
 //! * [`random`] makes well-typed random programs, and inputs for them, that shrink.
 //! * [`fixture`] finds and makes checkpoints; [`session`] compiles and runs them in one process, [`binary`] in those of the two programs;
@@ -15,6 +16,7 @@ pub mod filetest;
 pub mod kinds;
 pub mod compare;
 pub mod random;
+pub mod gradient;
 pub mod source;
 pub mod fixture;
 pub mod session;

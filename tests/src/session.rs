@@ -15,6 +15,7 @@ use ir::plan::Budget;
 use ir::reference::Tensor;
 use ir::{DType, Program, Verified};
 use kernels::Requires;
+use models::adapter::Adapters;
 use models::spec::KvFormat;
 use models::{BuildOptions, HeadFormat, Naming, Spec};
 use runtime::{Session, Token};
@@ -137,7 +138,21 @@ impl Model {
     ///
     /// If the options do not fit the model.
     pub fn build(&self, build: &Build) -> anyhow::Result<Built> {
-        let options = BuildOptions {
+        let model = models::build(&self.spec, &self.options(build))?;
+        Ok(Built { program: model.program, params: model.params })
+    }
+
+    /// The program with adapters, and whose parameters are whose.
+    ///
+    /// # Errors
+    ///
+    /// If the options do not fit the model.
+    pub fn build_adapted(&self, build: &Build, adapters: &Adapters) -> anyhow::Result<models::Model> {
+        Ok(models::decoder::build_adapted(&self.spec, &self.options(build), adapters)?)
+    }
+
+    fn options(&self, build: &Build) -> BuildOptions {
+        BuildOptions {
             context: build.context,
             sequences: build.sequences,
             chunk: build.chunk,
@@ -145,9 +160,7 @@ impl Model {
             kv: build.kv,
             head: HeadFormat::Stored,
             naming: self.naming,
-        };
-        let model = models::build(&self.spec, &options)?;
-        Ok(Built { program: model.program, params: model.params })
+        }
     }
 
     /// The weights: those of the checkpoint, or random ones if there is none.

@@ -744,7 +744,9 @@ fn bytes_expr(ty: &TensorType) -> Expr {
 
 /// Bytes of a buffer that a nest touches: of a table that rows are gathered from, only those rows.
 fn touched_bytes(graph: &Graph, group: &Group, value: ValueId) -> Expr {
-    let is_table = |user: &ValueId| matches!(graph.op(*user), Some(Op::Gather(_))) && graph.operands(*user)[0] == value;
+    let is_table = |user: &ValueId| {
+        matches!(graph.op(*user), Some(Op::Gather(_) | Op::KvRows(_))) && graph.operands(*user)[0] == value
+    };
     match group.values.iter().find(|user| is_table(user)) {
         Some(&gathered) => {
             let rows = Expr::product(graph.ty(gathered).shape.outer());

@@ -1,6 +1,7 @@
 //! A group of row-wise ops as a loop nest.
 //!
-//! One unit is one row: the outer dimensions of the group's values are the row space, the innermost is the column. An op becomes an expression
+//! One unit is one row: the outer dimensions of the group's values are the row space, the innermost is the column. Of a few ops one unit is one
+//! element, and the columns are what it is summed over. An op becomes an expression
 //! of the column; a reduction becomes a stage whose scalar the expressions behind it use; what others read becomes a store. Expressions are
 //! computed anew in each stage that needs them: their operands are in the first-level cache by then, and no row needs room of its own.
 
@@ -12,6 +13,7 @@ use ir::{DType, Dim, Op, Shape, TensorType, ValueId};
 
 use crate::lower::cpu;
 use crate::nest::{BinaryOp, Elem, ExprId, Extent, Index, NestBuilder, NestErrors, ReduceOp, UnaryOp, Verified, Write};
+use crate::schedule::group::is_by_element;
 use crate::schedule::view::{View, aligned, contiguous};
 use crate::schedule::{Group, Schedule};
 
@@ -93,7 +95,11 @@ pub fn lower_with(
 }
 
 fn row_space(schedule: &Schedule<'_>, value: ValueId) -> Vec<Dim> {
-    schedule.graph.ty(value).shape.outer().to_vec()
+    let shape = &schedule.graph.ty(value).shape;
+    match schedule.graph.op(value) {
+        Some(op) if is_by_element(op) => shape.dims().to_vec(),
+        _ => shape.outer().to_vec(),
+    }
 }
 
 struct Ctx<'a, 'g> {
@@ -285,6 +291,10 @@ impl Ctx<'_, '_> {
             Op::Argmax(_) => self.reduction(ReduceOp::ArgMax, inputs[0])?,
             Op::Mean(_) => self.mean(inputs[0])?,
             Op::Softmax(_) => self.softmax(inputs[0], shift)?,
+            Op::SumTo(_) => self.sum_to(value, inputs[0])?,
+            Op::CrossEntropy(_) => self.cross_entropy(inputs[0], inputs[1])?,
+            Op::CrossEntropyGradient(_) => self.cross_entropy_gradient([inputs[0], inputs[1], inputs[2]], shift)?,
+            Op::KvRows(_) => self.kv_rows([inputs[0], inputs[1], inputs[2]], shift)?,
             Op::RmsNorm(norm) => self.rms_norm(value, &[inputs[0]], inputs[1], norm.eps, shift)?,
             Op::RmsNormQuantize(norm) => self.rms_norm(value, &[inputs[0]], inputs[1], norm.eps, shift)?,
             Op::AddRmsNorm(norm) => self.rms_norm(value, &inputs[..2], inputs[2], norm.eps, shift)?,
@@ -304,6 +314,11 @@ impl Ctx<'_, '_> {
             | Op::KvAppend(_)
             | Op::Sample(_)
             | Op::Attention(_)
+            | Op::TernaryMatmulTransposed(_)
+            | Op::AttentionGradient(_)
+            | Op::ScatterAdd(_)
+            | Op::Scan(_)
+            | Op::Stacked(_)
             | Op::Repeat(_) => return Err(self.unsupported(value)),
         })
     }
@@ -394,6 +409,117 @@ impl Ctx<'_, '_> {
         };
         let power = power(self, shift)?;
         Ok(self.builder.div(power, sum))
+    }
+
+    /// The sum over the axes along which the result is repeated in `x`, if these lie in memory as one.
+    fn sum_to(&mut self, value: ValueId, x: ValueId) -> Result<ExprId, NestLowerError> {
+        let (out, shape) = (self.ty(value).shape.clone(), self.ty(x).shape.clone());
+        let view = self.schedule.views.resolve(x);
+        let missing = shape.rank() - out.rank();
+        let mut index = Index::at(view.offset);
+        let mut run: Option<(Dim, i64)> = None;
+        for (axis, (dim, &stride)) in shape.dims().iter().zip(&view.strides).enumerate() {
+            if missing <= axis && out.0[axis - missing] == *dim {
+                index = index.outer(axis - missing, stride);
+                continue;
+            }
+            run = Some(match run {
+                None => (dim.clone(), stride),
+                Some((Dim::Const(outer), outer_stride)) => match dim {
+                    Dim::Const(inner)
+                        if i64::try_from(*inner).ok().and_then(|n| n.checked_mul(stride)) == Some(outer_stride) =>
+                    {
+                        (Dim::Const(outer.saturating_mul(*inner)), stride)
+                    }
+                    _ => return Err(self.unsupported(value)),
+                },
+                Some(_) => return Err(self.unsupported(value)),
+            });
+        }
+        let (len, stride) = run.unwrap_or((Dim::Const(1), 0));
+        let len = self.extent(&len);
+        let buffer = self.buffer(view.base, false)?;
+        let part = self.builder.load(buffer, index.column(stride));
+        Ok(self.builder.reduce(ReduceOp::Sum, len, part))
+    }
+
+    /// The number that a vector holds for the unit's first coordinate.
+    fn of_row(&mut self, vector: ValueId) -> Result<ExprId, NestLowerError> {
+        let view = self.schedule.views.resolve(vector);
+        let buffer = self.buffer(view.base, false)?;
+        Ok(self.builder.load(buffer, Index::at(view.offset).outer(0, view.strides[0])))
+    }
+
+    /// `value` where `0 <= index < limit`, else 0.
+    fn inside(&mut self, index: ExprId, limit: Extent, value: ExprId) -> ExprId {
+        let (first, limit) = (self.builder.i32(0), self.builder.extent(limit));
+        let is_below = self.builder.binary(BinaryOp::Less, index, first);
+        let is_within = self.builder.binary(BinaryOp::Less, index, limit);
+        let nothing = self.builder.f32(0.0);
+        let value = self.builder.select(is_within, value, nothing);
+        self.builder.select(is_below, nothing, value)
+    }
+
+    /// `log(sum(exp(x - max))) + max - x[target]` of each row of logits.
+    fn cross_entropy(&mut self, logits: ValueId, targets: ValueId) -> Result<ExprId, NestLowerError> {
+        let (view, shape) = (self.schedule.views.resolve(logits), self.ty(logits).shape.clone());
+        let columns = self.columns(logits);
+        let x = self.load_view(&view, &shape, 0)?;
+        let largest = self.builder.reduce(ReduceOp::Max, columns, x);
+        let difference = self.builder.sub(x, largest);
+        let power = self.builder.unary(UnaryOp::Exp, difference);
+        let sum = self.builder.reduce(ReduceOp::Sum, columns, power);
+        let id = self.of_row(targets)?;
+        let buffer = self.buffer(view.base, false)?;
+        let index = Index::at(view.offset).outer(0, view.strides[0]).gather(id, columns, view.strides[1]);
+        let hit = self.builder.load(buffer, index);
+        let log = self.builder.unary(UnaryOp::Log, sum);
+        let total = self.builder.add(log, largest);
+        let loss = self.builder.sub(total, hit);
+        Ok(self.inside(id, columns, loss))
+    }
+
+    /// `(softmax(logits) - one_hot(target)) * dy`.
+    fn cross_entropy_gradient(
+        &mut self,
+        [logits, targets, dy]: [ValueId; 3],
+        shift: i64,
+    ) -> Result<ExprId, NestLowerError> {
+        let part = self.softmax(logits, shift)?;
+        let (id, dy) = (self.of_row(targets)?, self.of_row(dy)?);
+        let (column, by) = (self.builder.column(), self.builder.i32(i32::try_from(shift).unwrap_or(i32::MAX)));
+        let column = self.builder.add(column, by);
+        let is_hit = self.builder.binary(BinaryOp::Equal, column, id);
+        let one = self.builder.f32(1.0);
+        let rest = self.builder.sub(part, one);
+        let difference = self.builder.select(is_hit, rest, part);
+        let gradient = self.builder.mul(difference, dy);
+        let columns = self.columns(logits);
+        Ok(self.inside(id, columns, gradient))
+    }
+
+    /// `cache[seq[token], head, pos[token]]`.
+    fn kv_rows(&mut self, [cache, seq, pos]: [ValueId; 3], shift: i64) -> Result<ExprId, NestLowerError> {
+        let (view, ty) = (self.schedule.views.resolve(cache), self.ty(cache).clone());
+        let (seq, pos) = (self.of_row(seq)?, self.of_row(pos)?);
+        let (sequences, context) = (self.extent(&ty.shape.0[0]), self.extent(&ty.shape.0[2]));
+        let buffer = self.buffer(view.base, false)?;
+        // Rows of a row format are counted, not their elements.
+        let unit = if ty.dtype.is_row_format() { ty.shape.last_const().unwrap_or(1).max(1) as i64 } else { 1 };
+        let row = Index::at(view.offset / unit)
+            .gather(seq, sequences, view.strides[0] / unit)
+            .outer(1, view.strides[1] / unit)
+            .gather(pos, context, view.strides[2] / unit);
+        let value = match ty.dtype.is_row_format() {
+            true => self.builder.load_row(buffer, row, Index::at(shift).column(1)),
+            false => {
+                let mut index = row.column(view.strides[3]);
+                index.offset += shift * view.strides[3];
+                self.builder.load(buffer, index)
+            }
+        };
+        let value = self.inside(seq, sequences, value);
+        Ok(self.inside(pos, context, value))
     }
 
     /// The sum of the residual branches that a norm adds, or its one input.
@@ -526,6 +652,13 @@ impl Ctx<'_, '_> {
         if self.ty(value).dtype.is_row_format() {
             let record = self.record_index(value);
             self.builder.store_row(buffer, record, body);
+            return Ok(());
+        }
+        if graph.op(value).is_some_and(is_by_element) {
+            let dims = self.ty(value).shape.dims().iter().cloned();
+            let shape: Shape = dims.chain([Dim::Const(1)]).collect();
+            let index = self.index(&shape, &contiguous(&shape), 0, 0);
+            self.builder.store(Extent::Const(1), buffer, index, body);
             return Ok(());
         }
         let len = self.columns(value);

@@ -97,6 +97,12 @@ fn ends_nest(graph: &Graph, value: ValueId) -> bool {
     dtype.is_row_format()
         || matches!(dtype, DType::F16 | DType::BF16 | DType::I8)
         || matches!(graph.op(value), Some(Op::Rope(_) | Op::Concat(_) | Op::Argmax(_)))
+        || graph.op(value).is_some_and(is_by_element)
+}
+
+/// Whether each element of an op's result is a unit of its nest, because it takes a loop of its own; else a row is.
+pub(crate) fn is_by_element(op: &Op) -> bool {
+    matches!(op, Op::SumTo(_) | Op::CrossEntropy(_))
 }
 
 /// The groups of a graph on a target.
@@ -246,6 +252,9 @@ impl Ctx<'_> {
                             | Op::Permute(_)
                             | Op::Slice(_)
                             | Op::Broadcast(_)
+                            | Op::SumTo(_)
+                            | Op::CrossEntropy(_)
+                            | Op::KvRows(_)
                     )
                 );
             if is_direct {

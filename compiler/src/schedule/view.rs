@@ -31,7 +31,8 @@ impl<'a> Views<'a> {
         for (id, value) in graph.values.iter() {
             weight_time[id.index()] = match &value.def {
                 Def::Param { .. } | Def::Const(_) => true,
-                Def::Input | Def::State { .. } | Def::Op { op: Op::Repeat(_), .. } => false,
+                Def::Input | Def::State { .. } => false,
+                Def::Op { op, .. } if op.body().is_some() => false,
                 // With a symbol in its shape a value has a size only when a call says so.
                 Def::Op { inputs, .. } => {
                     let is_fixed = value.ty.shape.dims().iter().all(|dim| dim.as_const().is_some());

@@ -1,15 +1,22 @@
-//! Rotary embedding, the key-value cache, and attention over it.
+//! Rotary embedding, the key-value cache, attention over it, and its gradients.
 //!
 //! Tokens of a call come in any mixture of sequences: token `i` belongs to sequence `seq[i]` and stands at position `pos[i]` of it. A cache has
 //! the type `[sequences, kv_heads, context, head_dim]`, in f32, in bf16 or in a row format; its rows are rounded or quantised once, when they are
 //! appended. The keys of a head lie one after the other, because that is how they are read.
 
+use std::sync::Arc;
+
+use crate::builder::{BuildError, Builder};
 use crate::dtype::DType;
+use crate::graph::ValueId;
 use crate::mask::{Mask, Span};
+use crate::op::elementwise::{Add, Mul, Neg, Sub};
+use crate::op::movement::{Reshape, Slice};
 use crate::op::ternary::through_format;
-use crate::op::{Concrete, OpDef, Real, TypeError, arity, expect_f32, op};
+use crate::op::{Attr, AttrValue, Concrete, OpDef, OpParts, Real, TypeError, arity, expect_f32, op, straight_through};
 use crate::reference::Tensor;
 use crate::shape::{Dim, Shape, TensorType};
+use crate::vjp::{Gradient, Gradients, VjpError, Zero, filled, sum_to};
 
 /// What caches hold.
 const CACHED: &str = "f32, bf16, q8 or q4";
@@ -75,6 +82,33 @@ impl OpDef for Rope {
             if at[2] < half { low * cos - high * sin } else { high * cos + low * sin }
         })
     }
+
+    /// Rows are turned back by the opposite angle.
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let [x, cos, sin] = [inputs[0], inputs[1], inputs[2]];
+        let back = b.op(Neg {}, &[sin])?;
+        let dx = b.op(Rope {}, &[dy, cos, back])?;
+        let d = b.ty(x).shape.last_const().expect("the head dimension is constant");
+        let halves = |b: &mut Builder, value: ValueId| -> Result<[ValueId; 2], BuildError> {
+            let low = b.op(Slice { axis: 2, start: 0, end: d / 2 }, &[value])?;
+            Ok([low, b.op(Slice { axis: 2, start: d / 2, end: d }, &[value])?])
+        };
+        let ([low, high], [dlow, dhigh]) = (halves(b, x)?, halves(b, dy)?);
+        let table = b.ty(cos).shape.clone();
+        // One pair of numbers turns all heads of a token.
+        let over_heads = |b: &mut Builder, products: ValueId| -> Result<ValueId, BuildError> {
+            let mut shape = b.ty(products).shape.clone();
+            shape.0[1] = Dim::Const(1);
+            let sums = sum_to(b, products, &shape)?;
+            b.op(Reshape { shape: table.clone() }, &[sums])
+        };
+        let (straight_low, straight_high) = (b.op(Mul {}, &[dlow, low])?, b.op(Mul {}, &[dhigh, high])?);
+        let straight = b.op(Add {}, &[straight_low, straight_high])?;
+        let (cross_high, cross_low) = (b.op(Mul {}, &[dhigh, low])?, b.op(Mul {}, &[dlow, high])?);
+        let cross = b.op(Sub {}, &[cross_high, cross_low])?;
+        let (dcos, dsin) = (over_heads(b, straight)?, over_heads(b, cross)?);
+        Ok([dx, dcos, dsin].map(Gradient::Of).into_iter().collect())
+    }
 }
 
 op! {
@@ -120,6 +154,16 @@ impl OpDef for KvAppend {
         }
         result
     }
+
+    /// The tokens of a call have places of their own, so what is at a place is the one row that was stored there.
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let [x, seq, pos] = [inputs[1], inputs[2], inputs[3]];
+        let nothing = filled(b, 0.0, &b.ty(x).shape.clone())?;
+        let kept = b.op(KvAppend {}, &[dy, nothing, seq, pos])?;
+        let stored = b.op(KvRows {}, &[dy, seq, pos])?;
+        let integer = Gradient::Zero(Zero::Integer);
+        Ok([Gradient::Of(kept), straight_through::store(stored), integer, integer].into_iter().collect())
+    }
 }
 
 /// What is read back of a row that was stored in a cache.
@@ -127,6 +171,46 @@ fn through_cache(dtype: DType, row: &[f64]) -> Vec<f64> {
     match dtype {
         DType::BF16 => row.iter().map(|&value| half::bf16::from_f32(value as f32).to_f64()).collect(),
         _ => through_format(dtype, row),
+    }
+}
+
+op! {
+    /// What stands in a cache at (`seq[i]`, `pos[i]`), as f32 `[n, kv_heads, d]`; zeros for a token whose sequence or position lies outside.
+    ///
+    /// `cache` is f32, bf16, q8 or q4 `[sequences, kv_heads, context, d]`; `seq` and `pos` are i32 `[n]`.
+    KvRows = "kv_rows" (cache, seq, pos) {}
+}
+
+impl OpDef for KvRows {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
+        let [cache, seq, pos] = arity(inputs)?;
+        if !is_cached(cache.dtype) {
+            return Err(TypeError::DType { input: "cache", expected: CACHED, found: cache.dtype });
+        }
+        expect_rank("cache", cache, 4, "4 dimensions [sequences, kv_heads, context, d]")?;
+        let tokens = seq.shape.clone();
+        expect_rank("seq", seq, 1, "1 dimension")?;
+        expect_ids("seq", seq, &tokens)?;
+        expect_ids("pos", pos, &tokens)?;
+        let [_, heads, _, d] = &cache.shape.0[..] else { unreachable!("the rank was checked") };
+        Ok(TensorType::new(DType::F32, tokens.dims().iter().chain([heads, d]).cloned().collect()))
+    }
+
+    fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
+        let [cache, seq, pos] = inputs else { unreachable!("the arity was checked") };
+        let (sequences, context) = (cache.dims()[0] as f64, cache.dims()[2] as f64);
+        Tensor::from_fn(out, |at| {
+            let (seq, pos) = (seq.data[at[0]], pos.data[at[0]]);
+            let is_inside = (0.0..sequences).contains(&seq) && (0.0..context).contains(&pos);
+            if is_inside { cache.at(&[seq as usize, at[1], pos as usize, at[2]]) } else { 0.0 }
+        })
+    }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let empty = filled(b, 0.0, &b.ty(inputs[0]).shape.clone())?;
+        let cache = b.op(KvAppend {}, &[empty, dy, inputs[1], inputs[2]])?;
+        let integer = Gradient::Zero(Zero::Integer);
+        Ok([Gradient::Of(cache), integer, integer].into_iter().collect())
     }
 }
 
@@ -182,34 +266,166 @@ impl OpDef for Attention {
     }
 
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
-        let [q, k, v, seq, pos, span] = inputs else { unreachable!("the arity was checked") };
         let mask = Mask { window: self.window, sinks: self.sinks };
-        let [n, heads, d] = out.dims[..] else { unreachable!("the rank was checked") };
-        let (kv_heads, context) = (k.dims()[1], k.dims()[2]);
-        let mut data = Vec::with_capacity(n * heads * d);
-        for token in 0..n {
-            let span = Span { first: span.at(&[token, 0]) as u32, reach: span.at(&[token, 1]) as u32 };
-            let (sequence, query) = (seq.data[token] as usize, pos.data[token] as u32);
-            let keys: Vec<usize> = (0..context).filter(|&key| mask.visible(query, span, key as u32)).collect();
-            for head in 0..heads {
-                let kv_head = head / (heads / kv_heads);
-                let scores: Vec<f64> = keys
-                    .iter()
-                    .map(|&key| {
-                        let dot = |i| q.at(&[token, head, i]) * k.at(&[sequence, kv_head, key, i]);
-                        (0..d).map(dot).sum::<f64>() * self.scale.get()
-                    })
-                    .collect();
-                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let powers: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
-                let sum: f64 = powers.iter().sum();
-                data.extend((0..d).map(|i| {
-                    let terms = keys.iter().zip(&powers);
-                    let total: f64 = terms.map(|(&key, power)| power * v.at(&[sequence, kv_head, key, i])).sum();
-                    if keys.is_empty() { 0.0 } else { total / sum }
-                }));
-            }
-        }
+        let v = inputs[2];
+        let mut data = Vec::with_capacity(out.dims.iter().product());
+        each_query(inputs, mask, self.scale, |query| {
+            data.extend((0..out.dims[2]).map(|i| {
+                let parts = query.keys.iter().zip(&query.parts);
+                parts.map(|(&key, part)| part * v.at(&[query.sequence, query.kv_head, key, i])).sum::<f64>()
+            }));
+        });
         Tensor::new(out.clone(), data)
+    }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let mut gradients = Gradients::new();
+        let operands: Vec<ValueId> = inputs.iter().copied().chain([dy]).collect();
+        for of in Operand::ALL {
+            let op = AttentionGradient { of, scale: self.scale, window: self.window, sinks: self.sinks };
+            gradients.push(Gradient::Of(b.op(op, &operands)?));
+        }
+        gradients.extend([Gradient::Zero(Zero::Integer); 3]);
+        Ok(gradients)
+    }
+}
+
+/// One head of one query of a call, and what it sees.
+struct Query {
+    token: usize,
+    head: usize,
+    sequence: usize,
+    kv_head: usize,
+    /// The keys that it sees, in ascending order.
+    keys: Vec<usize>,
+    /// The part of each: the softmax of their scores.
+    parts: Vec<f64>,
+}
+
+/// Visits all queries, head by head.
+fn each_query(inputs: &[&Tensor], mask: Mask, scale: Real, mut visit: impl FnMut(Query)) {
+    let [q, k, _, seq, pos, span, ..] = inputs else { unreachable!("the arity was checked") };
+    let [n, heads, d] = q.dims()[..] else { unreachable!("the rank was checked") };
+    let (kv_heads, context) = (k.dims()[1], k.dims()[2]);
+    for token in 0..n {
+        let span = Span { first: span.at(&[token, 0]) as u32, reach: span.at(&[token, 1]) as u32 };
+        let (sequence, query) = (seq.data[token] as usize, pos.data[token] as u32);
+        let keys: Vec<usize> = (0..context).filter(|&key| mask.visible(query, span, key as u32)).collect();
+        for head in 0..heads {
+            let kv_head = head / (heads / kv_heads);
+            let score = |&key: &usize| {
+                let dot = |i| q.at(&[token, head, i]) * k.at(&[sequence, kv_head, key, i]);
+                (0..d).map(dot).sum::<f64>() * scale.get()
+            };
+            let scores: Vec<f64> = keys.iter().map(score).collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let powers: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+            let sum: f64 = powers.iter().sum();
+            let parts = powers.iter().map(|power| power / sum).collect();
+            visit(Query { token, head, sequence, kv_head, keys: keys.clone(), parts });
+        }
+    }
+}
+
+/// An operand of [`Attention`] that has a gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Operand {
+    /// The queries.
+    Q,
+    /// The keys' cache.
+    K,
+    /// The values' cache.
+    V,
+}
+
+impl Operand {
+    /// All of them, in the order of the operands.
+    pub const ALL: [Operand; 3] = [Operand::Q, Operand::K, Operand::V];
+
+    /// The name in the text form.
+    pub fn name(self) -> &'static str {
+        match self {
+            Operand::Q => "q",
+            Operand::K => "k",
+            Operand::V => "v",
+        }
+    }
+}
+
+impl AttrValue for Operand {
+    const KIND: &'static str = "@q, @k or @v";
+    fn to_attr(&self) -> Attr {
+        Attr::Name(Arc::from(self.name()))
+    }
+    fn from_attr(attr: &Attr) -> Option<Self> {
+        match attr {
+            Attr::Name(name) => Self::ALL.into_iter().find(|operand| operand.name() == &**name),
+            _ => None,
+        }
+    }
+}
+
+op! {
+    /// The gradient of [`Attention`] in one of its operands, from that of its result, `dy`, f32 `[n, heads, d]`. With `p` the softmax of a query's
+    /// scores, `e[j] = dy . v[j]` and `t[j] = p[j] * (e[j] - sum_i p[i] * e[i]) * scale`: that of `q` is the sum of `t[j] * k[j]`, that of `k[j]` the sum
+    /// of `t[j] * q` and that of `v[j]` the sum of `p[j] * dy`, the last two over all queries and heads that share the key, in ascending order.
+    /// The result is f32 of the operand's shape.
+    AttentionGradient = "attention_gradient" (q, k, v, seq, pos, span, dy) {
+        /// Which operand's gradient.
+        of: Operand,
+        /// See [`Attention::scale`].
+        scale: Real,
+        /// See [`Mask::window`].
+        window: u32,
+        /// See [`Mask::sinks`].
+        sinks: u32,
+    }
+}
+
+impl OpDef for AttentionGradient {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
+        let [q, k, v, .., dy] = arity::<7>(inputs)?;
+        let out = Attention { scale: self.scale, window: self.window, sinks: self.sinks }.infer(&inputs[..6])?;
+        if **dy != out {
+            return Err(TypeError::mismatch("the result and its gradient", &out, dy));
+        }
+        Ok(match self.of {
+            Operand::Q => (*q).clone(),
+            Operand::K => k.with_dtype(DType::F32),
+            Operand::V => v.with_dtype(DType::F32),
+        })
+    }
+
+    fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
+        let [q, k, v, _, _, _, dy] = inputs else { unreachable!("the arity was checked") };
+        let mask = Mask { window: self.window, sinks: self.sinks };
+        let d = q.dims()[2];
+        let mut result = Tensor::zeros(out.clone());
+        each_query(inputs, mask, self.scale, |query| {
+            let Query { token, head, sequence, kv_head, keys, parts } = query;
+            let cached = |cache: &Tensor, key: usize, i: usize| cache.at(&[sequence, kv_head, key, i]);
+            let dy = |i: usize| dy.at(&[token, head, i]);
+            let pulls: Vec<f64> = keys.iter().map(|&key| (0..d).map(|i| dy(i) * cached(v, key, i)).sum()).collect();
+            let mean: f64 = parts.iter().zip(&pulls).map(|(part, pull)| part * pull).sum();
+            for ((&key, part), pull) in keys.iter().zip(&parts).zip(&pulls) {
+                let turn = part * (pull - mean) * self.scale.get();
+                let place = match self.of {
+                    Operand::Q => token * q.dims()[1] + head,
+                    Operand::K | Operand::V => (sequence * k.dims()[1] + kv_head) * k.dims()[2] + key,
+                };
+                for i in 0..d {
+                    result.data[place * d + i] += match self.of {
+                        Operand::Q => turn * cached(k, key, i),
+                        Operand::K => turn * q.at(&[token, head, i]),
+                        Operand::V => part * dy(i),
+                    };
+                }
+            }
+        });
+        result
+    }
+
+    fn vjp(&self, _: &mut Builder, _: &[ValueId], _: ValueId, _: ValueId) -> Result<Gradients, VjpError> {
+        Err(VjpError::SecondOrder(Self::NAME))
     }
 }

@@ -1,9 +1,14 @@
 //! Dense linear algebra.
 
+use crate::builder::Builder;
 use crate::dtype::DType;
-use crate::op::{Concrete, OpDef, TypeError, arity, expect_f32, expect_matrix, op};
+use crate::graph::ValueId;
+use crate::op::movement::Reshape;
+use crate::op::ternary::Dequantize;
+use crate::op::{Concrete, OpDef, OpParts, TypeError, arity, expect_f32, expect_matrix, op};
 use crate::reference::Tensor;
-use crate::shape::TensorType;
+use crate::shape::{Shape, TensorType};
+use crate::vjp::{Gradient, Gradients, VjpError, as_matrix, transpose};
 
 op! {
     /// `out[.., j] = sum_i x[.., i] * w[j, i]`: `w` holds one row for each output, as checkpoints do.
@@ -26,6 +31,12 @@ impl OpDef for Matmul {
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
         let w = inputs[1];
         Tensor::from_rows(out, inputs[0].rows().map(|x| w.rows().map(|w| dot(x, w)).collect()))
+    }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let x = through_rows(b, dy, inputs[1])?;
+        let w = across_rows(b, Self::NAME, dy, inputs[0])?;
+        Ok([Gradient::Of(x), Gradient::Of(w)].into_iter().collect())
     }
 }
 
@@ -67,6 +78,21 @@ impl OpDef for QuantizedMatmul {
         let row = |j: usize| &w.data[j * k..(j + 1) * k];
         Tensor::from_rows(out, x.rows().map(|x| (0..m).map(|j| dot(x, row(j))).collect()))
     }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let w = b.op(Dequantize {}, &[inputs[1]])?;
+        let (stored, m) = (b.ty(w).shape.clone(), b.ty(w).shape.0[0].clone());
+        let k = b.ty(inputs[0]).shape.last().cloned().expect("the contracted dimension was checked");
+        let matrix = Shape::new([m, k]);
+        let w = if stored == matrix { w } else { b.op(Reshape { shape: matrix.clone() }, &[w])? };
+        let x = b.op(Dequantize {}, &[inputs[0]])?;
+        let dx = through_rows(b, dy, w)?;
+        let mut dw = across_rows(b, Self::NAME, dy, x)?;
+        if stored != matrix {
+            dw = b.op(Reshape { shape: stored }, &[dw])?;
+        }
+        Ok([Gradient::Of(dx), Gradient::Of(dw)].into_iter().collect())
+    }
 }
 
 /// The type of a contraction of the innermost axes of `x` and of the matrix `w`.
@@ -84,4 +110,17 @@ pub(crate) fn contraction_type(x: &TensorType, w: &TensorType, out: DType) -> Re
 /// The sum of the products of two rows.
 pub(crate) fn dot(x: &[f64], w: &[f64]) -> f64 {
     x.iter().zip(w).map(|(x, w)| x * w).sum()
+}
+
+/// The gradient of `x` in `x w^T`: `dy w`.
+pub(crate) fn through_rows(b: &mut Builder, dy: ValueId, w: ValueId) -> Result<ValueId, VjpError> {
+    let w = transpose(b, w)?;
+    Ok(b.op(Matmul {}, &[dy, w])?)
+}
+
+/// The gradient of `w` in `x w^T`: `dy^T x`, over the rows of both.
+pub(crate) fn across_rows(b: &mut Builder, op: &'static str, dy: ValueId, x: ValueId) -> Result<ValueId, VjpError> {
+    let (dy, x) = (as_matrix(b, op, dy)?, as_matrix(b, op, x)?);
+    let (dy, x) = (transpose(b, dy)?, transpose(b, x)?);
+    Ok(b.op(Matmul {}, &[dy, x])?)
 }

@@ -2,9 +2,27 @@
 
 use smallvec::SmallVec;
 
+use crate::builder::Builder;
+use crate::dtype::DType;
+use crate::graph::ValueId;
 use crate::op::{Concrete, OpDef, TypeError, arity, op};
 use crate::reference::Tensor;
 use crate::shape::{Dim, Shape, TensorType};
+use crate::vjp::{Gradient, Gradients, VjpError, Zero, filled, sum_to};
+
+/// The gradients of inputs that are moved: nothing flows to integers. Ternary values count as the real numbers they stand for.
+fn moved(b: &Builder, inputs: &[ValueId], gradients: impl IntoIterator<Item = ValueId>) -> Gradients {
+    let gradients = inputs.iter().zip(gradients).map(|(&input, gradient)| match b.ty(input).dtype {
+        DType::I8 | DType::I32 => Gradient::Zero(Zero::Integer),
+        _ => Gradient::Of(gradient),
+    });
+    gradients.collect()
+}
+
+/// The size of an axis that is cut or joined, which has no symbol.
+fn size(b: &Builder, value: ValueId, axis: u32) -> u64 {
+    b.ty(value).shape.0[axis as usize].as_const().expect("only axes of constant size are cut and joined")
+}
 
 /// A row format keeps its rows: only plain element types move freely within the innermost axis.
 fn expect_plain(input: &'static str, ty: &TensorType) -> Result<(), TypeError> {
@@ -34,6 +52,12 @@ impl OpDef for Reshape {
 
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
         Tensor::new(out.clone(), inputs[0].data.clone())
+    }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let shape = b.ty(inputs[0]).shape.clone();
+        let gradient = b.op(Reshape { shape }, &[dy])?;
+        Ok(moved(b, inputs, [gradient]))
     }
 }
 
@@ -69,6 +93,15 @@ impl OpDef for Permute {
             }
             inputs[0].at(&source)
         })
+    }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let mut axes = self.axes.clone();
+        for (axis, &from) in (0..).zip(&self.axes) {
+            axes[from as usize] = axis;
+        }
+        let gradient = b.op(Permute { axes }, &[dy])?;
+        Ok(moved(b, inputs, [gradient]))
     }
 }
 
@@ -112,6 +145,24 @@ impl OpDef for Slice {
             source[self.axis as usize] += self.start as usize;
             inputs[0].at(&source)
         })
+    }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, mut dy: ValueId) -> Result<Gradients, VjpError> {
+        let whole = size(b, inputs[0], self.axis);
+        let zeros = |b: &mut Builder, count: u64| {
+            let mut shape = b.ty(inputs[0]).shape.clone();
+            shape.0[self.axis as usize] = Dim::Const(count);
+            filled(b, 0.0, &shape)
+        };
+        if 0 < self.start {
+            let before = zeros(b, self.start)?;
+            dy = b.op(Concat { axis: self.axis }, &[before, dy])?;
+        }
+        if self.end < whole {
+            let after = zeros(b, whole - self.end)?;
+            dy = b.op(Concat { axis: self.axis }, &[dy, after])?;
+        }
+        Ok(moved(b, inputs, [dy]))
     }
 }
 
@@ -162,6 +213,13 @@ impl OpDef for Concat {
             inputs[1].at(&source)
         })
     }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let (axis, left, right) = (self.axis, size(b, inputs[0], self.axis), size(b, inputs[1], self.axis));
+        let lhs = b.op(Slice { axis, start: 0, end: left }, &[dy])?;
+        let rhs = b.op(Slice { axis, start: left, end: left + right }, &[dy])?;
+        Ok(moved(b, inputs, [lhs, rhs]))
+    }
 }
 
 op! {
@@ -184,5 +242,11 @@ impl OpDef for Broadcast {
 
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
         Tensor::from_fn(out, |at| inputs[0].broadcast_at(at))
+    }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let shape = b.ty(inputs[0]).shape.clone();
+        let gradient = sum_to(b, dy, &shape)?;
+        Ok(moved(b, inputs, [gradient]))
     }
 }

@@ -1,10 +1,15 @@
 //! Normalisation of rows, alone and with its neighbours.
 
+use crate::builder::{BuildError, Builder};
 use crate::dtype::DType;
+use crate::graph::ValueId;
+use crate::op::elementwise::{Add, Mul, Rsqrt, Sub};
+use crate::op::reduce::Mean;
 use crate::op::ternary::through_format;
-use crate::op::{Concrete, OpDef, Real, TypeError, arity, expect_f32, op};
+use crate::op::{Concrete, OpDef, Real, TypeError, arity, expect_f32, op, straight_through};
 use crate::reference::Tensor;
 use crate::shape::{Shape, TensorType};
+use crate::vjp::{Gradient, Gradients, VjpError, scalar, sum_to};
 
 fn norm_type<const N: usize>(
     inputs: &[&TensorType; N],
@@ -45,6 +50,54 @@ fn sums(inputs: &[&Tensor]) -> Vec<Vec<f64>> {
     rows.map(|(x, r)| x.iter().zip(r).map(|(x, r)| x + r).collect()).collect()
 }
 
+/// The gradients of a norm. With `z` the normalised row, `r` the inverse root that it was multiplied by and `g = dy * w`, that of the row is
+/// `r * (g - z * mean(g * z))`, less `r * mean(g)` where the mean was taken off; that of `w` is `dy * z` and that of a bias `dy`, both summed
+/// over the rows.
+struct NormGradients {
+    x: ValueId,
+    w: ValueId,
+    bias: ValueId,
+}
+
+fn norm_gradients(
+    b: &mut Builder,
+    x: ValueId,
+    w: ValueId,
+    eps: Real,
+    is_centred: bool,
+    dy: ValueId,
+) -> Result<NormGradients, BuildError> {
+    let width = b.ty(w).shape.clone();
+    let centred = match is_centred {
+        true => {
+            let mean = b.op(Mean {}, &[x])?;
+            b.op(Sub {}, &[x, mean])?
+        }
+        false => x,
+    };
+    let squares = b.op(Mul {}, &[centred, centred])?;
+    let mean_square = b.op(Mean {}, &[squares])?;
+    let eps = scalar(b, f64::from(eps.get() as f32));
+    let padded = b.op(Add {}, &[mean_square, eps])?;
+    let inverse = b.op(Rsqrt {}, &[padded])?;
+    let normalised = b.op(Mul {}, &[centred, inverse])?;
+    let weighted = b.op(Mul {}, &[dy, w])?;
+    let products = b.op(Mul {}, &[weighted, normalised])?;
+    let along = b.op(Mean {}, &[products])?;
+    let along = b.op(Mul {}, &[normalised, along])?;
+    let mut rest = b.op(Sub {}, &[weighted, along])?;
+    if is_centred {
+        let mean = b.op(Mean {}, &[weighted])?;
+        rest = b.op(Sub {}, &[rest, mean])?;
+    }
+    let scales = b.op(Mul {}, &[dy, normalised])?;
+    Ok(NormGradients {
+        x: b.op(Mul {}, &[rest, inverse])?,
+        w: sum_to(b, scales, &width)?,
+        bias: sum_to(b, dy, &width)?,
+    })
+}
+
 op! {
     /// `x / sqrt(mean(x^2) + eps) * w` of each row (Zhang and Sennrich, 2019).
     RmsNorm = "rms_norm" (x, w) {
@@ -60,6 +113,11 @@ impl OpDef for RmsNorm {
 
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
         Tensor::from_rows(out, inputs[0].rows().map(|x| rms_norm(x, &inputs[1].data, self.eps.get())))
+    }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let gradients = norm_gradients(b, inputs[0], inputs[1], self.eps, false, dy)?;
+        Ok([gradients.x, gradients.w].map(Gradient::Of).into_iter().collect())
     }
 }
 
@@ -79,6 +137,11 @@ impl OpDef for LayerNorm {
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
         let rows = inputs[0].rows();
         Tensor::from_rows(out, rows.map(|x| layer_norm(x, &inputs[1].data, &inputs[2].data, self.eps.get())))
+    }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let gradients = norm_gradients(b, inputs[0], inputs[1], self.eps, true, dy)?;
+        Ok([gradients.x, gradients.w, gradients.bias].map(Gradient::Of).into_iter().collect())
     }
 }
 
@@ -103,6 +166,13 @@ impl OpDef for RmsNormQuantize {
         let rows = inputs[0].rows().map(|x| rms_norm(x, &inputs[1].data, self.eps.get()));
         Tensor::from_rows(out, rows.map(|row| through_format(DType::Q8, &row)))
     }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], y: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        match straight_through::store(dy) {
+            Gradient::Of(dy) => RmsNorm { eps: self.eps }.vjp(b, inputs, y, dy),
+            zero => Ok([zero; 2].into_iter().collect()),
+        }
+    }
 }
 
 op! {
@@ -121,6 +191,12 @@ impl OpDef for AddRmsNorm {
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
         let sums = sums(inputs);
         Tensor::from_rows(out, sums.iter().map(|x| rms_norm(x, &inputs[2].data, self.eps.get())))
+    }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let sum = b.op(Add {}, &inputs[..2])?;
+        let gradients = norm_gradients(b, sum, inputs[2], self.eps, false, dy)?;
+        Ok([gradients.x, gradients.x, gradients.w].map(Gradient::Of).into_iter().collect())
     }
 }
 
@@ -141,5 +217,12 @@ impl OpDef for AddLayerNorm {
         let sums = sums(inputs);
         let rows = sums.iter().map(|x| layer_norm(x, &inputs[2].data, &inputs[3].data, self.eps.get()));
         Tensor::from_rows(out, rows)
+    }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let sum = b.op(Add {}, &inputs[..2])?;
+        let gradients = norm_gradients(b, sum, inputs[2], self.eps, true, dy)?;
+        let gradients = [gradients.x, gradients.x, gradients.w, gradients.bias];
+        Ok(gradients.map(Gradient::Of).into_iter().collect())
     }
 }

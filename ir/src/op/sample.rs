@@ -1,9 +1,12 @@
 //! The choice of the next token from its logits.
 
+use crate::builder::Builder;
 use crate::dtype::DType;
+use crate::graph::ValueId;
 use crate::op::{Concrete, OpDef, TypeError, arity, expect_f32, expect_matrix, op};
 use crate::reference::Tensor;
 use crate::shape::{Dim, Shape, TensorType};
+use crate::vjp::{Gradient, Gradients, VjpError, Zero};
 
 op! {
     /// A token for each row of logits: `logits` is f32 `[m, v]`, `settings` f32 `[m, 4]` (temperature, top-k, top-p, min-p), `draws` i32 `[m, 2]`
@@ -42,6 +45,12 @@ impl OpDef for Sample {
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
         let rows = inputs[0].rows().zip(inputs[1].rows()).zip(inputs[2].rows());
         Tensor::from_rows(out, rows.map(|((logits, settings), draws)| vec![choose(logits, settings, draws)]))
+    }
+
+    fn vjp(&self, _: &mut Builder, _: &[ValueId], _: ValueId, _: ValueId) -> Result<Gradients, VjpError> {
+        Ok([Gradient::Zero(Zero::Flat), Gradient::Zero(Zero::Flat), Gradient::Zero(Zero::Integer)]
+            .into_iter()
+            .collect())
     }
 }
 

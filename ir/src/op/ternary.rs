@@ -6,12 +6,19 @@
 
 use std::sync::Arc;
 
+use crate::builder::Builder;
 use crate::dtype::DType;
-use crate::op::matmul::{contraction_type, dot};
-use crate::op::{Attr, AttrValue, Concrete, OpDef, TypeError, arity, expect_f32, expect_matrix, op};
+use crate::graph::ValueId;
+use crate::op::elementwise::Mul;
+use crate::op::matmul::{Matmul, across_rows, contraction_type, dot};
+use crate::op::movement::Reshape;
+use crate::op::{
+    Attr, AttrValue, Concrete, OpDef, OpParts, TypeError, arity, expect_f32, expect_matrix, op, straight_through,
+};
 use crate::packing::{ABSMAX_FLOOR, RowFormat};
 use crate::reference::Tensor;
 use crate::shape::{Dim, Shape, TensorType};
+use crate::vjp::{Gradient, Gradients, VjpError, sum_to};
 
 /// How real weights become ternary ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,6 +113,10 @@ impl OpDef for Ternarise {
         let values = self.rule.ternarise(&weights, out.dims[0]);
         Tensor::new(out.clone(), values.into_iter().map(f64::from).collect())
     }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        Ok([straight_through::ternarise(b, self.rule, inputs[0], dy)?].into_iter().collect())
+    }
 }
 
 op! {
@@ -123,6 +134,10 @@ impl OpDef for TernaryScale {
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
         let weights: Vec<f32> = inputs[0].data.iter().map(|&w| w as f32).collect();
         Tensor::new(out.clone(), vec![f64::from(absmean(&weights))])
+    }
+
+    fn vjp(&self, _: &mut Builder, _: &[ValueId], _: ValueId, _: ValueId) -> Result<Gradients, VjpError> {
+        Ok([straight_through::ternary_scale()].into_iter().collect())
     }
 }
 
@@ -142,6 +157,10 @@ impl OpDef for Unpack {
 
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
         Tensor::new(out.clone(), inputs[0].data.clone())
+    }
+
+    fn vjp(&self, _: &mut Builder, _: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        Ok([Gradient::Of(dy)].into_iter().collect())
     }
 }
 
@@ -166,6 +185,10 @@ impl OpDef for Quantize {
 
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
         Tensor::from_rows(out, inputs[0].rows().map(|row| through_format(DType::Q8, row)))
+    }
+
+    fn vjp(&self, _: &mut Builder, _: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        Ok([straight_through::store(dy)].into_iter().collect())
     }
 }
 
@@ -193,6 +216,12 @@ impl OpDef for QuantizeGroups {
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
         let groups = inputs[0].data.chunks((self.group as usize).max(1));
         Tensor::from_rows(out, groups.map(|group| through_format(DType::Q4, group)))
+    }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let shape = b.ty(inputs[0]).shape.clone();
+        let rows = b.op(Reshape { shape }, &[dy])?;
+        Ok([straight_through::store(rows)].into_iter().collect())
     }
 }
 
@@ -222,6 +251,10 @@ impl OpDef for Dequantize {
 
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
         Tensor::new(out.clone(), inputs[0].data.clone())
+    }
+
+    fn vjp(&self, _: &mut Builder, _: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        Ok([Gradient::Of(dy)].into_iter().collect())
     }
 }
 
@@ -255,6 +288,14 @@ impl OpDef for TernaryMatmul {
         let rows = inputs[0].rows().map(|x| w.rows().zip(&s.data).map(|(w, s)| dot(x, w) * s).collect());
         Tensor::from_rows(out, rows)
     }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let [x, w, s] = [inputs[0], inputs[1], inputs[2]];
+        let dx = b.op(TernaryMatmulTransposed {}, &[dy, w, s])?;
+        let x = if b.ty(x).dtype == DType::Q8 { b.op(Dequantize {}, &[x])? } else { x };
+        let (dw, ds) = ternary_weight_gradients(b, Self::NAME, x, w, s, dy)?;
+        Ok([Gradient::Of(dx), Gradient::Of(dw), Gradient::Of(ds)].into_iter().collect())
+    }
 }
 
 op! {
@@ -274,5 +315,74 @@ impl OpDef for TernaryMatmulBase3 {
 
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
         TernaryMatmul {}.reference(inputs, out)
+    }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], y: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        TernaryMatmul {}.vjp(b, inputs, y, dy)
+    }
+}
+
+/// The gradients of the weights and of the scales of `s[j] * sum_i x[.., i] * w[j, i]`.
+fn ternary_weight_gradients(
+    b: &mut Builder,
+    op: &'static str,
+    x: ValueId,
+    w: ValueId,
+    s: ValueId,
+    dy: ValueId,
+) -> Result<(ValueId, ValueId), VjpError> {
+    let scaled = b.op(Mul {}, &[dy, s])?;
+    let dw = across_rows(b, op, scaled, x)?;
+    let unpacked = b.op(Unpack {}, &[w])?;
+    let sums = b.op(Matmul {}, &[x, unpacked])?;
+    let products = b.op(Mul {}, &[dy, sums])?;
+    let shape = b.ty(s).shape.clone();
+    Ok((dw, sum_to(b, products, &shape)?))
+}
+
+op! {
+    /// The other way through the same weights: `out[.., i] = sum_j (x[.., j] * s[j]) * w[j, i]`, in ascending order of `j`. `x` is f32 `[.., m]`, `w`
+    /// t2 `[m, k]`, `s` f32 `[m]`; the result is f32 `[.., k]`. Gradients flow so through packed weights, of which no transposed copy is kept.
+    TernaryMatmulTransposed = "ternary_matmul_transposed" (x, w, s) {}
+}
+
+impl OpDef for TernaryMatmulTransposed {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
+        let [x, w, s] = arity(inputs)?;
+        expect_f32("x", x)?;
+        let (m, k) = expect_matrix("w", w)?;
+        if w.dtype != DType::T2 {
+            return Err(TypeError::DType { input: "w", expected: "t2", found: w.dtype });
+        }
+        expect_f32("s", s)?;
+        if s.shape.dims() != std::slice::from_ref(m) {
+            return Err(TypeError::mismatch("the rows of `w` and the size of `s`", &w.shape, &s.shape));
+        }
+        if x.shape.last() != Some(m) {
+            return Err(TypeError::mismatch("the contracted dimensions of `x` and `w`", &x.shape, &w.shape));
+        }
+        Ok(TensorType::new(DType::F32, x.shape.outer().iter().cloned().chain([k.clone()]).collect()))
+    }
+
+    fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
+        let (w, s) = (inputs[1], inputs[2]);
+        let k = w.dims()[1];
+        let rows = inputs[0].rows().map(|x| {
+            let mut sums = vec![0.0; k];
+            for (j, (x, s)) in x.iter().zip(&s.data).enumerate() {
+                let row = &w.data[j * k..(j + 1) * k];
+                sums.iter_mut().zip(row).for_each(|(sum, w)| *sum += x * s * w);
+            }
+            sums
+        });
+        Tensor::from_rows(out, rows)
+    }
+
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let [x, w, s] = [inputs[0], inputs[1], inputs[2]];
+        let dx = b.op(TernaryMatmul {}, &[dy, w, s])?;
+        // With the roles of `x` and `dy` exchanged this is the forward product.
+        let (dw, ds) = ternary_weight_gradients(b, Self::NAME, dy, w, s, x)?;
+        Ok([Gradient::Of(dx), Gradient::Of(dw), Gradient::Of(ds)].into_iter().collect())
     }
 }

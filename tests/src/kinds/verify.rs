@@ -50,7 +50,7 @@ macro_rules! all_causes {
 
 all_causes! {
     Empty DuplicateGraph DuplicateSymbol UnknownSymbol TooLarge UnboundSymbol Order NoValue Type WrongType Inputs NoOutputs Constant UpdateTarget
-    DoubleUpdate UpdateType KeyType DuplicateState Round NoBody NestedRepeat SharedBody BodySignature
+    DoubleUpdate UpdateType KeyType DuplicateState Round NoBody NestedRepeat SharedBody BodySignature NoScan StackedType
 }
 
 /// The causes that no text can have: operands that do not stand before their users and inputs that are not listed are errors of the parser.

@@ -1,13 +1,14 @@
 //! One step of a recipe: from choices to one op whose operands fit.
 
 use ir::graph::Update;
-use ir::op::attention::{Attention, KvAppend, Rope};
+use ir::op::attention::{Attention, KvAppend, KvRows, Rope};
 use ir::op::elementwise::*;
 use ir::op::gather::Gather;
+use ir::op::loss::{CrossEntropy, CrossEntropyGradient};
 use ir::op::matmul::{Matmul, QuantizedMatmul};
 use ir::op::movement::{Broadcast, Concat, Permute, Reshape, Slice};
 use ir::op::norm::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm, RmsNormQuantize};
-use ir::op::reduce::{Argmax, Max, Mean, Softmax, Sum};
+use ir::op::reduce::{Argmax, Max, Mean, Softmax, Sum, SumTo};
 use ir::op::sample::Sample;
 use ir::op::ternary::{
     Dequantize, Quantize, QuantizeGroups, Ternarise, TernaryMatmul, TernaryMatmulBase3, TernaryRule, TernaryScale,
@@ -21,8 +22,9 @@ use super::{CONTEXT, Maker, SEQUENCES, Step, tokens};
 /// Sizes that new dimensions take: edges of nothing, and one beyond a vector's lanes.
 const SIZES: [u64; 7] = [4, 1, 2, 3, 8, 6, 17];
 
-/// How many kinds of steps there are: one for each op but `repeat`, which recipes place themselves, and constants and states.
-const N_KINDS: u8 = 49;
+/// How many kinds of steps there are: one for each op but `repeat`, which recipes place themselves, and those that only gradients are made of; and
+/// constants and states.
+const N_KINDS: u8 = 53;
 
 fn is_f32(ty: &TensorType) -> bool {
     ty.dtype == DType::F32
@@ -107,6 +109,23 @@ impl Maker {
             }
             46 => self.quantized_matmul(step),
             47 => self.sample(step),
+            48 => self.sum_to(step),
+            49 => {
+                let (logits, targets) = self.predicted(step);
+                self.op(step, CrossEntropy {}, &[logits, targets]);
+            }
+            50 => {
+                let (logits, targets) = self.predicted(step);
+                let dy = self.of_type(c3, TensorType::new(DType::F32, Shape::new([tokens()])));
+                self.op(step, CrossEntropyGradient {}, &[logits, targets, dy]);
+            }
+            51 => {
+                let (seq, pos, _) = self.places();
+                let formats = [DType::F32, DType::Q8, DType::Q4, DType::BF16];
+                let dims = [SEQUENCES, 1 + u64::from(c0 % 2), CONTEXT, size(c1)];
+                let cache = self.new_state(TensorType::new(formats[c2 as usize % 4], Shape::of(&dims)));
+                self.op(step, KvRows {}, &[cache, seq, pos]);
+            }
             _ => {
                 let matrix = TensorType::new(DType::F32, Shape::of(&[size(c0), size(c1)]));
                 let w = self.of_type(c2, matrix);
@@ -336,6 +355,27 @@ impl Maker {
         let zero = self.builder.op(Sub {}, &[zero, zero]).expect("both have one type");
         let draws = self.of_type(c3, TensorType::new(DType::I32, Shape::new([tokens(), 2.into()])));
         self.op(step, Sample {}, &[logits, zero, draws]);
+    }
+
+    /// Rows of logits, and what is to be predicted: ids that may lie outside.
+    fn predicted(&mut self, step: &Step) -> (ValueId, ValueId) {
+        let [c0, c1, c2, ..] = step.choices;
+        let logits = self.of_type(c0, TensorType::new(DType::F32, Shape::new([tokens(), size(c1).into()])));
+        (logits, self.of_type(c2, TensorType::new(DType::I32, Shape::new([tokens()]))))
+    }
+
+    /// The sum over one axis, which stays with size 1 or, if it is the outermost, goes.
+    fn sum_to(&mut self, step: &Step) {
+        let [c0, c1, c2, ..] = step.choices;
+        let x = self.some(c0, &has_rows);
+        let mut shape = self.builder.ty(x).shape.clone();
+        let axis = c1 as usize % shape.rank();
+        if axis == 0 && c2.is_multiple_of(2) {
+            shape.0.remove(0);
+        } else {
+            shape.0[axis] = Dim::Const(1);
+        }
+        self.op(step, SumTo { shape }, &[x]);
     }
 
     fn constant(&mut self, step: &Step) {

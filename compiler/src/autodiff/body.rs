@@ -1,0 +1,193 @@
+//! The gradient of a repeated body: what a round must leave, and the body that runs back.
+//!
+//! Forward and backward pass of one round are first built as one graph, in which the backward half reads whatever it likes of the forward
+//! half. Then that graph is cut: what the backward half reads becomes an input of it, or is computed again from something that does. So what is
+//! saved follows from what is needed, and to recompute a layer is only another place to cut at.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use ir::entity::Id;
+use ir::graph::{Def, Graph};
+use ir::op::Op;
+use ir::vjp::{Zero, filled};
+use ir::{Builder, TensorType, ValueId};
+
+use super::walk::{Source, Walk};
+use super::{AutodiffError, Keep, Options, follows_from_parameters};
+
+/// A body in its two new forms.
+pub(super) struct BodyGradient {
+    /// The body, with the saved values as further outputs.
+    pub(super) forward: Graph,
+    /// What runs back. Inputs: the gradient of the carried output; the operands [`Self::whole`]; the saved values. Outputs: the gradient of
+    /// the carried input; those of the operands [`Self::operands`]; those of the parameters [`Self::params`].
+    pub(super) backward: Graph,
+    /// The types of the saved values.
+    pub(super) saved: Vec<TensorType>,
+    /// The positions of the repeat's operands that the backward body reads.
+    pub(super) whole: Vec<usize>,
+    /// The positions of the repeat's operands, but for the carried one, whose gradients the backward body gives.
+    pub(super) operands: Vec<usize>,
+    /// Keys and types of the parameters whose gradients it gives.
+    pub(super) params: Vec<(String, TensorType)>,
+    /// Why gradients ended in it.
+    pub(super) zeros: BTreeSet<Zero>,
+}
+
+/// A body without its states: what a program that is not differentiated through keeps of it.
+pub(super) fn without_states(body: &Graph) -> Result<Graph, AutodiffError> {
+    let mut walk = Walk::new(&body.name);
+    walk.copy(body, Source { wanted: &|_| false, varying: &|_| false, body_varies: &|_| false })?;
+    let outputs: Vec<ValueId> = body.outputs.iter().map(|output| walk.map[output.index()]).collect();
+    Ok(walk.b.finish(&outputs).compact())
+}
+
+/// The gradient of a body whose inputs vary with what is wanted where `varying` says so.
+pub(super) fn differentiate(
+    body: &Graph,
+    varying: &[bool],
+    options: &Options<'_>,
+) -> Result<BodyGradient, AutodiffError> {
+    let mut walk = Walk::new(&body.name);
+    // What is carried varies from the second round on if a parameter does.
+    let varies = |position: usize| position == 0 || varying[position];
+    walk.copy(body, Source { wanted: options.wanted, varying: &varies, body_varies: &|_| false })?;
+    let forward = walk.b.graph().clone();
+    let inputs: Vec<ValueId> = body.inputs.iter().map(|input| walk.map[input.index()]).collect();
+    let carried = walk.map[body.outputs[0].index()];
+    let dy = walk.b.input("dy", forward.ty(carried).clone());
+    walk.add(carried, dy)?;
+    walk.reverse(&mut |_, _| Ok(()))?;
+
+    let first = match walk.gradient(inputs[0]) {
+        Some(gradient) => gradient,
+        None => filled(&mut walk.b, 0.0, &forward.ty(inputs[0]).shape)?,
+    };
+    let mut outputs = vec![first];
+    let mut operands = Vec::new();
+    for (position, &input) in inputs.iter().enumerate().skip(1) {
+        if let Some(gradient) = walk.gradient(input).filter(|_| varying[position]) {
+            operands.push(position);
+            outputs.push(gradient);
+        }
+    }
+    let mut params = Vec::new();
+    for (key, ty, gradient) in walk.params(options.wanted)? {
+        params.push((key, ty));
+        outputs.push(gradient);
+    }
+    let zeros = walk.zeros.clone();
+    let combined = walk.b.finish(&outputs);
+    let Cut { backward, saved, whole } = cut(&combined, &forward, &inputs, dy, options.keep)?;
+    let types = saved.iter().map(|&value| forward.ty(value).clone()).collect();
+    let mut forward = forward;
+    forward.outputs = [carried].into_iter().chain(saved).collect();
+    Ok(BodyGradient { forward: forward.compact(), backward, saved: types, whole, operands, params, zeros })
+}
+
+/// A backward body by itself.
+struct Cut {
+    backward: Graph,
+    /// The values of the forward body that it reads from the stack.
+    saved: Vec<ValueId>,
+    /// The positions of the inputs that it reads as they are.
+    whole: Vec<usize>,
+}
+
+/// Cuts the backward half off. Values of the combined graph that `forward` has too are its first ones.
+fn cut(combined: &Graph, forward: &Graph, inputs: &[ValueId], dy: ValueId, keep: Keep) -> Result<Cut, AutodiffError> {
+    let follows = follows_from_operands(forward, inputs[0]);
+    let is_forward = |value: ValueId| value.index() < forward.values.len();
+    let is_saved = |value: ValueId| {
+        let is_cheap = match forward.op(value) {
+            Some(op) => costs_nothing(op),
+            None => false,
+        };
+        match keep {
+            Keep::Values => is_forward(value) && !follows[value.index()] && !is_cheap,
+            Keep::Inputs => value == inputs[0],
+        }
+    };
+    // Walk from the results to what is saved.
+    let mut needed = vec![false; combined.values.len()];
+    let mut saved = BTreeSet::new();
+    let mut stack = combined.outputs.clone();
+    while let Some(value) = stack.pop() {
+        if std::mem::replace(&mut needed[value.index()], true) {
+            continue;
+        }
+        if is_forward(value) && is_saved(value) {
+            saved.insert(value);
+        } else {
+            stack.extend(combined.operands(value));
+        }
+    }
+    let saved: Vec<ValueId> = saved.into_iter().collect();
+    let whole: Vec<usize> = (0..inputs.len())
+        .filter(|&position| needed[inputs[position].index()] && !saved.contains(&inputs[position]))
+        .collect();
+
+    let mut b = Builder::new(&format!("{}.backward", forward.name));
+    let mut map: HashMap<ValueId, ValueId> = HashMap::new();
+    map.insert(dy, b.input("dy", combined.ty(dy).clone()));
+    for &position in &whole {
+        let input = inputs[position];
+        map.insert(input, b.input(&combined.label(input), combined.ty(input).clone()));
+    }
+    let mut names: BTreeMap<String, u32> = BTreeMap::new();
+    for &value in &saved {
+        let count = names.entry(combined.label(value)).or_insert(0);
+        *count += 1;
+        let suffix = if *count == 1 { String::new() } else { format!("_{count}") };
+        let name = format!("{}{suffix}.saved", combined.label(value));
+        map.insert(value, b.input(&name, combined.ty(value).clone()));
+    }
+    for (id, value) in combined.values.iter() {
+        if !needed[id.index()] || map.contains_key(&id) {
+            continue;
+        }
+        let name = value.name.as_deref();
+        let copy = match &value.def {
+            Def::Param { key } => b.param(name.unwrap_or(key), key, value.ty.clone()),
+            Def::Const(constant) => b.constant(name, value.ty.clone(), constant.values()),
+            Def::Op { op, inputs } => {
+                let operands: Vec<ValueId> = inputs.iter().map(|input| map[input]).collect();
+                match name {
+                    Some(name) => b.named(name, op.clone(), &operands)?,
+                    None => b.op(op.clone(), &operands)?,
+                }
+            }
+            Def::Input | Def::State { .. } => unreachable!("inputs are saved or whole, and states are gone"),
+        };
+        map.insert(id, copy);
+    }
+    let outputs: Vec<ValueId> = combined.outputs.iter().map(|output| map[output]).collect();
+    Ok(Cut { backward: b.finish(&outputs), saved, whole })
+}
+
+/// What is the same in the backward pass without being saved: parameters, the inputs that are not carried, and what follows from these alone.
+fn follows_from_operands(forward: &Graph, carried: ValueId) -> Vec<bool> {
+    let mut follows = follows_from_parameters(forward);
+    for (id, value) in forward.values.iter() {
+        follows[id.index()] |= match &value.def {
+            Def::Input => id != carried,
+            Def::Op { inputs, .. } => inputs.iter().all(|input| follows[input.index()]),
+            _ => false,
+        };
+    }
+    follows
+}
+
+/// Whether an op is made again rather than saved: it only reads its operand in another way.
+fn costs_nothing(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Reshape(_)
+            | Op::Permute(_)
+            | Op::Slice(_)
+            | Op::Broadcast(_)
+            | Op::Cast(_)
+            | Op::Unpack(_)
+            | Op::Dequantize(_)
+    )
+}
