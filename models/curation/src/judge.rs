@@ -1,8 +1,11 @@
 //! Puts the stages together for one document: its label, why, every finding with its place, its measures, and the text without its secrets.
 
+use std::borrow::Cow;
+
 use crate::licence;
-use crate::quality::code::{Language, Measures, measure, starcoder};
-use crate::secrets::{CountTokens, Secrets, redact};
+use crate::lines::Lines;
+use crate::quality::code::{Language, Measures, STARCODER, measure, starcoder};
+use crate::secrets::{CountTokens, Secret, Secrets, redact};
 use crate::security::find_dangers;
 
 /// What training does with a document.
@@ -19,6 +22,9 @@ pub enum Label {
 }
 
 impl Label {
+    /// All of them.
+    pub const ALL: [Label; 4] = [Label::Positive, Label::Educational, Label::Negative, Label::Rejected];
+
     /// Its name in the output.
     pub fn name(self) -> &'static str {
         match self {
@@ -35,6 +41,8 @@ impl Label {
 pub enum Severity {
     /// A matter of style, or for a person to look at.
     Low,
+    /// A fault where its data come from outside, which the syntax does not show.
+    Medium,
     /// A fault.
     High,
     /// A fault that harms as it stands: a credential in its issuer's own format.
@@ -46,6 +54,7 @@ impl Severity {
     pub fn name(self) -> &'static str {
         match self {
             Severity::Low => "low",
+            Severity::Medium => "medium",
             Severity::High => "high",
             Severity::Critical => "critical",
         }
@@ -63,6 +72,10 @@ pub struct Finding {
     pub column: usize,
     /// How bad it is.
     pub severity: Severity,
+    /// What is wrong, for people.
+    pub message: Cow<'static, str>,
+    /// Its line, without secrets and no longer than people read.
+    pub excerpt: String,
 }
 
 /// What the stages say of one document.
@@ -96,47 +109,80 @@ pub struct Criteria<'a> {
 }
 
 /// The share of comments from which code counts as educational: the mean of CPython's own library is about a quarter, and above two thirds little code is left.
-const EDUCATIONAL_COMMENTS: std::ops::RangeInclusive<f64> = 0.30..=0.67;
+pub const EDUCATIONAL_COMMENTS: std::ops::RangeInclusive<f64> = 0.30..=0.67;
 
 /// The most branches to a function of educational code: McCabe's own bound.
-const EDUCATIONAL_COMPLEXITY: usize = 10;
+pub const EDUCATIONAL_COMPLEXITY: f64 = 10.0;
 
 /// The branches to a function above which code is an example of what not to do; McCabe's bound, five times.
-const NEGATIVE_COMPLEXITY: usize = 50;
+pub const NEGATIVE_COMPLEXITY: f64 = 50.0;
+
+/// What each label means, in the order in which they are decided, for people.
+pub fn criteria() -> [(Label, String); 4] {
+    let percent = |share: f64| format!("{:.0} %", share * 100.0);
+    let (least, most) = (percent(*EDUCATIONAL_COMMENTS.start()), percent(*EDUCATIONAL_COMMENTS.end()));
+    [
+        (
+            Label::Rejected,
+            "a copy; no licence of the list; or generated, encoded data, lines too long by StarCoder's rules"
+                .to_owned(),
+        ),
+        (
+            Label::Negative,
+            format!(
+                "a credential, since taken out; a finding of high severity; or more than {NEGATIVE_COMPLEXITY} branches to a function"
+            ),
+        ),
+        (
+            Label::Educational,
+            format!(
+                "comments and documentation are {least} to {most} of it, and a function has up to {EDUCATIONAL_COMPLEXITY} branches"
+            ),
+        ),
+        (Label::Positive, "all others".to_owned()),
+    ]
+}
 
 /// Judges one document. `project` is the licence of the project that it is in, which holds where the document has no tag of its own.
 pub fn judge(path: &str, text: &str, project: Option<&str>, criteria: Criteria<'_>) -> Judgement {
     let language = Language::of(path);
     let measures = measure(text, language);
     let secrets = criteria.secrets.find(text.as_bytes(), criteria.count_tokens);
-    let mut findings: Vec<Finding> = secrets
-        .iter()
-        .map(|secret| Finding {
-            rule: format!("secrets/{}", secret.rule.id),
-            line: secret.line,
-            column: secret.column,
-            severity: if secret.rule.generic { Severity::High } else { Severity::Critical },
-        })
-        .collect();
+    let lines = Lines::of(text.as_bytes());
+    let mut findings: Vec<Finding> = Vec::new();
+    let mut found = |rule: String, (line, column): (usize, usize), severity, message: Cow<'static, str>| {
+        findings.push(Finding {
+            rule,
+            line,
+            column,
+            severity,
+            message,
+            excerpt: excerpt(text, &lines, line, &secrets),
+        });
+    };
+    for secret in &secrets {
+        let severity = if secret.rule.generic { Severity::High } else { Severity::Critical };
+        let message = Cow::Owned(secret.rule.description.clone());
+        found(format!("secrets/{}", secret.rule.id), (secret.line, secret.column), severity, message);
+    }
     let quality = starcoder(&measures, language).err();
     if let Some(reason) = quality {
-        let line = measures.generated.unwrap_or(1);
-        findings.push(Finding { rule: format!("starcoder/{reason}"), line, column: 1, severity: Severity::Low });
+        let place = (measures.generated.unwrap_or(1), 1);
+        let message = STARCODER.iter().find(|(rule, _)| *rule == reason).map_or(reason, |(_, message)| message);
+        found(format!("starcoder/{reason}"), place, Severity::Low, message.into());
     }
     let dangers =
         if language.is_some_and(|language| language.name == "python") { find_dangers(text) } else { Vec::new() };
-    findings.extend(dangers.iter().map(|danger| Finding {
-        rule: format!("security/{}", danger.rule.id),
-        line: danger.line,
-        column: danger.column,
-        severity: danger.rule.severity,
-    }));
+    for danger in &dangers {
+        let rule = format!("security/{}", danger.rule.id);
+        found(rule, (danger.line, danger.column), danger.rule.severity, danger.rule.message.into());
+    }
     findings.sort_by_key(|finding| (finding.line, finding.column));
     let licence = licence::of_tag(text).or(project).map(str::to_owned);
     let is_allowed = criteria
         .licences
         .is_none_or(|allowed| licence.as_deref().is_some_and(|licence| licence::is_allowed(licence, allowed)));
-    let complexity = measures.complexity / measures.n_functions.max(1);
+    let complexity = measures.complexity_per_function();
     let (label, reason) = if !is_allowed {
         (Label::Rejected, "licence")
     } else if let Some(reason) = quality.filter(|reason| *reason != "comment_ratio") {
@@ -158,4 +204,25 @@ pub fn judge(path: &str, text: &str, project: Option<&str>, criteria: Criteria<'
     let redacted =
         (!secrets.is_empty()).then(|| String::from_utf8_lossy(&redact(text.as_bytes(), &secrets)).into_owned());
     Judgement { label, reason, language: language.map(|language| language.name), licence, findings, measures, redacted }
+}
+
+/// The most characters of a line that is shown.
+const MAX_EXCERPT: usize = 160;
+
+/// A line of a text, from 1, with `[secret:rule-id]` in the place of what of it is secret.
+fn excerpt(text: &str, lines: &Lines, line: usize, secrets: &[Secret<'_>]) -> String {
+    let span = lines.span(line);
+    let mut shown = String::new();
+    let mut from = span.start;
+    for secret in secrets.iter().filter(|secret| secret.span.start < span.end && span.start < secret.span.end) {
+        shown.push_str(&String::from_utf8_lossy(&text.as_bytes()[from..secret.span.start.max(from)]));
+        shown.push_str(&format!("[secret:{}]", secret.rule.id));
+        from = secret.span.end.clamp(from, span.end);
+    }
+    shown.push_str(&String::from_utf8_lossy(&text.as_bytes()[from..span.end]));
+    let shown = shown.trim();
+    match shown.char_indices().nth(MAX_EXCERPT) {
+        Some((at, _)) => format!("{}…", &shown[..at]),
+        None => shown.to_owned(),
+    }
 }

@@ -11,6 +11,7 @@
 //! * [`kernels`]: Triton kernels, each with its helpers and launchers.
 //! * [`licence`]: SPDX expressions of files and projects.
 //! * [`judge`]: all that look at one document, together: its label and why.
+//! * [`report`]: what was found in a corpus, for people.
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ pub mod licence;
 pub mod lines;
 mod python;
 pub mod quality;
+pub mod report;
 pub mod secrets;
 pub mod security;
 

@@ -20,14 +20,17 @@ pub(crate) struct Input {
     /// Its content.
     #[serde(alias = "content")]
     pub(crate) text: String,
+    /// Which of the inputs it comes from.
+    #[serde(skip)]
+    pub(crate) source: usize,
 }
 
 /// Every document of the inputs; bytes that are no UTF-8 make a file no document.
 pub(crate) fn read(inputs: &[PathBuf], endings: &[String]) -> anyhow::Result<Vec<Input>> {
     let mut documents = Vec::new();
-    for input in inputs {
+    for (source, input) in inputs.iter().enumerate() {
         if input.extension().is_some_and(|extension| extension == "jsonl") {
-            read_lines(input, &mut documents)?;
+            read_lines(input, source, &mut documents)?;
             continue;
         }
         let mut files = Vec::new();
@@ -42,14 +45,14 @@ pub(crate) fn read(inputs: &[PathBuf], endings: &[String]) -> anyhow::Result<Vec
             if let Ok(text) = String::from_utf8(bytes)
                 && !text.contains('\0')
             {
-                documents.push(Input { path, text });
+                documents.push(Input { path, text, source });
             }
         }
     }
     Ok(documents)
 }
 
-fn read_lines(path: &Path, documents: &mut Vec<Input>) -> anyhow::Result<()> {
+fn read_lines(path: &Path, source: usize, documents: &mut Vec<Input>) -> anyhow::Result<()> {
     let file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     for (index, line) in BufReader::new(file).lines().enumerate() {
         let place = || format!("{}:{}", path.display(), index + 1);
@@ -58,6 +61,7 @@ fn read_lines(path: &Path, documents: &mut Vec<Input>) -> anyhow::Result<()> {
             continue;
         }
         let mut input: Input = serde_json::from_str(&line).with_context(place)?;
+        input.source = source;
         if input.path.is_empty() {
             input.path = place();
         }

@@ -25,7 +25,7 @@ struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Runs every stage: writes `documents.jsonl` and `report.txt`, and shows the report.
+    /// Runs every stage: writes `documents.jsonl`, `report.html` and `report.txt`, and shows the report.
     Run {
         /// Directories, files, or `.jsonl` files whose objects have a `text`.
         #[arg(required = true)]

@@ -1,7 +1,6 @@
 //! `tritter-curate run`: every stage over a corpus; one JSON object a document, and a report for people.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -12,22 +11,14 @@ use serde_json::{Map, Value, json};
 use tempfile::NamedTempFile;
 use tritter_curation::Secrets;
 use tritter_curation::duplicates::{Bands, Keep, find_duplicates};
-use tritter_curation::judge::{Criteria, Judgement, judge};
+use tritter_curation::judge::{Criteria, judge};
 use tritter_curation::kernels::find_kernels;
 use tritter_curation::licence::{PERMISSIVE, of_licence_file, of_manifest};
 use tritter_curation::quality::code::Language;
+use tritter_curation::report::{Entry, Report};
 
 use crate::input::{self, Input};
 use crate::quality::figures;
-
-/// What is counted for the report, by section and name.
-#[derive(Default)]
-struct Report {
-    sections: BTreeMap<&'static str, BTreeMap<String, usize>>,
-    n_documents: usize,
-    n_bytes: usize,
-    n_lines: usize,
-}
 
 pub(crate) fn run(inputs: &[PathBuf], endings: &[String], out: &Path, any_licence: bool) -> anyhow::Result<()> {
     let start = Instant::now();
@@ -49,23 +40,25 @@ pub(crate) fn run(inputs: &[PathBuf], endings: &[String], out: &Path, any_licenc
     // Beside its place until it is whole.
     let mut lines = std::io::BufWriter::new(beside(out)?);
     let mut report = Report::default();
+    let n_bytes: usize = texts.iter().map(|text| text.len()).sum();
     for (index, document) in documents.iter().enumerate() {
+        let (path, text) = (document.path.as_str(), document.text.as_str());
+        let judgement = judge(path, text, project_of(path, &projects), criteria);
         let kept = duplicates.kept[index] as usize;
-        let judgement = judge(&document.path, &document.text, project_of(&document.path, &projects), criteria);
         let copy_of = (kept != index).then(|| documents[kept].path.as_str());
-        report.add(document, &judgement, copy_of);
-        writeln!(lines, "{}", record(document, &judgement, copy_of))?;
+        let n_kernels = if judgement.language == Some("python") { find_kernels(text).len() } else { 0 };
+        let source = inputs[document.source].to_string_lossy();
+        let entry = Entry { path, source: &source, text, judgement: &judgement, copy_of, n_kernels };
+        report.add(&entry, documents[kept].text == text);
+        writeln!(lines, "{}", record(&entry))?;
     }
     move_to(lines.into_inner().map_err(std::io::IntoInnerError::into_error)?, &out.join("documents.jsonl"))?;
-    report.count("near-duplicates", "exact copies".to_owned(), duplicates.n_exact);
-    report.count("near-duplicates", "near copies".to_owned(), duplicates.n_near);
     let text = report.text();
-    let mut file = beside(out)?;
-    file.write_all(text.as_bytes())?;
-    move_to(file, &out.join("report.txt"))?;
+    write(out, "report.txt", &text)?;
+    write(out, "report.html", &report.html()?)?;
     std::io::stdout().lock().write_all(text.as_bytes())?;
     let seconds = start.elapsed().as_secs_f64();
-    eprintln!("{seconds:.1} s, {:.0} MB/s in all", report.n_bytes as f64 / 1e6 / seconds);
+    eprintln!("{seconds:.1} s, {:.0} MB/s in all", n_bytes as f64 / 1e6 / seconds);
     Ok(())
 }
 
@@ -80,6 +73,12 @@ fn beside(out: &Path) -> anyhow::Result<NamedTempFile> {
 
 fn move_to(file: NamedTempFile, path: &Path) -> anyhow::Result<()> {
     file.persist(path).with_context(|| format!("cannot write {}", path.display())).map(drop)
+}
+
+fn write(out: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+    let mut file = beside(out)?;
+    file.write_all(text.as_bytes())?;
+    move_to(file, &out.join(name))
 }
 
 /// The licence of every folder that has a manifest or a licence file; the manifest goes first.
@@ -103,7 +102,8 @@ fn project_of<'p>(path: &str, projects: &'p BTreeMap<PathBuf, String>) -> Option
     Path::new(path).ancestors().skip(1).find_map(|folder| projects.get(folder)).map(String::as_str)
 }
 
-fn record(document: &Input, judgement: &Judgement, copy_of: Option<&str>) -> Value {
+fn record(entry: &Entry<'_>) -> Value {
+    let judgement = entry.judgement;
     let findings: Vec<Value> = judgement
         .findings
         .iter()
@@ -113,59 +113,23 @@ fn record(document: &Input, judgement: &Judgement, copy_of: Option<&str>) -> Val
                 "line": finding.line,
                 "column": finding.column,
                 "severity": finding.severity.name(),
+                "message": finding.message,
             })
         })
         .collect();
+    let (label, reason) = entry.label();
     let mut record = Map::new();
     let mut put = |name: &str, value: Value| record.insert(name.to_owned(), value);
-    put("path", json!(document.path));
-    put("blake3", json!(blake3::hash(document.text.as_bytes()).to_hex().as_str()));
+    put("path", json!(entry.path));
+    put("source", json!(entry.source));
+    put("blake3", json!(blake3::hash(entry.text.as_bytes()).to_hex().as_str()));
     put("language", json!(judgement.language));
     put("licence", json!(judgement.licence));
-    put("label", json!(if copy_of.is_some() { "rejected" } else { judgement.label.name() }));
-    put("reason", json!(if copy_of.is_some() { "duplicate" } else { judgement.reason }));
-    put("copy_of", json!(copy_of));
+    put("label", json!(label.name()));
+    put("reason", json!(reason));
+    put("copy_of", json!(entry.copy_of));
     put("findings", json!(findings));
     put("measures", figures(&judgement.measures));
-    put("text", json!(judgement.redacted.as_deref().unwrap_or(&document.text)));
+    put("text", json!(judgement.redacted.as_deref().unwrap_or(entry.text)));
     Value::Object(record)
-}
-
-impl Report {
-    fn count(&mut self, section: &'static str, name: String, n: usize) {
-        *self.sections.entry(section).or_default().entry(name).or_default() += n;
-    }
-
-    fn add(&mut self, document: &Input, judgement: &Judgement, copy_of: Option<&str>) {
-        self.n_documents += 1;
-        self.n_bytes += document.text.len();
-        self.n_lines += judgement.measures.n_lines;
-        let (label, reason) = match copy_of {
-            Some(_) => ("rejected", "duplicate"),
-            None => (judgement.label.name(), judgement.reason),
-        };
-        self.count("labels", format!("{label}: {reason}"), 1);
-        self.count("languages", judgement.language.unwrap_or("other").to_owned(), 1);
-        self.count("licences", judgement.licence.clone().unwrap_or_else(|| "none".to_owned()), 1);
-        for finding in &judgement.findings {
-            self.count("findings", format!("{} ({})", finding.rule, finding.severity.name()), 1);
-        }
-        if judgement.language == Some("python") {
-            self.count("kernels", "Triton kernels".to_owned(), find_kernels(&document.text).len());
-        }
-    }
-
-    fn text(&self) -> String {
-        let megabytes = self.n_bytes as f64 / 1e6;
-        let mut text = format!("{} documents, {} lines, {megabytes:.1} MB\n", self.n_documents, self.n_lines);
-        for (section, counts) in &self.sections {
-            let _ = writeln!(text, "\n{section}");
-            let mut counts: Vec<(&String, &usize)> = counts.iter().collect();
-            counts.sort_by_key(|(name, n)| (std::cmp::Reverse(**n), *name));
-            for (name, n) in counts {
-                let _ = writeln!(text, "{n:>9}  {name}");
-            }
-        }
-        text
-    }
 }
