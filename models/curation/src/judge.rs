@@ -50,6 +50,9 @@ pub enum Severity {
 }
 
 impl Severity {
+    /// All of them, the worst first.
+    pub const ALL: [Severity; 4] = [Severity::Critical, Severity::High, Severity::Medium, Severity::Low];
+
     /// Its name in the output.
     pub fn name(self) -> &'static str {
         match self {
@@ -84,7 +87,7 @@ pub struct Judgement {
     /// What training does with it.
     pub label: Label,
     /// What made the label.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// The language, by its path.
     pub language: Option<&'static str>,
     /// Its licence.
@@ -203,7 +206,8 @@ pub fn judge(path: &str, text: &str, project: Option<&str>, criteria: Criteria<'
     };
     let redacted =
         (!secrets.is_empty()).then(|| String::from_utf8_lossy(&redact(text.as_bytes(), &secrets)).into_owned());
-    Judgement { label, reason, language: language.map(|language| language.name), licence, findings, measures, redacted }
+    let language = language.map(|language| language.name);
+    Judgement { label, reason: reason.into(), language, licence, findings, measures, redacted }
 }
 
 /// The most characters of a line that is shown.

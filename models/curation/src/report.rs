@@ -26,8 +26,10 @@ pub struct Entry<'a> {
     pub path: &'a str,
     /// Which of the inputs it came from.
     pub source: &'a str,
-    /// Its content, secrets included.
-    pub text: &'a str,
+    /// The size of its content, secrets included.
+    pub n_bytes: usize,
+    /// The hash of that.
+    pub blake3: &'a str,
     /// What the stages say of it.
     pub judgement: &'a Judgement,
     /// The document that stays in its place, if it is a copy.
@@ -38,10 +40,10 @@ pub struct Entry<'a> {
 
 impl Entry<'_> {
     /// What training does with it, and why.
-    pub fn label(&self) -> (Label, &'static str) {
+    pub fn label(&self) -> (Label, &str) {
         match self.copy_of {
             Some(_) => (Label::Rejected, "duplicate"),
-            None => (self.judgement.label, self.judgement.reason),
+            None => (self.judgement.label, &self.judgement.reason),
         }
     }
 }
@@ -51,7 +53,7 @@ impl Entry<'_> {
 pub struct Report {
     all: Count,
     n_kernels: usize,
-    labels: BTreeMap<(Label, &'static str), Count>,
+    labels: BTreeMap<(Label, String), Count>,
     languages: BTreeMap<String, Count>,
     licences: BTreeMap<String, Count>,
     sources: BTreeMap<String, Source>,
@@ -119,19 +121,19 @@ impl Report {
     /// Counts a document. `is_exact` says of a copy that it is one byte for byte.
     pub fn add(&mut self, entry: &Entry<'_>, is_exact: bool) {
         let judgement = entry.judgement;
-        let count = Count { n_documents: 1, n_lines: judgement.measures.n_lines, n_bytes: entry.text.len() };
+        let count = Count { n_documents: 1, n_lines: judgement.measures.n_lines, n_bytes: entry.n_bytes };
         self.all.add(count);
         self.n_kernels += entry.n_kernels;
         let (label, reason) = entry.label();
-        self.labels.entry((label, reason)).or_default().add(count);
+        self.labels.entry((label, reason.to_owned())).or_default().add(count);
         self.languages.entry(judgement.language.unwrap_or("other").to_owned()).or_default().add(count);
         let licence = judgement.licence.as_deref().unwrap_or("none");
         self.licences.entry(licence.to_owned()).or_default().add(count);
         let source = self.sources.entry(entry.source.to_owned()).or_default();
         source.count.add(count);
         *source.labels.entry(label).or_default() += 1;
-        for part in [entry.path.as_bytes(), &[0], blake3::hash(entry.text.as_bytes()).as_bytes()] {
-            self.documents.update(part);
+        for part in [entry.path, "\0", entry.blake3] {
+            self.documents.update(part.as_bytes());
         }
         if let Some(kept) = entry.copy_of {
             let cluster = self.clusters.entry(kept.to_owned()).or_default();
@@ -289,16 +291,15 @@ impl Report {
     }
 
     /// The reasons of a label, the most frequent first.
-    fn reasons(&self, label: Label) -> Vec<(&'static str, Count)> {
+    fn reasons(&self, label: Label) -> Vec<(&str, Count)> {
         let of_label = self.labels.iter().filter(|((other, _), _)| *other == label);
-        let mut reasons: Vec<(&'static str, Count)> = of_label.map(|((_, reason), count)| (*reason, *count)).collect();
+        let mut reasons: Vec<(&str, Count)> = of_label.map(|((_, reason), count)| (reason.as_str(), *count)).collect();
         reasons.sort_by_key(|(reason, count)| (std::cmp::Reverse(count.n_documents), *reason));
         reasons
     }
 
     /// The rules that found something, the worst severity first and in it the most frequent.
     fn severities(&self) -> Vec<Value> {
-        let severities = [Severity::Critical, Severity::High, Severity::Medium, Severity::Low].into_iter();
         let group = |severity: Severity| {
             let mut rules: Vec<(&String, &RuleCount)> =
                 self.rules.iter().filter(|(_, rule)| rule.severity == severity).collect();
@@ -307,7 +308,7 @@ impl Report {
             let rules: Vec<Value> = rules.into_iter().map(|(name, rule)| rule.figure(name)).collect();
             json!({ "name": severity.name(), "n": n, "rules": rules })
         };
-        severities.map(group).collect()
+        Severity::ALL.into_iter().map(group).collect()
     }
 }
 

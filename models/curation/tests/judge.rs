@@ -35,7 +35,7 @@ fn judged(path: &str, text: &str, project: Option<&str>) -> Judgement {
 fn labels_have_their_reasons() {
     let label = |path: &str, text: &str, project: Option<&str>| {
         let judgement = judged(path, text, project);
-        (judgement.label, judgement.reason)
+        (judgement.label, judgement.reason.into_owned())
     };
     assert_eq!(label("a.py", CODE, Some("MIT")), (Label::Positive, "no fault"));
     assert_eq!(label("a.py", CODE, None), (Label::Rejected, "licence"));
@@ -58,7 +58,7 @@ fn a_secret_makes_a_document_negative_and_does_not_stay_in_it() {
     let token = ["ghp_zQWBuTSOoRi4A9spHcVY5", "ncnsDkxkJ0mLq17"].concat();
     let text = format!("{CODE}\nTOKEN = \"{token}\"\n");
     let judgement = judged("a.py", &text, Some("MIT"));
-    assert_eq!((judgement.label, judgement.reason), (Label::Negative, "secrets"));
+    assert_eq!((judgement.label, judgement.reason.into_owned()), (Label::Negative, "secrets"));
     let finding = &judgement.findings[0];
     assert_eq!((finding.rule.as_str(), finding.line, finding.column), ("secrets/github-classic-token", 17, 10));
     assert_eq!(finding.severity, Severity::Critical);

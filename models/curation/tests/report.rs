@@ -10,7 +10,16 @@ fn report(documents: &[(&str, &str, Option<&str>)]) -> Report {
     let mut report = Report::default();
     for (path, text, copy_of) in documents {
         let judgement = judge(path, text, None, criteria);
-        let entry = Entry { path, source: "corpus", text, judgement: &judgement, copy_of: *copy_of, n_kernels: 0 };
+        let blake3 = blake3::hash(text.as_bytes()).to_hex();
+        let entry = Entry {
+            path,
+            source: "corpus",
+            n_bytes: text.len(),
+            blake3: &blake3,
+            judgement: &judgement,
+            copy_of: *copy_of,
+            n_kernels: 0,
+        };
         report.add(&entry, true);
     }
     report

@@ -2,13 +2,11 @@
 
 use std::path::PathBuf;
 
+use curation::security::find_dangers;
 use serde_json::json;
-use tritter_curation::security::find_dangers;
-
-use crate::input;
 
 pub(crate) fn run(inputs: &[PathBuf]) -> anyhow::Result<()> {
-    let documents = input::read(inputs, &[".py".to_owned()])?;
+    let documents = crate::read(inputs, &[".py".to_owned()])?;
     let mut n_found = 0;
     for document in &documents {
         for danger in find_dangers(&document.text) {
