@@ -74,9 +74,13 @@ fn walk(path: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
     let kind = fs::symlink_metadata(path)?.file_type();
     if kind.is_file() {
         files.push(path.to_owned());
-    } else if kind.is_dir() && !path.file_name().is_some_and(|name| SKIPPED.iter().any(|skipped| name == *skipped)) {
+    } else if kind.is_dir() {
         for entry in fs::read_dir(path)? {
-            walk(&entry?.path(), files)?;
+            let entry = entry?;
+            // A folder that the user names is read, whatever its name.
+            if !SKIPPED.iter().any(|skipped| entry.file_name() == *skipped) {
+                walk(&entry.path(), files)?;
+            }
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! `tritter-curate`: the stages of this crate over directories and JSONL files.
 
+mod contamination;
 mod duplicates;
 mod input;
 mod kernels;
@@ -39,6 +40,20 @@ enum Command {
         /// Takes documents of any licence, and of none.
         #[arg(long)]
         any_licence: bool,
+        #[command(flatten)]
+        against: contamination::Against,
+    },
+    /// Lists what of evaluation sets stands in a corpus, one JSON object a line.
+    #[command(mut_arg("against", |argument| argument.required(true)))]
+    Contamination {
+        /// Directories, files, or `.jsonl` files whose objects have a `text`.
+        #[arg(required = true)]
+        inputs: Vec<PathBuf>,
+        /// Only files whose name ends so; all text files if absent.
+        #[arg(long)]
+        ending: Vec<String>,
+        #[command(flatten)]
+        against: contamination::Against,
     },
     /// Lists credentials, one JSON object a line, and how fast they were looked for.
     Secrets {
@@ -123,7 +138,10 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Run { inputs, ending, out, any_licence } => run::run(&inputs, &ending, &out, any_licence),
+        Command::Run { inputs, ending, out, any_licence, against } => {
+            run::run(&inputs, &ending, &out, any_licence, &against)
+        }
+        Command::Contamination { inputs, ending, against } => contamination::run(&inputs, &ending, &against),
         Command::Secrets { inputs, ending } => secrets::run(&inputs, &ending),
         Command::Security { inputs } => security::run(&inputs),
         Command::Quality { inputs, ending } => quality::run(&inputs, &ending),

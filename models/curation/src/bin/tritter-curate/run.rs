@@ -17,10 +17,17 @@ use tritter_curation::licence::{PERMISSIVE, of_licence_file, of_manifest};
 use tritter_curation::quality::code::Language;
 use tritter_curation::report::{Entry, Report};
 
+use crate::contamination::Against;
 use crate::input::{self, Input};
 use crate::quality::figures;
 
-pub(crate) fn run(inputs: &[PathBuf], endings: &[String], out: &Path, any_licence: bool) -> anyhow::Result<()> {
+pub(crate) fn run(
+    inputs: &[PathBuf],
+    endings: &[String],
+    out: &Path,
+    any_licence: bool,
+    against: &Against,
+) -> anyhow::Result<()> {
     let start = Instant::now();
     let all = input::read(inputs, &[])?;
     let projects = projects(&all);
@@ -35,7 +42,9 @@ pub(crate) fn run(inputs: &[PathBuf], endings: &[String], out: &Path, any_licenc
     let bpe = tiktoken_rs::cl100k_base_singleton();
     let count_tokens = |text: &str| bpe.encode_ordinary(text).len();
     let licences = (!any_licence).then_some(PERMISSIVE);
-    let criteria = Criteria { secrets: &secrets, count_tokens: &count_tokens, licences };
+    let evaluations = against.read()?;
+    let criteria =
+        Criteria { secrets: &secrets, count_tokens: &count_tokens, licences, evaluations: evaluations.as_ref() };
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     // Beside its place until it is whole.
     let mut lines = std::io::BufWriter::new(beside(out)?);
