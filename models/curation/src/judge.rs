@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use crate::contamination::{Evaluations, Overlap};
 use crate::licence;
 use crate::lines::Lines;
 use crate::quality::code::{Language, Measures, STARCODER, measure, starcoder};
@@ -109,6 +110,8 @@ pub struct Criteria<'a> {
     pub count_tokens: CountTokens<'a>,
     /// The licences that are allowed; all, and none at all, if absent.
     pub licences: Option<&'a [&'a str]>,
+    /// The evaluation sets that nothing may be of.
+    pub evaluations: Option<&'a Evaluations>,
 }
 
 /// The share of comments from which code counts as educational: the mean of CPython's own library is about a quarter, and above two thirds little code is left.
@@ -127,7 +130,7 @@ pub fn criteria() -> [(Label, String); 4] {
     [
         (
             Label::Rejected,
-            "a copy; no licence of the list; or generated, encoded data, lines too long by StarCoder's rules"
+            "a copy; no licence of the list; part of an evaluation set; or generated, encoded data, lines too long by StarCoder's rules"
                 .to_owned(),
         ),
         (
@@ -180,6 +183,13 @@ pub fn judge(path: &str, text: &str, project: Option<&str>, criteria: Criteria<'
         let rule = format!("security/{}", danger.rule.id);
         found(rule, (danger.line, danger.column), danger.rule.severity, danger.rule.message.into());
     }
+    let overlaps = criteria.evaluations.map_or(Vec::new(), |evaluations| evaluations.find(text));
+    let is_contaminated = !overlaps.is_empty();
+    for (overlap, n_more) in by_place(overlaps) {
+        let kind = if overlap.is_exact { "exact" } else { "normalised" };
+        let place = (overlap.line, overlap.column);
+        found(format!("contamination/{kind}"), place, Severity::High, contamination(&overlap, n_more).into());
+    }
     findings.sort_by_key(|finding| (finding.line, finding.column));
     let licence = licence::of_tag(text).or(project).map(str::to_owned);
     let is_allowed = criteria
@@ -188,6 +198,8 @@ pub fn judge(path: &str, text: &str, project: Option<&str>, criteria: Criteria<'
     let complexity = measures.complexity_per_function();
     let (label, reason) = if !is_allowed {
         (Label::Rejected, "licence")
+    } else if is_contaminated {
+        (Label::Rejected, "contamination")
     } else if let Some(reason) = quality.filter(|reason| *reason != "comment_ratio") {
         (Label::Rejected, reason)
     } else if !secrets.is_empty() {
@@ -208,6 +220,22 @@ pub fn judge(path: &str, text: &str, project: Option<&str>, criteria: Criteria<'
         (!secrets.is_empty()).then(|| String::from_utf8_lossy(&redact(text.as_bytes(), &secrets)).into_owned());
     let language = language.map(|language| language.name);
     Judgement { label, reason: reason.into(), language, licence, findings, measures, redacted }
+}
+
+/// Of overlaps with several items at one place the one that has most of its item, and how many others there are.
+fn by_place(mut overlaps: Vec<Overlap<'_>>) -> Vec<(Overlap<'_>, usize)> {
+    overlaps.sort_by(|lhs, rhs| {
+        let place = (lhs.span.start, lhs.span.end).cmp(&(rhs.span.start, rhs.span.end));
+        place.then(rhs.coverage.total_cmp(&lhs.coverage))
+    });
+    let groups = overlaps.chunk_by(|lhs, rhs| lhs.span == rhs.span);
+    groups.map(|group| (group[0].clone(), group.len() - 1)).collect()
+}
+
+fn contamination(overlap: &Overlap<'_>, n_more: usize) -> String {
+    let Overlap { item, item_line, n_words, coverage, .. } = overlap;
+    let more = if n_more == 0 { String::new() } else { format!(", and of {n_more} more") };
+    format!("{n_words} words of {item}, line {item_line}{more}; {:.0} % of it stands here", coverage * 100.0)
 }
 
 /// The most characters of a line that is shown.

@@ -8,6 +8,7 @@
 //! * [`security`]: calls that are dangerous as they are made.
 //! * [`quality`]: published rule sets for text and for code, and measures of code.
 //! * [`duplicates`]: exact copies and near ones.
+//! * [`contamination`]: what of evaluation sets stands in a corpus.
 //! * [`kernels`]: Triton kernels, each with its helpers and launchers.
 //! * [`licence`]: SPDX expressions of files and projects.
 //! * [`judge`]: all that look at one document, together: its label and why.
@@ -15,8 +16,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod contamination;
 pub mod duplicates;
 pub mod error;
+mod hash;
 pub mod judge;
 pub mod kernels;
 pub mod licence;

@@ -194,7 +194,7 @@ impl Report {
         section(&mut text, "labels", labels.map(|(name, count)| (name, count.n_documents)));
         text.push_str("\nlabels mean\n");
         for (label, criterion) in criteria() {
-            text.push_str(&format!("{:>9}  {criterion}\n", label.name()));
+            text.push_str(&format!("{:>11}  {criterion}\n", label.name()));
         }
         let rules = self.rules.iter().map(|(name, rule)| (format!("{name} ({})", rule.severity.name()), rule.n));
         section(&mut text, "findings", rules);

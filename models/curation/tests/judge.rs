@@ -27,7 +27,7 @@ fn judged(path: &str, text: &str, project: Option<&str>) -> Judgement {
         path,
         text,
         project,
-        Criteria { secrets: &secrets, count_tokens: &|text| text.len(), licences: Some(PERMISSIVE) },
+        Criteria { secrets: &secrets, count_tokens: &|text| text.len(), licences: Some(PERMISSIVE), evaluations: None },
     )
 }
 

@@ -212,10 +212,13 @@ fn walk(path: &Path, files: &mut Vec<(String, u64)>) -> Result<(), EngineError> 
         if let Some(name) = path.to_str() {
             files.push((name.to_owned(), metadata.len()));
         }
-    } else if metadata.is_dir() && !path.file_name().is_some_and(|name| SKIPPED.iter().any(|skipped| name == *skipped))
-    {
+    } else if metadata.is_dir() {
         for entry in fs::read_dir(path).map_err(EngineError::at(path))? {
-            walk(&entry.map_err(EngineError::at(path))?.path(), files)?;
+            let entry = entry.map_err(EngineError::at(path))?;
+            // A folder that the user names is read, whatever its name.
+            if !SKIPPED.iter().any(|skipped| entry.file_name() == *skipped) {
+                walk(&entry.path(), files)?;
+            }
         }
     }
     Ok(())

@@ -18,6 +18,7 @@ use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, Sca
 use serde::Serialize;
 
 use crate::error::EngineError;
+use crate::evaluations::Sets;
 use crate::keep;
 use crate::read::Document;
 use crate::share::Share;
@@ -160,7 +161,9 @@ fn judge(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
     let documents = arguments[1].as_list::<i32>();
     let verdicts = each_share(&arguments[0], |share, row| {
         let licences = (!share.common.any_licence).then_some(PERMISSIVE);
-        let criteria = Criteria { secrets, count_tokens: &count_tokens, licences };
+        let evaluations = share.common.evaluations.as_ref().map(Sets::built).transpose()?;
+        let evaluations = evaluations.as_deref();
+        let criteria = Criteria { secrets, count_tokens: &count_tokens, licences, evaluations };
         let documents = rows_of(documents.value(row).as_struct());
         Ok(documents.iter().map(|document| Verdict::of(document, criteria)).collect::<Vec<_>>())
     })?;

@@ -2,6 +2,7 @@
 //! Ballista scheduler, and give the same output, byte for byte, on any number of threads, executors and restarts.
 //!
 //! * [`corpus`]: what the inputs have, cut into partitions.
+//! * [`evaluations`]: what nothing may be of.
 //! * [`share`]: what a partition is made of, and the key under which its verdicts are kept.
 //! * [`mod@read`]: documents of files, JSONL and Parquet.
 //! * [`verdict`]: what is written of a document.
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod corpus;
+pub mod evaluations;
 pub mod share;
 pub mod read;
 pub mod verdict;

@@ -12,6 +12,7 @@ use serde_json::json;
 use crate::copies;
 use crate::corpus::{Corpus, Piece, Unit, Wanted};
 use crate::error::EngineError;
+use crate::evaluations::{Item, Sets};
 use crate::keep;
 use crate::output;
 use crate::place::{Cut, Place, Table};
@@ -30,6 +31,8 @@ pub struct Options {
     pub wanted: Wanted,
     /// Takes documents of any licence, and of none.
     pub any_licence: bool,
+    /// Items of evaluation sets that nothing may be of, and how many words in a row count as an overlap.
+    pub evaluations: Option<(Vec<Item>, usize)>,
     /// The folder of the output.
     pub out: PathBuf,
     /// Where plans run.
@@ -79,11 +82,14 @@ pub async fn run(options: &Options) -> Result<Done, EngineError> {
     }
     let work = fs::canonicalize(&work).map_err(EngineError::at(&work))?;
     let root = std::env::current_dir().map_err(EngineError::at(Path::new(".")))?;
+    let sets = options.evaluations.as_ref().map(|(items, run)| Sets::write(items, *run, &work));
+    let evaluations = sets.transpose()?;
     let common = Common {
         root,
         kept: work.join("verdicts"),
         wanted: options.wanted.clone(),
         any_licence: options.any_licence,
+        evaluations,
         stages: STAGES.to_owned(),
     };
     let share = |units: Vec<Unit>| Share { common: common.clone(), units, projects: BTreeMap::new() };
@@ -111,6 +117,7 @@ pub async fn run(options: &Options) -> Result<Done, EngineError> {
         "inputs": options.inputs,
         "wanted": options.wanted,
         "any_licence": options.any_licence,
+        "evaluations": common.evaluations.as_ref().map(|sets| json!({ "hash": sets.hash, "overlap": sets.run })),
         "bands": BANDS.n,
         "rows": BANDS.rows,
         "similarity": THRESHOLD,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::corpus::{Projects, Unit, Wanted};
 use crate::error::EngineError;
+use crate::evaluations::Sets;
 use crate::read::{Document, read};
 
 /// The hash of the stages that this program has: their sources and their rules.
@@ -23,6 +24,8 @@ pub struct Common {
     pub wanted: Wanted,
     /// Whether documents of any licence, and of none, are taken.
     pub any_licence: bool,
+    /// The evaluation sets that nothing may be of.
+    pub evaluations: Option<Sets>,
     /// The hash of the stages that the run was planned for.
     pub stages: String,
 }
@@ -98,6 +101,8 @@ impl Share {
         };
         add(&self.common.stages);
         add(if self.common.any_licence { "any licence" } else { "permissive" });
+        let evaluations = self.common.evaluations.as_ref();
+        add(&evaluations.map_or(String::new(), |sets| format!("{} {}", sets.run, sets.hash)));
         for document in documents {
             let Document { path, source, position, input, licence, text } = document;
             add(path);

@@ -17,6 +17,7 @@ fn options(inputs: &[PathBuf], out: &Path, n_threads: usize) -> Options {
         inputs: inputs.to_vec(),
         wanted: Wanted::Languages,
         any_licence: false,
+        evaluations: None,
         out: out.to_owned(),
         place: Place::Here,
         n_threads,
@@ -144,6 +145,25 @@ fn the_order_of_lines_and_of_inputs_changes_no_label() {
     let forward = found("forward", &halves);
     let backward = found("backward", &[halves[1].clone(), halves[0].clone()]);
     assert_eq!(forward, backward);
+}
+
+#[test]
+fn nothing_of_an_evaluation_set_is_kept() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (source, out) = (folder.path().join("corpus"), folder.path().join("out"));
+    corpus(&source, 20);
+    let plain = options(std::slice::from_ref(&source), &out, 2);
+    let first = done(&plain);
+    let item = fs::read_to_string(source.join("project0/module4.py")).expect("a module");
+    let with =
+        |run: usize| Options { evaluations: Some((vec![("task 1".to_owned(), item.clone())], run)), ..plain.clone() };
+    let second = done(&with(13));
+    // The sets are part of what documents are judged by.
+    assert_eq!((second.n_kept, first.n_partitions), (0, second.n_partitions));
+    assert_eq!(labels(&out)["module4.py"].0, "rejected: contamination");
+    assert_eq!(done(&with(13)).n_kept, second.n_partitions);
+    assert_eq!(done(&with(12)).n_kept, 0);
+    assert_eq!(done(&plain).hash, first.hash);
 }
 
 #[test]

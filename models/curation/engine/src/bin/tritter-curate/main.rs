@@ -1,5 +1,6 @@
 //! `tritter-curate`: the stages of curation over directories, JSONL and Parquet, each alone or all together, on one machine or several.
 
+mod contamination;
 mod duplicates;
 mod kernels;
 mod quality;
@@ -58,6 +59,20 @@ enum Command {
         /// About how many MiB of input are judged, and kept, at once; by the size of the corpus if absent.
         #[arg(long)]
         partition_mib: Option<NonZeroUsize>,
+        #[command(flatten)]
+        against: contamination::Against,
+    },
+    /// Lists what of evaluation sets stands in a corpus, one JSON object a line.
+    #[command(mut_arg("against", |argument| argument.required(true)))]
+    Contamination {
+        /// Directories, files, or `.jsonl` and `.parquet` files whose objects or rows have a `text`.
+        #[arg(required = true)]
+        inputs: Vec<PathBuf>,
+        /// Only files whose name ends so; all text files if absent.
+        #[arg(long)]
+        ending: Vec<String>,
+        #[command(flatten)]
+        against: contamination::Against,
     },
     /// Gives the tasks of runs to executors. It has no passwords: whoever reaches it can read what executors read.
     Scheduler {
@@ -166,15 +181,18 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Run { inputs, ending, out, any_licence, threads, scheduler, partition_mib } => run::start(&Options {
-            inputs,
-            wanted: if ending.is_empty() { Wanted::Languages } else { Wanted::Endings(ending) },
-            any_licence,
-            out,
-            place: scheduler.map_or(Place::Here, Place::Cluster),
-            n_threads: n_threads(threads),
-            partition: partition_mib.map(|mib| (mib.get() as u64) << 20),
-        }),
+        Command::Run { inputs, ending, out, any_licence, threads, scheduler, partition_mib, against } => {
+            run::start(&Options {
+                inputs,
+                wanted: if ending.is_empty() { Wanted::Languages } else { Wanted::Endings(ending) },
+                any_licence,
+                evaluations: against.read()?,
+                out,
+                place: scheduler.map_or(Place::Here, Place::Cluster),
+                n_threads: n_threads(threads),
+                partition: partition_mib.map(|mib| (mib.get() as u64) << 20),
+            })
+        }
         Command::Scheduler { bind, timeout } => {
             Ok(threads(n_threads(None))?.block_on(run_scheduler(&bind, Duration::from_secs(timeout)))?)
         }
@@ -183,6 +201,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             let folder = folder.as_deref().unwrap_or(temporary.path());
             execute(&scheduler, &bind, n_threads(n), folder)
         }
+        Command::Contamination { inputs, ending, against } => contamination::run(&inputs, &ending, &against),
         Command::Secrets { inputs, ending } => secrets::run(&inputs, &ending),
         Command::Security { inputs } => security::run(&inputs),
         Command::Quality { inputs, ending } => quality::run(&inputs, &ending),
