@@ -1,7 +1,7 @@
 //! What of a code corpus to train on, and why: stages that each look at a document, and say what they found and where.
 //!
 //! A stage is a plain function, or a value built once from rules and used through `&self`: no stage has a global, reads a clock or the environment, or
-//! does IO. Whatever drives them — the `tritter-curate` program here, an engine that runs them over record batches elsewhere — gives the same answer for
+//! does IO. Whatever drives them — the plans of `tritter-curation-engine`, one command of `tritter-curate` alone — gives the same answer for
 //! the same document.
 //!
 //! * [`secrets`]: credentials, by rules that are data.

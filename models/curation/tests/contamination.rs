@@ -98,7 +98,7 @@ fn a_document_with_a_part_of_an_item_is_rejected() {
         evaluations: Some(&evaluations),
     };
     let judgement = judge("a.py", &format!("# A copy.\n{ITEM}"), None, criteria);
-    assert_eq!((judgement.label, judgement.reason), (Label::Rejected, "contamination"));
+    assert_eq!((judgement.label, &*judgement.reason), (Label::Rejected, "contamination"));
     let finding = &judgement.findings[0];
     assert_eq!((finding.rule.as_str(), finding.line), ("contamination/exact", 2));
     assert_eq!(finding.message, "37 words of set:1, line 1, and of 1 more; 100 % of it stands here");

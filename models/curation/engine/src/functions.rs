@@ -9,10 +9,10 @@ use curation::duplicates::{jaccard, shingles};
 use curation::judge::Criteria;
 use curation::licence::PERMISSIVE;
 use datafusion::arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, ListArray, StringArray, StructArray, UInt64Array,
+    Array, ArrayRef, AsArray, BooleanArray, Float64Array, ListArray, StringArray, StructArray, UInt64Array,
 };
 use datafusion::arrow::buffer::OffsetBuffer;
-use datafusion::arrow::datatypes::{DataType, Float64Type, Schema, SchemaRef, UInt64Type};
+use datafusion::arrow::datatypes::{DataType, Fields, Schema, UInt64Type};
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 use serde::Serialize;
@@ -22,7 +22,7 @@ use crate::evaluations::Sets;
 use crate::keep;
 use crate::read::Document;
 use crate::share::Share;
-use crate::verdict::{self, Verdict, columns, field, item_field, list, structure};
+use crate::verdict::{self, Verdict, columns, field, item_field, list};
 
 /// A function over columns.
 #[derive(Debug)]
@@ -43,35 +43,36 @@ pub fn all() -> Vec<Arc<ScalarUDF>> {
         let signature = Signature::exact(arguments, volatility);
         Arc::new(ScalarUDF::new_from_impl(Function { name, signature, result, body }))
     };
-    let documents = list(structure(document_schema().fields().iter().map(|field| field.as_ref().clone()).collect()));
-    let verdicts = list(DataType::Struct(verdict::schema().fields().clone()));
+    let rows = |fields: Fields| list(DataType::Struct(fields));
+    let documents = rows(document());
+    let verdicts = rows(verdict::schema().fields().clone());
     vec![
-        new("projects", vec![text()], files, list(project()), projects),
+        new("projects", vec![text()], files, rows(project()), projects),
         new("fingerprint", vec![text()], files, text(), fingerprint),
         new("is_missing", vec![text(), text()], files, DataType::Boolean, is_missing),
         new("documents", vec![text(), text()], files, documents.clone(), documents_of),
         new("judge", vec![text(), documents], pure, verdicts.clone(), judge),
         new("keep", vec![text(), text(), verdicts], files, DataType::UInt64, keep_verdicts),
-        new("pairs", vec![list(text())], pure, list(pair()), pairs),
+        new("pairs", vec![list(text())], pure, rows(pair()), pairs),
         new("similarity", vec![text(), text(), text(), text()], pure, DataType::Float64, similarity),
     ]
 }
 
-/// The licence of a folder that documents of a source name.
-fn project() -> DataType {
-    structure(["source", "folder", "licence"].map(|name| field(name, DataType::Utf8)).to_vec())
+/// The columns of the licence of a folder that documents of a source name.
+fn project() -> Fields {
+    ["source", "folder", "licence"].map(|name| field(name, DataType::Utf8)).to_vec().into()
 }
 
-/// Two contents, by their hashes.
-fn pair() -> DataType {
-    structure(["l", "r"].map(|name| field(name, DataType::Utf8)).to_vec())
+/// The columns of two contents, by their hashes.
+fn pair() -> Fields {
+    ["l", "r"].map(|name| field(name, DataType::Utf8)).to_vec().into()
 }
 
 /// The columns of a document as it comes in.
-fn document_schema() -> SchemaRef {
+fn document() -> Fields {
     let text = |name| field(name, DataType::Utf8);
     let position = field("position", DataType::UInt64);
-    Arc::new(Schema::new(vec![text("path"), text("source"), position, text("input"), text("licence"), text("text")]))
+    vec![text("path"), text("source"), position, text("input"), text("licence"), text("text")].into()
 }
 
 impl PartialEq for Function {
@@ -142,7 +143,7 @@ fn documents_of(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
         let documents = share.documents()?;
         if share.key(&documents) == keys.value(row) { Ok(documents) } else { Err(EngineError::Changed) }
     })?;
-    lists(documents, DataType::Struct(document_schema().fields().clone()))
+    lists(documents, document())
 }
 
 /// `judge(share, documents)`: the verdict on each.
@@ -167,7 +168,7 @@ fn judge(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
         let documents = rows_of(documents.value(row).as_struct());
         Ok(documents.iter().map(|document| Verdict::of(document, criteria)).collect::<Vec<_>>())
     })?;
-    lists(verdicts, DataType::Struct(verdict::schema().fields().clone()))
+    lists(verdicts, verdict::schema().fields().clone())
 }
 
 /// `keep(share, key, verdicts)`: writes them to their file, and says how many there are.
@@ -212,7 +213,7 @@ fn similarity(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
         }
         similarities.push(jaccard(&sets[l.value(row)], &sets[r.value(row)]));
     }
-    Ok(Arc::new(datafusion::arrow::array::PrimitiveArray::<Float64Type>::from(similarities)))
+    Ok(Arc::new(Float64Array::from(similarities)))
 }
 
 /// Runs a function on each description of a column, with its row.
@@ -224,19 +225,15 @@ fn each_share<T>(
     (0..descriptions.len()).map(|row| each(&Share::parse(descriptions.value(row))?, row)).collect()
 }
 
-/// A list for each row.
-fn lists<T: Serialize>(rows: Vec<Vec<T>>, item: DataType) -> Result<ArrayRef, EngineError> {
+/// A list of rows with these columns for each row.
+fn lists<T: Serialize>(rows: Vec<Vec<T>>, fields: Fields) -> Result<ArrayRef, EngineError> {
     let offsets = OffsetBuffer::from_lengths(rows.iter().map(Vec::len));
     let rows: Vec<T> = rows.into_iter().flatten().collect();
-    let fields = match &item {
-        DataType::Struct(fields) => fields.clone(),
-        _ => unreachable!("lists are of rows only"),
-    };
-    let values = columns(&rows, &Arc::new(Schema::new(fields)))?;
-    Ok(Arc::new(ListArray::try_new(item_field(item), offsets, Arc::new(values), None)?))
+    let values = columns(&rows, &Arc::new(Schema::new(fields.clone())))?;
+    Ok(Arc::new(ListArray::try_new(item_field(DataType::Struct(fields)), offsets, Arc::new(values), None)?))
 }
 
-/// The documents of columns as [`document_schema`] has them.
+/// The documents of columns as [`document`] has them.
 fn rows_of(columns: &StructArray) -> Vec<Document> {
     let text = |at: usize| columns.column(at).as_string::<i32>();
     let (paths, sources, inputs, licences, texts) = (text(0), text(1), text(3), text(4), text(5));

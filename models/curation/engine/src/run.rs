@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use datafusion::arrow::array::{AsArray, RecordBatch, StringArray, UInt32Array};
-use datafusion::arrow::datatypes::{DataType, Schema, SchemaRef, UInt32Type};
+use datafusion::arrow::array::{AsArray, RecordBatch, StringArray, UInt64Array};
+use datafusion::arrow::datatypes::{DataType, Schema, SchemaRef, UInt64Type};
 use serde_json::json;
 
 use crate::copies;
@@ -189,7 +189,7 @@ impl Plans<'_> {
         let rows: Vec<Row<'_>> = shares.iter().enumerate().map(|(at, share)| (at, share, "")).collect();
         let mut keys = vec![String::new(); shares.len()];
         for batch in self.query(&rows, KEYS).await? {
-            let numbers = batch.column(0).as_primitive::<UInt32Type>();
+            let numbers = batch.column(0).as_primitive::<UInt64Type>();
             let found = batch.column(1).as_string::<i32>();
             for row in 0..batch.num_rows() {
                 found.value(row).clone_into(&mut keys[numbers.value(row) as usize]);
@@ -214,7 +214,7 @@ impl Plans<'_> {
         let mut files = Vec::new();
         for (number, share, key) in rows {
             let path = self.folder.join(format!("{number:05}.parquet"));
-            let number = UInt32Array::from(vec![u32::try_from(*number).unwrap_or(u32::MAX)]);
+            let number = UInt64Array::from(vec![*number as u64]);
             let (key, share) = (StringArray::from(vec![*key]), StringArray::from(vec![share.text()]));
             let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(number), Arc::new(key), Arc::new(share)])?;
             keep::write(&path, &[batch])?;
@@ -229,6 +229,6 @@ impl Plans<'_> {
 type Row<'a> = (usize, &'a Share, &'a str);
 
 fn share_schema() -> SchemaRef {
-    let columns = vec![field("number", DataType::UInt32), field("key", DataType::Utf8), field("share", DataType::Utf8)];
+    let columns = vec![field("number", DataType::UInt64), field("key", DataType::Utf8), field("share", DataType::Utf8)];
     Arc::new(Schema::new(columns))
 }

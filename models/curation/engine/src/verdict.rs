@@ -238,8 +238,7 @@ pub fn field(name: &str, data_type: DataType) -> Field {
     Field::new(name, data_type, true)
 }
 
-/// The type of rows with these columns.
-pub fn structure(fields: Vec<Field>) -> DataType {
+fn structure(fields: Vec<Field>) -> DataType {
     DataType::Struct(Fields::from(fields))
 }
 

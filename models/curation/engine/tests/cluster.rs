@@ -88,6 +88,25 @@ fn one_two_and_four_executors_write_what_one_process_does() {
 }
 
 #[test]
+fn a_run_that_is_killed_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = folder.path().join("corpus");
+    corpus(&source, 120);
+    let (expected, out) = (folder.path().join("whole"), folder.path().join("killed"));
+    assert!(command(&source, &expected, &[]).status().expect("the program runs").success());
+    let mut run = Running(command(&source, &out, &["--threads", "1"]).spawn().expect("the program starts"));
+    wait("something is judged", || 0 < n_kept(&out));
+    run.0.kill().expect("the program runs");
+    run.0.wait().expect("the program ends");
+    let n_before = n_kept(&out);
+    assert!(n_before < n_kept(&expected), "all was judged before the run was killed");
+    let again = command(&source, &out, &[]).stderr(Stdio::piped()).output().expect("the program runs");
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(said.contains(&format!("; {n_before} of {} partitions from an earlier run", n_kept(&expected))), "{said}");
+    assert!(output(&out) == output(&expected), "the second run wrote something else");
+}
+
+#[test]
 fn an_executor_that_is_killed_takes_nothing_with_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let source = folder.path().join("corpus");
