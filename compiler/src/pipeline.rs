@@ -173,7 +173,11 @@ impl Stages {
         // Groups, kernels, places: needs the program in its final form.
         let plan_options = PlanOptions {
             hardware: target.hardware(),
-            machine: target.machine.clone(),
+            // Copies are queued beside the steps, which are then no graph.
+            machine: match options.residency.streamed {
+                0 => target.machine.clone(),
+                _ => target.machine.clone().queueing(),
+            },
             context: options.context,
             sequences: options.sequences,
             residency: options.residency,

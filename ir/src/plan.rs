@@ -30,7 +30,7 @@ pub use predict::{CallSizes, CallTime};
 pub use tuning::{KernelRate, Tuning, TuningError, TuningErrors};
 
 /// The version of the artifact format that this build writes and reads.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Every buffer starts at a multiple of this many bytes: a cache line, and the widest vector.
 pub const ALIGNMENT: u64 = 64;
@@ -92,7 +92,8 @@ pub struct Plan {
 
 /// How fast a machine is taken to be, measured or guessed.
 ///
-/// A step is predicted to take `step_ns + max(moves / read_bytes_per_us, (macs + ops) / rate)`, see [`Plan::predict_ns`].
+/// A call of a kernel is predicted to take `start_ns + max(moves / read_bytes_per_us, (macs + ops) / rate)`, see [`Plan::predict_ns`], and streamed
+/// weights `bytes / link_bytes_per_us` and `copy_ns` for each piece, see [`Plan::copy_ns`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
@@ -102,8 +103,20 @@ pub struct Machine {
     pub read_bytes_per_us: u64,
     /// Bytes that are copied to the device in a microsecond: over the link to a GPU, or from the disk; at least 1.
     pub link_bytes_per_us: u64,
+    /// Nanoseconds of a copy to the device beside its bytes.
+    pub copy_ns: u64,
     /// Nanoseconds to start a step on all threads and to end it.
     pub step_ns: u64,
+    /// Nanoseconds of a call of the plan beside its steps.
+    pub call_ns: u64,
+}
+
+impl Machine {
+    /// Nanoseconds of a copy of so many bytes to the device.
+    pub fn copy_time(&self, bytes: u64) -> u64 {
+        let time = u128::from(bytes) * 1000 / u128::from(self.link_bytes_per_us.max(1));
+        u64::try_from(time).unwrap_or(u64::MAX).saturating_add(self.copy_ns)
+    }
 }
 
 /// How fast all threads together do the work of a call, in multiply-accumulates or elementwise operations a microsecond.
@@ -324,6 +337,8 @@ pub struct Call {
     pub ops: Expr,
     /// How fast the compiler took `macs + ops` to be done.
     pub rate: Rate,
+    /// Nanoseconds that the call was taken to need however fast all blocks together are: to start, and for what each block does by itself.
+    pub start_ns: u64,
     /// The values of the program that this computes.
     pub from: String,
 }
@@ -486,28 +501,26 @@ impl Plan {
     /// A copy moves its bytes twice. What has no value, or is beyond 2^64, is the largest number.
     pub fn predict_ns(&self, step: &Step, lookup: &dyn Fn(&str) -> Option<u64>) -> u64 {
         let value = |expr: &Expr| expr.evaluate(lookup).unwrap_or(u64::MAX);
-        let (bytes, compute) = match step {
+        let (start, bytes, compute) = match step {
             Step::Call(call) => {
                 let work = value(&call.macs).saturating_add(value(&call.ops));
                 // A head computes as many rows as are wanted, whatever the tokens.
                 let has = |symbol: &str| call.macs.symbols().any(|other| other == symbol);
                 let tokens = lookup(if has("m") && !has("n") { "m" } else { "n" }).unwrap_or(1);
                 let moves = call.moves.evaluate(&|symbol: &str| predict::read(symbol, lookup(symbol)?, tokens));
-                (moves.unwrap_or(u64::MAX), call.rate.nanoseconds(work, tokens))
+                (call.start_ns, moves.unwrap_or(u64::MAX), call.rate.nanoseconds(work, tokens))
             }
-            Step::Copy { bytes, .. } => (value(bytes).saturating_mul(2), 0),
+            Step::Copy { bytes, .. } => (self.machine.step_ns, value(bytes).saturating_mul(2), 0),
             Step::Repeat { .. } => return 0,
         };
         let read = u128::from(bytes) * 1000 / u128::from(self.machine.read_bytes_per_us.max(1));
         let read = u64::try_from(read).unwrap_or(u64::MAX);
-        self.machine.step_ns.saturating_add(read.max(compute))
+        start.saturating_add(read.max(compute))
     }
 
     /// Nanoseconds that the copies of streamed weights are taken to need for a call.
     pub fn copy_ns(&self) -> u64 {
-        let time =
-            u128::from(self.placement.streamed_bytes()) * 1000 / u128::from(self.machine.link_bytes_per_us.max(1));
-        u64::try_from(time).unwrap_or(u64::MAX)
+        self.placement.pieces().map(|(segment, _)| self.machine.copy_time(segment.bytes)).fold(0, u64::saturating_add)
     }
 
     /// The phase that calls of so many tokens take.

@@ -202,6 +202,12 @@ impl Tile {
     }
 }
 
+/// The part of its turns that a launch fills whose blocks have a multiprocessor each: so many blocks take whole turns of all multiprocessors.
+pub fn full_turns(blocks: u64) -> f64 {
+    let blocks = blocks.max(1);
+    blocks as f64 / (blocks.div_ceil(Tile::MULTIPROCESSORS) * Tile::MULTIPROCESSORS) as f64
+}
+
 /// The geometry of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use ir::plan::{Arg, Code, Expr, Home, Phase, Plan, ROUND, Role, Step, placement};
+use ir::plan::{Arg, CallSizes, Code, Expr, Home, Phase, Plan, ROUND, Role, Step, placement};
 
 use crate::device::{Device, Place, Work};
 use crate::error::RuntimeError;
@@ -183,8 +183,9 @@ impl<D: Device> Executor<D> {
         let of_steps = prepared.origins.iter().filter(|origin| origin.part == Part::Step);
         let costs = of_steps.map(|origin| cost_of(&self.plan, steps[origin.step], sizes, origin.round));
         let mut cost = costs.fold(Cost::default(), Cost::plus);
-        // Weights are copied while others are read, and whichever takes longer is what a call takes.
-        cost.nanoseconds = cost.nanoseconds.max(self.plan.copy_ns());
+        let call = CallSizes { tokens: sizes.n, rows: sizes.m, keys: sizes.keys };
+        let time = self.plan.predict_call(call).unwrap_or_default();
+        cost.nanoseconds = time.beside(self.plan.copy_ns());
         Ok(cost)
     }
 

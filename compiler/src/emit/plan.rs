@@ -561,6 +561,10 @@ impl<'a> PhaseCtx<'_, 'a> {
                 let size = |name: &str| dim(name).as_const().unwrap_or(1);
                 rate.times(tile.share(*self.tokens.end(), size("k"), size("m")))
             }
+            Row::Cuda(_) if family == Family::Attention => {
+                let tokens = Some(*self.tokens.end());
+                rate.times(kernels::cuda::full_turns(grid.units(&|_: &str| tokens).unwrap_or(1)))
+            }
             _ => rate,
         };
         Ok(Step::Call(Call {
@@ -572,6 +576,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             macs: work::macs(graph, value),
             ops: Expr::from(0),
             rate,
+            start_ns: self.emitter.options.machine.row_start_ns(family, inputs),
             from: format!("{}.{}", graph.name, graph.describe(value)),
         }))
     }
@@ -670,6 +675,9 @@ impl<'a> PhaseCtx<'_, 'a> {
             Hardware::Cpu { .. } => units,
             Hardware::Cuda(_) => units.div_ceil(cuda_c::units(nest).of_block),
         };
+        let machine = &self.emitter.options.machine;
+        let one = |expr: &Expr| expr.evaluate(&|_: &str| Some(1)).unwrap_or(0);
+        let (of_one, blocks_of_one) = (one(&moves), one(&grid).max(1));
         let labels: Vec<String> = group.outputs.iter().map(|&value| graph.describe(value)).collect();
         Ok(Step::Call(Call {
             kernel: *kernel,
@@ -679,7 +687,8 @@ impl<'a> PhaseCtx<'_, 'a> {
             moves,
             macs: Expr::from(0),
             ops: work::ops(graph, group),
-            rate: self.emitter.options.machine.plan_elementwise_rate(),
+            rate: machine.plan_elementwise_rate(),
+            start_ns: machine.start_ns(of_one / blocks_of_one),
             from: format!("{}.{}", graph.name, labels.join("+")),
         }))
     }

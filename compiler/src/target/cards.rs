@@ -133,7 +133,14 @@ struct RowsRow {
     ternary: f64,
     attention: f64,
     elementwise: f64,
+    codes: f64,
+    attention_one: f64,
     step_us: f64,
+    queued_us: f64,
+    attention_us: f64,
+    codes_us: f64,
+    block_gb_per_s: f64,
+    call_us: f64,
 }
 
 #[derive(Deserialize)]
@@ -162,7 +169,7 @@ impl CardRow<'static> {
         let (int8, bf16, f32) = (self.int8_tops * 500.0, self.bf16_tflops * 500.0, self.f32_tflops * 1e3);
         let one = f32 * rows.one;
         let ternary = (one, int8 * rows.ternary);
-        let attention = (one / 10.0, bf16 * rows.attention);
+        let attention = |share: f64| (one * rows.attention_one, bf16 * share);
         let mut machine = Machine::guess(Hardware::Cuda(capability.unwrap_or(Sm::LEAST)));
         machine.set_products([
             ternary,
@@ -171,7 +178,8 @@ impl CardRow<'static> {
             (one / 4.0, int8 * rows.ternary / 4.0),
             (one / 8.0, f32 * rows.elementwise),
             (one / 8.0, f32 * rows.elementwise),
-            attention,
+            attention(rows.attention),
+            attention(rows.codes),
         ]);
         Card {
             name: self.name,
@@ -189,7 +197,13 @@ impl CardRow<'static> {
                 read_gb_per_s: self.read_gb_per_s * table.read_share,
                 link_gb_per_s: link.expect("the table has every generation").gb_per_s,
                 f32_gflop_per_s: f32 * rows.elementwise,
+                copy_us: table.copy_us,
                 step_us: rows.step_us,
+                queued_us: rows.queued_us,
+                attention_us: rows.attention_us,
+                codes_us: rows.codes_us,
+                block_gb_per_s: rows.block_gb_per_s,
+                call_us: rows.call_us,
                 source: Source::Card(self.name),
                 ..machine
             },

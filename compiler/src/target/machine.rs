@@ -23,8 +23,20 @@ pub struct Machine {
     pub products: Vec<ProductRate>,
     /// 10^9 plain elementwise operations on f32 a second and thread.
     pub f32_gflop_per_s: f64,
+    /// Microseconds of a copy to the device beside its bytes.
+    pub copy_us: f64,
     /// Microseconds to start one step on all threads, and until all have met after it.
     pub step_us: f64,
+    /// Microseconds by which a step is longer where steps are not queued as one graph.
+    pub queued_us: f64,
+    /// Microseconds of attention beside its step and its keys: trips to memory that wait for each other.
+    pub attention_us: f64,
+    /// By how much these are more where keys are codes.
+    pub codes_us: f64,
+    /// Gigabytes a second that one block goes through by itself; without bound where any thread takes any part of the work.
+    pub block_gb_per_s: f64,
+    /// Microseconds of a call beside its steps.
+    pub call_us: f64,
     /// Threads that work.
     pub threads: u32,
     /// Where the numbers come from.
@@ -91,17 +103,17 @@ impl Machine {
             Hardware::Cuda(_) => return Self::guess_gpu(),
         };
         let (rates, f32_gflop_per_s) = match isa {
-            Isa::Scalar => ([(4.0, 4.0), (3.0, 4.0), (3.0, 3.0), (2.0, 2.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)], 1.0),
+            Isa::Scalar => ([(4.0, 4.0), (3.0, 4.0), (3.0, 3.0), (2.0, 2.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)], 1.0),
             Isa::Avx2 => (
-                [(28.0, 165.0), (20.0, 110.0), (40.0, 80.0), (25.0, 60.0), (15.0, 15.0), (8.0, 15.0), (8.0, 12.0)],
+                [(28.0, 165.0), (20.0, 110.0), (40.0, 80.0), (25.0, 60.0), (15.0, 15.0), (8.0, 15.0), (8.0, 12.0), (8.0, 12.0)],
                 8.0,
             ),
             Isa::Avx512Vnni => (
-                [(28.0, 470.0), (26.0, 400.0), (90.0, 250.0), (60.0, 180.0), (30.0, 30.0), (15.0, 30.0), (15.0, 25.0)],
+                [(28.0, 470.0), (26.0, 400.0), (90.0, 250.0), (60.0, 180.0), (30.0, 30.0), (15.0, 30.0), (15.0, 25.0), (15.0, 25.0)],
                 10.0,
             ),
             Isa::Neon => (
-                [(28.0, 120.0), (20.0, 100.0), (40.0, 80.0), (25.0, 60.0), (12.0, 12.0), (8.0, 12.0), (8.0, 10.0)],
+                [(28.0, 120.0), (20.0, 100.0), (40.0, 80.0), (25.0, 60.0), (12.0, 12.0), (8.0, 12.0), (8.0, 10.0), (8.0, 10.0)],
                 6.0,
             ),
         };
@@ -110,7 +122,13 @@ impl Machine {
             link_gb_per_s: super::cards::disk().disk_gb_per_s,
             products: products(rates),
             f32_gflop_per_s,
+            copy_us: super::cards::disk().copy_us,
             step_us: 1.0,
+            queued_us: 0.0,
+            attention_us: 0.0,
+            codes_us: 0.0,
+            block_gb_per_s: f64::INFINITY,
+            call_us: 0.0,
             threads: 4,
             source: Source::Guess,
         }
@@ -126,6 +144,7 @@ impl Machine {
             (3_000.0, 20_000.0),
             (1_000.0, 20_000.0),
             (1_000.0, 100_000.0),
+            (1_000.0, 100_000.0),
         ];
         // No row of the CUDA table takes weights of 1.6 bits.
         let is_there = |product: &ProductRate| product.layout != Some(TernaryLayout::Tile16Base3);
@@ -134,14 +153,20 @@ impl Machine {
             link_gb_per_s: 50.0,
             products: products(rates).into_iter().filter(is_there).collect(),
             f32_gflop_per_s: 10_000.0,
+            copy_us: 5.0,
             step_us: 2.0,
+            queued_us: 0.0,
+            attention_us: 0.0,
+            codes_us: 0.0,
+            block_gb_per_s: 60.0,
+            call_us: 0.0,
             threads: 1,
             source: Source::Guess,
         }
     }
 
     /// Puts other rates, in the order of [`products`], in the place of those that it has.
-    pub(super) fn set_products(&mut self, rates: [(f64, f64); 7]) {
+    pub(super) fn set_products(&mut self, rates: [(f64, f64); 8]) {
         for product in products(rates) {
             let kind = product.kind();
             if let Some(own) = self.products.iter_mut().find(|own| own.kind() == kind) {
@@ -253,8 +278,30 @@ impl Machine {
             threads: self.threads,
             read_bytes_per_us: whole(self.read_gb_per_s * 1e3).max(1),
             link_bytes_per_us: whole(self.link_gb_per_s * 1e3).max(1),
+            copy_ns: whole(self.copy_us * 1e3),
             step_ns: whole(self.step_us * 1e3),
+            call_ns: whole(self.call_us * 1e3),
         }
+    }
+
+    /// Nanoseconds of a step that do not shrink with more blocks: its start, and `bytes` that one block goes through.
+    pub fn start_ns(&self, bytes: u64) -> u64 {
+        whole(self.step_us * 1e3 + bytes as f64 / self.block_gb_per_s)
+    }
+
+    /// The same of a row of the table with these inputs.
+    pub fn row_start_ns(&self, family: Family, inputs: &[DType]) -> u64 {
+        let more_us = match (family, inputs.get(1)) {
+            (Family::Attention | Family::RopeAttention, Some(DType::Q8 | DType::Q4)) => self.attention_us + self.codes_us,
+            (Family::Attention | Family::RopeAttention, _) => self.attention_us,
+            _ => 0.0,
+        };
+        whole((self.step_us + more_us) * 1e3)
+    }
+
+    /// The machine as it runs plans whose steps are queued one by one.
+    pub fn queueing(self) -> Self {
+        Self { step_us: self.step_us + self.queued_us, ..self }
     }
 
     /// A rate in 10^9 a second and thread, as a whole number a microsecond of all threads.
@@ -264,10 +311,10 @@ impl Machine {
 }
 
 /// The rates, one token and many of: int8 by ternary in 2 bits, in 1.6 bits, int8 by int8, int8 by 4 bits; then f32 by ternary, f32 by dense,
-/// and attention. The weights of one token come from memory. Where 1.6 bits were measured to decode faster, it was by a few percent, and their
+/// attention over plain caches, and over caches of codes. The weights of one token come from memory. Where 1.6 bits were measured to decode faster, it was by a few percent, and their
 /// prefill is slower; so they are not taken to be faster unless a tuning file says so.
-fn products(rates: [(f64, f64); 7]) -> Vec<ProductRate> {
-    let [two_bit, base3, bytes, nibbles, ternary, dense, attention] = rates;
+fn products(rates: [(f64, f64); 8]) -> Vec<ProductRate> {
+    let [two_bit, base3, bytes, nibbles, ternary, dense, attention, codes] = rates;
     let rate = |family, activations, weights, layout, (one, many): (f64, f64)| ProductRate {
         family,
         activations,
@@ -287,8 +334,8 @@ fn products(rates: [(f64, f64); 7]) -> Vec<ProductRate> {
         rate(Family::DenseMatmul, DType::F32, DType::BF16, None, dense),
         rate(Family::Attention, DType::F32, DType::F32, None, attention),
         rate(Family::Attention, DType::F32, DType::BF16, None, attention),
-        rate(Family::Attention, DType::F32, DType::Q8, None, attention),
-        rate(Family::Attention, DType::F32, DType::Q4, None, attention),
+        rate(Family::Attention, DType::F32, DType::Q8, None, codes),
+        rate(Family::Attention, DType::F32, DType::Q4, None, codes),
     ]
 }
 

@@ -26,7 +26,7 @@ impl CallSizes {
 pub struct CallTime {
     /// Of the steps that are repeated, all rounds together.
     pub rounds: u64,
-    /// Of all others.
+    /// Of all others, and of the call itself.
     pub rest: u64,
 }
 
@@ -34,6 +34,11 @@ impl CallTime {
     /// All steps one after another.
     pub fn total(self) -> u64 {
         self.rounds.saturating_add(self.rest)
+    }
+
+    /// The same where copies of so many nanoseconds go on beside the rounds.
+    pub fn beside(self, copies: u64) -> u64 {
+        self.rounds.max(copies).saturating_add(self.rest)
     }
 }
 
@@ -48,7 +53,7 @@ impl Plan {
             ROUND => Some(0),
             _ => None,
         };
-        let mut time = CallTime::default();
+        let mut time = CallTime { rest: self.machine.call_ns, ..CallTime::default() };
         for step in &phase.steps {
             match step {
                 Step::Repeat { count, steps } => {

@@ -639,7 +639,7 @@ mod tests {
             version: plan::VERSION,
             model: "test".to_owned(),
             target: String::new(),
-            machine: plan::Machine { threads: 1, read_bytes_per_us: 1, link_bytes_per_us: 1, step_ns: 0 },
+            machine: plan::Machine { threads: 1, read_bytes_per_us: 1, link_bytes_per_us: 1, copy_ns: 0, step_ns: 0, call_ns: 0 },
             context: 0,
             sequences: 0,
             vocab: 0,

@@ -36,7 +36,7 @@ impl Draft {
             version: VERSION,
             model: "hand-made".to_owned(),
             target: std::env::consts::ARCH.to_owned(),
-            machine: Machine { threads: 1, read_bytes_per_us: 1000, link_bytes_per_us: 1000, step_ns: 500 },
+            machine: Machine { threads: 1, read_bytes_per_us: 1000, link_bytes_per_us: 1000, copy_ns: 0, step_ns: 500, call_ns: 0 },
             context,
             sequences,
             vocab,
@@ -117,6 +117,7 @@ impl Draft {
             macs: expr("n") * Expr::from(1000),
             ops: Expr::from(0),
             rate: Rate::flat(100),
+            start_ns: 500,
             from: "entry.logits".to_owned(),
         });
         draft.phases(vec![append, clear, count]);
@@ -155,6 +156,7 @@ impl Draft {
             macs: expr("m") * Expr::from(k * vocab),
             ops: Expr::from(0),
             rate: Rate::flat(100),
+            start_ns: 500,
             from: "entry.logits".to_owned(),
         })]);
         draft
@@ -208,6 +210,7 @@ impl Draft {
                 macs: Expr::from(0),
                 ops: Expr::from(0),
                 rate: Rate::flat(100),
+            start_ns: 500,
                 from: "layer.cache".to_owned(),
             })],
         }

@@ -97,6 +97,8 @@ impl PhaseCtx<'_, '_> {
             Some(before) => side(before, &mut args, &mut moves),
             None => read(0, &mut args, &mut moves),
         }
+        // Each block computes the activations for itself.
+        let of_row = before.as_ref().map_or(0, |_| moves.evaluate(&|_: &str| Some(1)).unwrap_or(0));
         read(1, &mut args, &mut moves);
         read(2, &mut args, &mut moves);
         match &after {
@@ -120,6 +122,7 @@ impl PhaseCtx<'_, '_> {
         let labels =
             group.values[..product].last().into_iter().chain([&value]).chain(group.values[product + 1..].last());
         let labels: Vec<String> = labels.map(|&value| graph.describe(value)).collect();
+        let machine = &self.emitter.options.machine;
         Ok(Step::Call(Call {
             kernel,
             grid: launch.grid,
@@ -128,7 +131,8 @@ impl PhaseCtx<'_, '_> {
             moves,
             macs: work::macs(graph, value),
             ops,
-            rate: self.emitter.options.machine.plan_rate(desc.family, desc.inputs, desc.layout),
+            rate: machine.plan_rate(desc.family, desc.inputs, desc.layout),
+            start_ns: machine.start_ns(of_row),
             from: format!("{}.{}", graph.name, labels.join("+")),
         }))
     }

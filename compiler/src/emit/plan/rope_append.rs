@@ -69,6 +69,7 @@ impl PhaseCtx<'_, '_> {
             macs,
             ops: elements(q) + elements(k),
             rate,
+            start_ns: machine.row_start_ns(desc.family, desc.inputs),
             from: format!("{}.{}", graph.name, labels.join("+")),
         }))
     }

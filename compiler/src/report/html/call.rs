@@ -192,7 +192,7 @@ impl<'a> PhaseCall<'a> {
     fn launch(&mut self, plan: &'a Plan, step: &'a Step, repeat: Option<usize>) {
         let lookup = |symbol: &str| self.sizes.value(symbol);
         let ns = plan.predict_ns(step, &lookup);
-        let (name, kernel, nature, bytes, work, computing) = match step {
+        let (name, kernel, nature, start, bytes, work, computing) = match step {
             Step::Call(call) => {
                 let value = |expr: &ir::plan::Expr| expr.evaluate(&lookup).unwrap_or(u64::MAX);
                 let work = value(&call.macs).saturating_add(value(&call.ops));
@@ -201,16 +201,16 @@ impl<'a> PhaseCall<'a> {
                 let has = |symbol: &str| call.macs.symbols().any(|other| other == symbol);
                 let tokens = lookup(if has("m") && !has("n") { "m" } else { "n" }).unwrap_or(1);
                 let computing = call.rate.nanoseconds(work, tokens);
-                (call.from.as_str(), kernel, Nature::of(call), value(&call.moves), work, computing)
+                (call.from.as_str(), kernel, Nature::of(call), call.start_ns, value(&call.moves), work, computing)
             }
             Step::Copy { from, bytes, .. } => {
                 let bytes = bytes.evaluate(&lookup).unwrap_or(u64::MAX).saturating_mul(2);
-                (plan.buffer(from.buffer).name.as_str(), "copy", Nature::Copy, bytes, 0, 0)
+                (plan.buffer(from.buffer).name.as_str(), "copy", Nature::Copy, plan.machine.step_ns, bytes, 0, 0)
             }
             Step::Repeat { .. } => return,
         };
-        let working = ns.saturating_sub(plan.machine.step_ns);
-        let bound = if working <= plan.machine.step_ns {
+        let working = ns.saturating_sub(start);
+        let bound = if working <= start {
             Bound::Launch
         } else if working <= computing {
             Bound::Compute

@@ -1,6 +1,6 @@
 //! When what runs in a call: launches in one lane, copies of streamed weights in another, and one layer enlarged.
 
-use ir::plan::Plan;
+use ir::plan::{Machine, Plan};
 use ir::plan::placement::{self, Cycle};
 
 use super::call::{Launch, Nature, PhaseCall};
@@ -75,9 +75,8 @@ fn simulate(plan: &Plan, call: &PhaseCall<'_>) -> Simulated {
     let mut last_reads = vec![None; pieces.len()];
     reads.iter().enumerate().for_each(|(at, reads)| reads.iter().for_each(|&piece| last_reads[piece] = Some(at)));
 
-    let rate = plan.machine.link_bytes_per_us.max(1);
     let mut cycle = Cycle::new(&plan.placement);
-    let mut link = Link { pieces: &pieces, rate, free: 0, arrival: vec![0; pieces.len()], copies: Vec::new() };
+    let mut link = Link { pieces: &pieces, machine: plan.machine, free: 0, arrival: vec![0; pieces.len()], copies: Vec::new() };
     link.fill(&mut cycle, 0);
     let (mut now, mut start, mut spans) = (0_u64, 0, Vec::new());
     for _ in 0..=WARM_CALLS {
@@ -125,8 +124,7 @@ fn in_order(call: &PhaseCall<'_>) -> Vec<(usize, u32)> {
 /// What copies pieces, one after another.
 struct Link<'a> {
     pieces: &'a [u64],
-    /// Bytes in a microsecond.
-    rate: u64,
+    machine: Machine,
     /// When it is done with all that it was given.
     free: u64,
     /// When each piece was there last.
@@ -140,7 +138,7 @@ impl Link<'_> {
         while let Some(piece) = cycle.copy_next() {
             let bytes = self.pieces[piece];
             let start = self.free.max(now);
-            let time = u64::try_from(u128::from(bytes) * 1000 / u128::from(self.rate)).unwrap_or(u64::MAX);
+            let time = self.machine.copy_time(bytes);
             self.free = start.saturating_add(time);
             self.arrival[piece] = self.free;
             self.copies.push(Copied { piece, slot: cycle.slot(piece), bytes, ns: time, start, end: self.free });
@@ -411,6 +409,7 @@ mod tests {
             macs: Expr::from(0),
             ops: Expr::from(0),
             rate: Rate::flat(1),
+            start_ns: 0,
             from: "layer.x".to_owned(),
         };
         let repeat = Step::Repeat { count: 4, steps: vec![Step::Call(call)] };
@@ -418,7 +417,7 @@ mod tests {
             version: VERSION,
             model: "m".to_owned(),
             target: "scalar".to_owned(),
-            machine: Machine { threads: 1, read_bytes_per_us: 1000, link_bytes_per_us, step_ns: 0 },
+            machine: Machine { threads: 1, read_bytes_per_us: 1000, link_bytes_per_us, copy_ns: 0, step_ns: 0, call_ns: 0 },
             context: 8,
             sequences: 1,
             vocab: 1,
