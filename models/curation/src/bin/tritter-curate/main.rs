@@ -64,7 +64,7 @@ enum Command {
         #[arg(long)]
         ending: Vec<String>,
     },
-    /// Lists dangerous calls in Python modules, one JSON object a line.
+    /// Lists what is dangerous in Python, Triton, Rust and CUDA, one JSON object a line.
     Security {
         /// Directories, files, or `.jsonl` files whose objects have a `text`.
         #[arg(required = true)]
