@@ -177,11 +177,10 @@ pub fn judge(path: &str, text: &str, project: Option<&str>, criteria: Criteria<'
         let message = STARCODER.iter().find(|(rule, _)| *rule == reason).map_or(reason, |(_, message)| message);
         found(format!("starcoder/{reason}"), place, Severity::Low, message.into());
     }
-    let dangers =
-        if language.is_some_and(|language| language.name == "python") { find_dangers(text) } else { Vec::new() };
+    let dangers = language.map_or(Vec::new(), |language| find_dangers(language.name, text));
     for danger in &dangers {
         let rule = format!("security/{}", danger.rule.id);
-        found(rule, (danger.line, danger.column), danger.rule.severity, danger.rule.message.into());
+        found(rule, (danger.line, danger.column), danger.rule.severity, danger.message.clone());
     }
     let overlaps = criteria.evaluations.map_or(Vec::new(), |evaluations| evaluations.find(text));
     let is_contaminated = !overlaps.is_empty();

@@ -85,6 +85,12 @@ pub fn find_kernels(source: &str) -> Vec<Kernel> {
         .collect()
 }
 
+/// Whether a function is under `triton.jit`.
+pub(crate) fn is_kernel(definition: Node<'_>, names: &Names, source: &str) -> bool {
+    let whole = definition.parent().filter(|parent| parent.kind() == "decorated_definition");
+    whole.is_some_and(|whole| decorators(whole, names, source).contains("jit"))
+}
+
 impl Kernel {
     /// The kernel with what belongs to it, in the order of the text: imports, helpers, the kernel, launchers.
     pub fn text(&self, source: &str, kernels: &[Kernel]) -> String {

@@ -107,7 +107,7 @@ enum Command {
         #[arg(long)]
         ending: Vec<String>,
     },
-    /// Lists dangerous calls in Python modules, one JSON object a line.
+    /// Lists what is dangerous in Python, Triton, Rust and CUDA, one JSON object a line.
     Security {
         /// Directories, files, or `.jsonl` and `.parquet` files whose objects or rows have a `text`.
         #[arg(required = true)]
