@@ -1,4 +1,4 @@
-//! Hashes the stages' sources and rules, so that what was kept of an earlier run is known to be of the same ones.
+//! Hashes the stages' sources and rules, and the versions of what they are built with, so that what was kept of an earlier run is known to be of the same.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,12 @@ fn main() -> std::io::Result<()> {
     for folder in ["../src", "../rules"] {
         println!("cargo:rerun-if-changed={folder}");
         list(Path::new(folder), &mut files)?;
+    }
+    // A package apart from its workspace has none.
+    let lock = Path::new("../../../Cargo.lock");
+    println!("cargo:rerun-if-changed={}", lock.display());
+    if lock.exists() {
+        files.push(lock.to_owned());
     }
     files.sort();
     let mut hasher = blake3::Hasher::new();

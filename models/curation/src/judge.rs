@@ -114,14 +114,16 @@ pub struct Criteria<'a> {
     pub evaluations: Option<&'a Evaluations>,
 }
 
-/// The share of comments from which code counts as educational: the mean of CPython's own library is about a quarter, and above two thirds little code is left.
-pub const EDUCATIONAL_COMMENTS: std::ops::RangeInclusive<f64> = 0.30..=0.67;
+/// The share of comments and documentation of educational code. Of CPython 3.12's library without its tests a quarter of the files has more than 0.39 and
+/// one in twenty more than 0.66, of 1,903 files of 45 much-used crates 0.36 and 0.65: from the upper quarter on, and not where little code is left.
+pub const EDUCATIONAL_COMMENTS: std::ops::RangeInclusive<f64> = 0.36..=0.66;
 
-/// The most branches to a function of educational code: McCabe's own bound.
+/// The highest mean of McCabe's number over a file's functions in educational code: McCabe's own bound. The median is 2.4 in CPython's library and 1.8 in
+/// the crates; above 10 are none of the one and 15 in 1,000 of the others.
 pub const EDUCATIONAL_COMPLEXITY: f64 = 10.0;
 
-/// The branches to a function above which code is an example of what not to do; McCabe's bound, five times.
-pub const NEGATIVE_COMPLEXITY: f64 = 50.0;
+/// The mean of McCabe's number above which code is an example of what not to do: twice McCabe's bound. Of the crates 4 files in 1,000 are above.
+pub const NEGATIVE_COMPLEXITY: f64 = 20.0;
 
 /// What each label means, in the order in which they are decided, for people.
 pub fn criteria() -> [(Label, String); 4] {
@@ -136,13 +138,13 @@ pub fn criteria() -> [(Label, String); 4] {
         (
             Label::Negative,
             format!(
-                "a credential, since taken out; a finding of high severity; or more than {NEGATIVE_COMPLEXITY} branches to a function"
+                "a credential, since taken out; a finding of high severity; or a mean complexity of its functions above {NEGATIVE_COMPLEXITY}"
             ),
         ),
         (
             Label::Educational,
             format!(
-                "comments and documentation are {least} to {most} of it, and a function has up to {EDUCATIONAL_COMPLEXITY} branches"
+                "comments and documentation are {least} to {most} of it, and the mean complexity of its functions is up to {EDUCATIONAL_COMPLEXITY}"
             ),
         ),
         (Label::Positive, "all others".to_owned()),

@@ -41,7 +41,7 @@ pub fn find_kernels(source: &str) -> Vec<Kernel> {
         return Vec::new();
     }
     let Some(tree) = python::parse(source) else { return Vec::new() };
-    let names = Names::of(tree.root_node(), source);
+    let names = Names::of(&python::nodes(tree.root_node()), source);
     let mut functions = Vec::new();
     python::visit(tree.root_node(), |node| {
         if node.kind() == "function_definition"

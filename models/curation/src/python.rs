@@ -27,6 +27,17 @@ pub(crate) fn visit<'t>(node: Node<'t>, mut visit: impl FnMut(Node<'t>)) {
     }
 }
 
+/// A node and all below it that have names in the grammar, parents first, in the order of the text: what several stages look through, walked once.
+pub(crate) fn nodes(root: Node<'_>) -> Vec<Node<'_>> {
+    let mut nodes = Vec::new();
+    visit(root, |node| {
+        if node.is_named() {
+            nodes.push(node);
+        }
+    });
+    nodes
+}
+
 /// The text of a node.
 pub(crate) fn text<'s>(node: Node<'_>, source: &'s str) -> &'s str {
     source.get(node.byte_range()).unwrap_or_default()
@@ -138,19 +149,19 @@ fn unescape(text: &str, out: &mut String) {
 }
 
 /// The full path of everything that a module imports.
-pub(crate) fn imports(root: Node<'_>, source: &str) -> Vec<String> {
+pub(crate) fn imports(nodes: &[Node<'_>], source: &str) -> Vec<String> {
     let mut paths = Vec::new();
-    each_import(root, source, |path, _| paths.push(path));
+    each_import(nodes, source, |path, _| paths.push(path));
     paths
 }
 
 /// Gives the full path of everything that is imported, with its statement.
-pub(crate) fn each_import<'t>(root: Node<'t>, source: &str, mut found: impl FnMut(String, Node<'t>)) {
-    visit(root, |node| {
+pub(crate) fn each_import<'t>(nodes: &[Node<'t>], source: &str, mut found: impl FnMut(String, Node<'t>)) {
+    for node in nodes.iter().copied() {
         let module = match node.kind() {
             "import_statement" => None,
             "import_from_statement" => node.child_by_field_name("module_name"),
-            _ => return,
+            _ => continue,
         };
         let prefix = module.map_or(String::new(), |module| format!("{}.", text(module, source)));
         for child in named_children(node).into_iter().filter(|child| Some(*child) != module) {
@@ -163,7 +174,7 @@ pub(crate) fn each_import<'t>(root: Node<'t>, source: &str, mut found: impl FnMu
                 found(format!("{prefix}{}", text(name, source)), node);
             }
         }
-    });
+    }
 }
 
 /// What the names of a module stand for: a local name and the dotted path that was imported, or assigned to it once more.
@@ -174,14 +185,16 @@ pub(crate) struct Names {
 
 impl Names {
     /// Reads every import of a module, in functions too, and assignments of a path that starts with an imported name.
-    pub(crate) fn of(root: Node<'_>, source: &str) -> Names {
+    pub(crate) fn of(nodes: &[Node<'_>], source: &str) -> Names {
         let mut names = Names::default();
-        visit(root, |node| match node.kind() {
-            "import_statement" => names.import(node, source),
-            "import_from_statement" => names.import_from(node, source),
-            "assignment" => names.assign(node, source),
-            _ => {}
-        });
+        for node in nodes {
+            match node.kind() {
+                "import_statement" => names.import(*node, source),
+                "import_from_statement" => names.import_from(*node, source),
+                "assignment" => names.assign(*node, source),
+                _ => {}
+            }
+        }
         names
     }
 

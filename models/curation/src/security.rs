@@ -69,13 +69,13 @@ pub fn rules() -> impl Iterator<Item = (&'static str, &'static Rule)> {
 
 fn find_in_python(source: &str) -> Vec<Danger> {
     let Some(tree) = python::parse(source) else { return Vec::new() };
-    let root = tree.root_node();
-    let module = Module { source, names: Names::of(root, source), imports: python::imports(root, source) };
+    let nodes = python::nodes(tree.root_node());
+    let module = Module { source, names: Names::of(&nodes, source), imports: python::imports(&nodes, source) };
     let mut found = Vec::new();
-    calls::find(root, &module, &mut found);
-    statements::find(root, &module, &mut found);
-    taint::find(root, &module, &mut found);
-    triton::find(root, &module, &mut found);
+    calls::find(&nodes, &module, &mut found);
+    statements::find(&nodes, &module, &mut found);
+    taint::find(&nodes, &module, &mut found);
+    triton::find(&nodes, &module, &mut found);
     found
 }
 

@@ -140,9 +140,9 @@ pub struct Measures {
 }
 
 impl Measures {
-    /// The mean of McCabe's number over the functions; over the file where it has none.
+    /// The mean of McCabe's number over the functions, each one and its branches; the file's own where it has none.
     pub fn complexity_per_function(&self) -> f64 {
-        self.complexity as f64 / self.n_functions.max(1) as f64
+        1.0 + (self.complexity as f64 - 1.0) / self.n_functions.max(1) as f64
     }
 }
 

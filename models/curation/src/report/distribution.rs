@@ -41,7 +41,7 @@ impl Distribution {
         let complexity = format!("up to {EDUCATIONAL_COMPLEXITY} educational; above {NEGATIVE_COMPLEXITY} negative");
         vec![
             new("comments, share of characters", SHARES, comments, |measures| measures.comments),
-            new("branches to a function", COUNTS, complexity, |measures| measures.complexity_per_function()),
+            new("mean complexity of functions", COUNTS, complexity, |measures| measures.complexity_per_function()),
             new("lines", LINES, "above 100,000 rejected".to_owned(), |measures| measures.n_lines as f64),
             new("characters to a line", LENGTHS, "above 100 rejected".to_owned(), |measures| measures.mean_line),
             new("longest line", LONGEST, "above 1,000 rejected".to_owned(), |measures| measures.max_line as f64),

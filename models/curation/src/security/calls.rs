@@ -180,20 +180,19 @@ pub(super) const RULES: &[CallRule] = &[
 ];
 
 /// Finds the calls of a tree.
-pub(super) fn find(root: Node<'_>, module: &Module<'_>, found: &mut Vec<Danger>) {
-    python::visit(root, |node| {
-        let Some(call) = Call::of(node, module) else { return };
+pub(super) fn find(nodes: &[Node<'_>], module: &Module<'_>, found: &mut Vec<Danger>) {
+    for call in nodes.iter().filter_map(|node| Call::of(*node, module)) {
         for rule in RULES {
             if !rule.paths.is_empty() && !rule.paths.contains(&call.path.as_str()) {
                 continue;
             }
             let at = match rule.condition {
-                Always => Some(node),
+                Always => Some(call.node),
                 If(condition) => condition(&call, module),
             };
             found.extend(at.map(|at| Danger::at(&rule.rule, at)));
         }
-    });
+    }
 }
 
 fn is_true(node: Node<'_>) -> bool {

@@ -83,16 +83,18 @@ fn expression(pattern: &str) -> Regex {
 }
 
 /// Finds the forms of a tree.
-pub(super) fn find(root: Node<'_>, module: &Module<'_>, found: &mut Vec<Danger>) {
-    python::visit(root, |node| match node.kind() {
-        "assert_statement" => found.push(Danger::at(&ASSERT, node)),
-        "string" | "concatenated_string" => text(node, module, found),
-        "call" => call(node, module, found),
-        "function_definition" => defaults(node, module, found),
-        "except_clause" => handler(node, module, found),
-        _ => {}
-    });
-    python::each_import(root, module.source, |path, statement| {
+pub(super) fn find(nodes: &[Node<'_>], module: &Module<'_>, found: &mut Vec<Danger>) {
+    for node in nodes.iter().copied() {
+        match node.kind() {
+            "assert_statement" => found.push(Danger::at(&ASSERT, node)),
+            "string" | "concatenated_string" => text(node, module, found),
+            "call" => call(node, module, found),
+            "function_definition" => defaults(node, module, found),
+            "except_clause" => handler(node, module, found),
+            _ => {}
+        }
+    }
+    python::each_import(nodes, module.source, |path, statement| {
         let last = found.last();
         // Of the names of one statement the first says enough.
         let is_new =

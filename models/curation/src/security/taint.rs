@@ -64,8 +64,8 @@ enum EventKind<'t> {
 const MAX_DEPTH: usize = 100;
 
 /// Finds input that reaches a sink in the same function, or in the module outside all functions.
-pub(super) fn find(root: Node<'_>, module: &Module<'_>, found: &mut Vec<Danger>) {
-    let functions = functions(root);
+pub(super) fn find(nodes: &[Node<'_>], module: &Module<'_>, found: &mut Vec<Danger>) {
+    let functions = functions(nodes);
     for (_, events) in functions {
         let mut flow = Flow { module, tainted: BTreeMap::new(), carried: Vec::new(), found: Vec::new() };
         flow.run(&events);
@@ -79,10 +79,11 @@ pub(super) fn find(root: Node<'_>, module: &Module<'_>, found: &mut Vec<Danger>)
 }
 
 /// The events of each function, in their order, and of what is outside all of them.
-fn functions(root: Node<'_>) -> Vec<(Node<'_>, Vec<Event<'_>>)> {
-    let mut functions = vec![(root, Vec::new())];
+fn functions<'t>(nodes: &[Node<'t>]) -> Vec<(Node<'t>, Vec<Event<'t>>)> {
+    let Some(root) = nodes.first() else { return Vec::new() };
+    let mut functions = vec![(*root, Vec::new())];
     let mut open = vec![0_usize];
-    python::visit(root, |node| {
+    for node in nodes.iter().copied() {
         while let [.., _, last] = open[..]
             && functions[last].0.end_byte() <= node.start_byte()
         {
@@ -92,7 +93,7 @@ fn functions(root: Node<'_>) -> Vec<(Node<'_>, Vec<Event<'_>>)> {
         if node.kind() == "function_definition" {
             open.push(functions.len());
             functions.push((node, Vec::new()));
-            return;
+            continue;
         }
         let assign = |names, value, at: Option<usize>, adds| {
             let (names, value) = (node.child_by_field_name(names)?, node.child_by_field_name(value)?);
@@ -115,7 +116,7 @@ fn functions(root: Node<'_>) -> Vec<(Node<'_>, Vec<Event<'_>>)> {
             functions[current].1.push(Event { at: start, kind: EventKind::LoopStart(end) });
             functions[current].1.push(Event { at: end, kind: EventKind::LoopEnd(start) });
         }
-    });
+    }
     for (_, events) in &mut functions {
         // A call ends where the assignment of what it gives does, and is looked at before.
         events.sort_by_key(|event| {
@@ -312,7 +313,7 @@ impl<'s> Flow<'s, '_> {
         let first = call.positional.first().copied();
         let path = call.path.as_str();
         let (rule, what) = match path {
-            "eval" | "exec" | "compile" | "builtins.eval" | "builtins.exec" => (&CODE, first),
+            "eval" | "exec" | "builtins.eval" | "builtins.exec" => (&CODE, first),
             "os.system" | "os.popen" | "subprocess.getoutput" | "subprocess.getstatusoutput" => (&COMMAND, first),
             "subprocess.Popen"
             | "subprocess.call"

@@ -32,15 +32,15 @@ static OTHER_WITHOUT_MASK: Rule = Rule {
 pub(super) static RULES: [&Rule; 3] = [&UNMASKED_LOAD, &UNMASKED_STORE, &OTHER_WITHOUT_MASK];
 
 /// Finds the kernels of a module and what they access without a mask.
-pub(super) fn find(root: Node<'_>, module: &Module<'_>, found: &mut Vec<Danger>) {
+pub(super) fn find(nodes: &[Node<'_>], module: &Module<'_>, found: &mut Vec<Danger>) {
     if !module.imports("triton") {
         return;
     }
-    python::visit(root, |node| {
+    for node in nodes.iter().copied() {
         if node.kind() == "function_definition" && is_kernel(node, &module.names, module.source) {
             accesses(node, module, found);
         }
-    });
+    }
 }
 
 fn accesses(kernel: Node<'_>, module: &Module<'_>, found: &mut Vec<Danger>) {
