@@ -82,10 +82,10 @@ fn a_kernel_that_spills_is_refused_unless_it_is_allowed_to() {
         Box::leak(Box::new(CudaKernelDesc { tokens: row.tokens.clone(), source, defines: &[], fuses: None, ..*row }));
     let special = [(KernelId::new(0), Specialised::new(desc, |_| Some(64)))];
     let sm: Sm = "sm_90a".parse().expect("a known architecture");
-    let refused = assemble(&[], &special, &[], sm, &nvrtc, false);
+    let refused = assemble(&[], &special, &[], false, sm, &nvrtc, false);
     let Err(CudaError::Spills { kernels, .. }) = &refused else { panic!("{refused:?}") };
     assert!(kernels[0].1.spills() && kernels[0].0 == special[0].1.label(), "{kernels:?}");
-    assert!(assemble(&[], &special, &[], sm, &nvrtc, true).is_ok());
+    assert!(assemble(&[], &special, &[], true, sm, &nvrtc, true).is_ok());
 }
 
 /// NVRTC, or why there is none.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use compiler::emit::nvrtc::Search;
 use compiler::report::html::{FrontPoint, Page, page};
-use compiler::schedule::{Residency, Tier};
+use compiler::schedule::Residency;
 use compiler::{Compiled, Options, Target, rewrite};
 use ir::plan::{Budget, Role};
 use ir::{Program, Verified};
@@ -28,7 +28,7 @@ fn compiled(source: &Verified<Program>, target: &Target, streamed: u32) -> Compi
         sequences: 1,
         dumps: false,
         nvrtc: Search::default(),
-        residency: Residency { streamed, split: 2, slots: 2, host_embedding: false, source: Tier::Host },
+        residency: Residency { streamed, split: 2, slots: 2, ..Residency::default() },
         budget: Budget { device_bytes: Some(10_000_000), ..Budget::default() },
         allow_spills: false,
     };

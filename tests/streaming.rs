@@ -12,7 +12,7 @@ use tritter_tests::fixture::{self, random_ids};
 use tritter_tests::session::{self, Build, Model, targets};
 
 fn residency(streamed: u32, split: u32, slots: u32, source: Tier) -> Residency {
-    Residency { streamed, split, slots, host_embedding: false, source }
+    Residency { streamed, split, slots, source, ..Residency::default() }
 }
 
 fn build(residency: Residency) -> Build {
@@ -41,7 +41,13 @@ fn streamed_weights_give_the_same_bits() {
                 residency(layers, 3, 5, Tier::Disk),
                 Residency { host_embedding: true, ..residency(layers - 1, 4, 3, Tier::Disk) },
             ];
-            for residency in variants {
+            // What a GPU copies from its host may travel packed.
+            let packed = [(1, 1, 2), (layers, 3, 2), (layers, 4, 5)].map(|(streamed, split, slots)| Residency {
+                packs_copies: true,
+                ..residency(streamed, split, slots, Tier::Host)
+            });
+            let packed = packed.into_iter().filter(|_| target.isa().is_none());
+            for residency in variants.into_iter().chain(packed) {
                 for threads in [1, 3] {
                     let mut session = model.session(&Build { residency, ..resident.clone() }, threads).unwrap();
                     let found = mixed_logits(&mut session, &ids);

@@ -111,7 +111,7 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
         Hardware::Cuda(sm) => {
             cuda = stages.time("code", || -> Result<_, CompileError> {
                 let nvrtc = Nvrtc::load(&options.nvrtc).map_err(CudaError::from)?;
-                Ok(cuda::assemble(&nests, &specialised, &fused, sm, &nvrtc, options.allow_spills)?)
+                Ok(cuda::assemble(&nests, &specialised, &fused, plan.placement.transit.is_some(), sm, &nvrtc, options.allow_spills)?)
             })?;
         }
     }

@@ -13,6 +13,7 @@ pub mod grid;
 pub mod manifest;
 pub mod placement;
 pub mod predict;
+pub mod transit;
 pub mod tuning;
 
 use serde::{Deserialize, Serialize};
@@ -25,7 +26,7 @@ pub use check::{PlanError, PlanErrors, check};
 pub use expr::Expr;
 pub use grid::Grid;
 pub use manifest::{Manifest, Part};
-pub use placement::{Home, Placement, Segment, Slot, Source};
+pub use placement::{Home, Placement, Segment, Slot, Source, Transit};
 pub use predict::{CallSizes, CallTime};
 pub use tuning::{KernelRate, Tuning, TuningError, TuningErrors};
 
@@ -225,6 +226,9 @@ pub struct Buffer {
     pub rounds: u32,
     /// Bytes from the start in one round to the start in the next.
     pub stride: u64,
+    /// Whether its bytes are four codes of 2 bits each, none of them 3, so that they can be packed more tightly where they are copied.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_ternary: bool,
 }
 
 /// What a buffer is for.
@@ -520,7 +524,7 @@ impl Plan {
 
     /// Nanoseconds that the copies of streamed weights are taken to need for a call.
     pub fn copy_ns(&self) -> u64 {
-        self.placement.pieces().map(|(segment, _)| self.machine.copy_time(segment.bytes)).fold(0, u64::saturating_add)
+        self.placement.copied_bytes().map(|bytes| self.machine.copy_time(bytes)).fold(0, u64::saturating_add)
     }
 
     /// The phase that calls of so many tokens take.

@@ -20,6 +20,8 @@ pub struct Journey {
     pub chunk: usize,
     /// The most positions of a shorter context that is held against it.
     pub overlap: usize,
+    /// Tokens of a call of its prefill.
+    pub shorter_chunk: usize,
     /// Where the random ids start.
     pub seed: u64,
 }
@@ -41,7 +43,7 @@ pub struct Travelled {
     pub rows: usize,
     /// Those of them with something that is no finite number.
     pub not_finite: usize,
-    /// Positions at which shorter contexts, filled in other chunks, were held against the long one.
+    /// Positions at which a shorter context was held against the long one.
     pub overlaps: Vec<Overlap>,
 }
 
@@ -115,20 +117,20 @@ pub fn travel(
     }
     let decoded = start.elapsed();
 
-    let odd = other_chunk(chunk, session.max_tokens());
+    let shorter_chunk = journey.shorter_chunk;
     let mut overlaps = Vec::new();
     session.reset(0)?;
     fill(
         session,
         &ids[..again],
-        odd,
+        shorter_chunk,
         &compared,
         &mut |position, row| {
             let Some((_, long)) = kept.iter().find(|(kept, _)| *kept == position) else { return };
             let pairs = || row.iter().zip(long);
             overlaps.push(Overlap {
                 position,
-                chunk: odd,
+                chunk: shorter_chunk,
                 different: pairs().filter(|(short, long)| short.to_bits() != long.to_bits()).count(),
                 largest: relative(row, long),
             });
@@ -151,7 +153,7 @@ fn relative(left: &[f32], right: &[f32]) -> f32 {
 }
 
 /// A size of calls that has no divisor in common with another, so that little falls into the same tiles; of these the nearest to two thirds of it.
-fn other_chunk(chunk: usize, most: usize) -> usize {
+pub fn other_chunk(chunk: usize, most: usize) -> usize {
     let has_common = |other: usize| {
         (2..=other.min(chunk)).any(|divisor| other.is_multiple_of(divisor) && chunk.is_multiple_of(divisor))
     };

@@ -406,6 +406,12 @@ pub enum ArtifactProblem {
         /// What is not as it should be.
         what: String,
     },
+    /// Ternary weights that are none, where they are packed to be streamed.
+    #[error("the weights hold a code that is none of a ternary weight's, near byte {offset} of their data; compile the model again")]
+    NotTernary {
+        /// About where, to 20 bytes.
+        offset: u64,
+    },
     /// A copy that leaves its buffer.
     #[error("phase `{phase}`, step {step}: {bytes} bytes are copied beyond the end of {buffer}")]
     CopyOutside {

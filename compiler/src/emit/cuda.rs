@@ -1,6 +1,7 @@
 //! The kernels of a CUDA target: sources, and the cubins that NVRTC makes of them.
 
 use ir::plan::KernelId;
+use kernels::cuda::UnpackParcel;
 use kernels::{Sm, Specialised};
 
 use super::cuda_c::{self, fused::Fused};
@@ -56,6 +57,7 @@ pub fn assemble(
     nests: &[(KernelId, Lowered)],
     specialised: &[(KernelId, Specialised)],
     fused: &[(KernelId, Fused)],
+    packs_copies: bool,
     sm: Sm,
     nvrtc: &Nvrtc,
     allow_spills: bool,
@@ -73,8 +75,12 @@ pub fn assemble(
         let text = head(&format!("generated around {}", fused.special.label())) + &fused.source();
         (fused.name.clone(), fused.name.clone(), text, false)
     });
+    let parcels = packs_copies.then(|| {
+        let name = UnpackParcel::NAME.to_owned();
+        (name.clone(), name, head("what unpacks streamed weights") + &UnpackParcel::source(), false)
+    });
     let (mut kernels, mut spilling) = (Vec::new(), Vec::new());
-    for (name, entry, source, may_spill) in generated.chain(rows).chain(fused) {
+    for (name, entry, source, may_spill) in generated.chain(rows).chain(fused).chain(parcels) {
         let cubin = nvrtc.compile(&format!("{name}.cu"), &source, &sm.to_string())?;
         let resources = cubin.kernels.into_iter().find(|kernel| kernel.kernel == entry).unwrap_or_default();
         if resources.spills() && !may_spill && !allow_spills {

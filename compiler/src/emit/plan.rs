@@ -91,6 +91,9 @@ pub enum PlanEmitError {
         /// Those asked for.
         slots: u32,
     },
+    /// Nothing packs parcels but the memory of a GPU's host.
+    #[error("streamed weights travel in 1.6 bits from the host's memory to a GPU only; choose 2bit, or stream from the host")]
+    Parcels,
     /// The entry has another signature than the runtime calls.
     #[error(
         "the entry must take (ids, seq, pos, span, rows) and return logits, or take (settings, draws) as well and also return the ids that it \
@@ -503,6 +506,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             bytes,
             rounds: 1,
             stride: 0,
+            is_ternary: false,
         });
         let place = Place { buffer, offset: Expr::from(0) };
         places.insert(value, place.clone());

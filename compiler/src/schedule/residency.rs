@@ -18,6 +18,8 @@ pub struct Residency {
     pub host_embedding: bool,
     /// Where pieces come from.
     pub source: Tier,
+    /// Whether ternary weights travel in 1.6 bits, and are unpacked to 2 on the device.
+    pub packs_copies: bool,
 }
 
 /// A memory that weights are streamed from.
@@ -33,7 +35,7 @@ pub enum Tier {
 impl Default for Residency {
     /// Nothing is streamed.
     fn default() -> Self {
-        Self { streamed: 0, split: 1, slots: 0, host_embedding: false, source: Tier::Host }
+        Self { streamed: 0, split: 1, slots: 0, host_embedding: false, source: Tier::Host, packs_copies: false }
     }
 }
 

@@ -55,6 +55,11 @@ pub fn bits(packing: TernaryLayout) -> &'static str {
     }
 }
 
+/// How ternary weights are packed while they are copied, by its bits.
+pub(crate) fn copies(packs: bool) -> &'static str {
+    bits(if packs { TernaryLayout::Tile16Base3 } else { TernaryLayout::Tile16 })
+}
+
 /// What is offered beyond the formats that there are plans for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offers {
@@ -66,6 +71,8 @@ pub struct Offers {
     pub slots: Vec<u32>,
     /// Where weights may be streamed from.
     pub sources: Vec<Tier>,
+    /// Whether ternary weights may be packed more tightly while they are copied, and unpacked on the device.
+    pub packs_copies: bool,
     /// Whether an embedding table may stay in host memory.
     pub host_embedding: bool,
     /// Whether streamed and resident layers may be packed in different ways: only where a plan can have kernels for both.
@@ -80,6 +87,7 @@ impl Offers {
             splits: vec![1],
             slots: vec![2],
             sources: vec![Tier::Host],
+            packs_copies: false,
             host_embedding: false,
             mixed_packing: false,
         }
@@ -92,6 +100,7 @@ impl Offers {
             splits: vec![1, 2, 4, 8],
             slots: vec![2, 3, 4, 6, 8],
             sources,
+            packs_copies: true,
             host_embedding: true,
             mixed_packing: false,
         }
@@ -117,7 +126,7 @@ impl fmt::Display for Choice {
     /// The program in the language of the e-graph, without how layers are grouped.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { residency, packing, streamed_packing, kv, chunk } = self;
-        let Residency { streamed, split, slots, host_embedding, source } = residency;
+        let Residency { streamed, split, slots, host_embedding, source, packs_copies } = residency;
         let embedding = if *host_embedding { "host" } else { "device" };
         let source = language::name_of(*source);
         let call = format!("call {} {kv} {chunk}", bits(*packing));
@@ -126,7 +135,7 @@ impl fmt::Display for Choice {
             1.. => {
                 let layers =
                     format!("(both (stay rest {}) (stream {streamed} {}))", bits(*packing), bits(*streamed_packing));
-                write!(f, "(run {embedding} (prefetch {split} {slots} {source} ({call} {layers})))")
+                write!(f, "(run {embedding} (prefetch {split} {slots} {source} {} ({call} {layers})))", copies(*packs_copies))
             }
         }
     }

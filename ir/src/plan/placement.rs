@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ALIGNMENT, Arg, Buffer, Phase, Plan, ROUND, Role, Step};
+use super::{ALIGNMENT, Arg, Buffer, Code, KernelId, Phase, Plan, ROUND, Role, Step, transit};
 use crate::entity::Id;
 
 /// Where all weights are.
@@ -22,6 +22,23 @@ pub struct Placement {
     pub slots: Vec<Slot>,
     /// Runs of bytes of the weights, in their order and without gaps.
     pub segments: Vec<Segment>,
+    /// How pieces travel, if they are packed for it.
+    pub transit: Option<Transit>,
+}
+
+/// Pieces travel as parcels, which a kernel unpacks into their slots, see [`super::transit`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transit {
+    /// The kernel, whose arguments are the addresses of a parcel and of its piece.
+    #[serde(with = "super::text")]
+    pub kernel: KernelId,
+    /// Its blocks.
+    pub blocks: u32,
+    /// Where parcels are copied to, in turn, within the buffer of [`Role::Slots`] behind the slots.
+    pub places: Vec<Slot>,
+    /// For each piece the bytes of its parcel.
+    pub parcels: Vec<u64>,
 }
 
 /// A place in the slab that pieces are copied to, one after the other.
@@ -79,6 +96,7 @@ impl Placement {
             source: Source::default(),
             slots: Vec::new(),
             segments: if bytes == 0 { Vec::new() } else { vec![all] },
+            transit: None,
         }
     }
 
@@ -115,9 +133,19 @@ impl Placement {
         self.segments.iter().filter(|segment| segment.home == Home::Host).map(|segment| segment.bytes).sum()
     }
 
+    /// For each piece, the bytes that are copied.
+    pub fn copied_bytes(&self) -> impl Iterator<Item = u64> {
+        let parcels = self.transit.as_ref().map(|transit| &transit.parcels);
+        let of_piece = move |(piece, (segment, _)): (usize, (&Segment, u32))| match parcels {
+            Some(parcels) => parcels.get(piece).copied().unwrap_or(segment.bytes),
+            None => segment.bytes,
+        };
+        self.pieces().enumerate().map(of_piece)
+    }
+
     /// Bytes that are copied for each call.
     pub fn streamed_bytes(&self) -> u64 {
-        self.pieces().map(|(segment, _)| segment.bytes).sum()
+        self.copied_bytes().fold(0, u64::saturating_add)
     }
 }
 
@@ -205,6 +233,15 @@ pub enum PlacementError {
         /// The slot.
         slot: usize,
     },
+    /// A parcel has no place that holds it, or is not what its piece is packed to.
+    #[error("piece {piece} travels in other bytes than its tensors take, or in more than its place has")]
+    Parcel {
+        /// The piece.
+        piece: usize,
+    },
+    /// Parcels that nothing can unpack, or that come from where nothing packs them.
+    #[error("parcels need at least two places, a kernel of the plan that unpacks them, and weights from the host's memory")]
+    Transit,
     /// There is room for pieces, and there are none.
     #[error("the plan has slots for streamed weights, and streams none")]
     Idle,
@@ -310,6 +347,9 @@ fn segments(plan: &Plan, errors: &mut Vec<PlacementError>) {
         errors.push(PlacementError::Cover { segment: segments.len(), weights_bytes });
         return;
     }
+    if let Some(transit) = &plan.placement.transit {
+        parcels(plan, transit, slots_end, errors);
+    }
     if slots_buffer(plan).is_some() && plan.placement.pieces().next().is_none() {
         errors.push(PlacementError::Idle);
     }
@@ -322,6 +362,39 @@ fn segments(plan: &Plan, errors: &mut Vec<PlacementError>) {
             if position(start) != position(last) {
                 errors.push(PlacementError::Cut { name: buffer.name.clone(), round });
             }
+        }
+    }
+}
+
+/// Parcels have places behind the slots, and the bytes that their pieces are packed to.
+fn parcels(plan: &Plan, transit: &Transit, slots_end: u64, errors: &mut Vec<PlacementError>) {
+    let slots_bytes = slots_buffer(plan).map_or(0, |buffer| buffer.bytes);
+    let is_there = plan.kernels.get(transit.kernel.index()).is_some_and(|kernel| matches!(kernel.code, Code::Cuda { .. }));
+    if transit.places.len() < 2 || !is_there || transit.blocks == 0 || plan.placement.source != Source::Host {
+        errors.push(PlacementError::Transit);
+        return;
+    }
+    let mut places_end = slots_end;
+    for (position, place) in transit.places.iter().enumerate() {
+        let end = place.offset.checked_add(place.bytes).filter(|end| *end <= slots_bytes);
+        if place.offset < places_end || place.offset % ALIGNMENT != 0 || end.is_none() {
+            errors.push(PlacementError::Slots { slot: plan.placement.slots.len() + position });
+        }
+        places_end = end.unwrap_or(places_end);
+    }
+    let pieces: Vec<&Segment> = plan.placement.pieces().map(|(segment, _)| segment).collect();
+    if pieces.len() != transit.parcels.len() {
+        errors.push(PlacementError::Parcel { piece: pieces.len().min(transit.parcels.len()) });
+        return;
+    }
+    for (piece, (segment, &bytes)) in pieces.into_iter().zip(&transit.parcels).enumerate() {
+        let runs = transit::runs(&plan.buffers, segment);
+        let room = transit.places[piece % transit.places.len()].bytes;
+        // Words are copied, so tensors start and end with one.
+        let is_whole = runs.iter().all(|run| run.offset % 4 == 0 && run.bytes % 4 == 0);
+        let is_packed = runs.len() <= transit::MOST_TENSORS && transit::parcel_bytes(&runs) == bytes;
+        if !is_whole || !is_packed || room < bytes {
+            errors.push(PlacementError::Parcel { piece });
         }
     }
 }

@@ -205,7 +205,7 @@ impl CudaDevice {
             None => None,
             Some(buffer) => {
                 let address = |offset, bytes| memory.slab(buffer.offset + offset, bytes);
-                Some(Box::new(Streaming::new(&context, placement, weights, &address)?))
+                Some(Box::new(Streaming::new(&context, plan, weights, &kernels, &address)?))
             }
         };
         let budget = plan.budget.device_bytes;

@@ -176,6 +176,7 @@ impl Draft {
             bytes,
             rounds: layers,
             stride: bytes.next_multiple_of(64),
+            is_ternary: false,
         });
         self.plan.weights_bytes += u64::from(layers) * bytes.next_multiple_of(64);
         self.plan.placement = Placement::resident(self.plan.weights_bytes);
@@ -229,7 +230,7 @@ impl Draft {
     fn slab_buffer(&mut self, name: &str, role: Role, bytes: u64, rounds: u32) -> BufferId {
         let (offset, stride) = (self.plan.slab_bytes, bytes.next_multiple_of(64));
         self.plan.slab_bytes += u64::from(rounds) * stride;
-        self.push(Buffer { name: name.to_owned(), role, offset, bytes, rounds, stride })
+        self.push(Buffer { name: name.to_owned(), role, offset, bytes, rounds, stride, is_ternary: false })
     }
 
     fn weight(&mut self, name: &str, values: &[f32]) -> BufferId {
@@ -239,7 +240,7 @@ impl Draft {
         assert_eq!(bytes % 64, 0, "tests take sizes that need no padding");
         self.plan.weights_bytes += bytes;
         self.plan.placement = Placement::resident(self.plan.weights_bytes);
-        self.push(Buffer { name: name.to_owned(), role: Role::Weight, offset, bytes, rounds: 1, stride: 0 })
+        self.push(Buffer { name: name.to_owned(), role: Role::Weight, offset, bytes, rounds: 1, stride: 0, is_ternary: false })
     }
 
     fn kernel(&mut self, name: &str, code: Code) -> KernelId {

@@ -190,7 +190,7 @@ struct Placing {
 /// As the command line says, or as suits the budget.
 fn placement(args: &Args, named: &Named, targets: &[Target], card: Option<&Card>) -> Result<Placing> {
     let (Some(Bytes(budget)), None) = (args.memory.budget, args.memory.stream) else {
-        return Ok(Placing { residency: args.memory.residency(), packing: args.packing, front: Vec::new() });
+        return Ok(Placing { residency: args.memory.residency(targets), packing: args.packing, front: Vec::new() });
     };
     if args.no_optimize {
         bail!(

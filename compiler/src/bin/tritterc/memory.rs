@@ -28,6 +28,9 @@ pub(crate) struct MemoryArgs {
     /// Places on the device that pieces are copied to.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=1024), requires = "stream")]
     pub(crate) slots: u32,
+    /// How ternary weights are packed while they are copied: the tighter way where the device can unpack them, a GPU that streams from the host.
+    #[arg(long, value_enum, default_value = "auto", requires = "stream")]
+    pub(crate) copy_packing: CopyPacking,
     /// Leave an embedding table that is only gathered from in the host's memory; on a CPU in its file, which must not be cut off while the model runs.
     #[arg(long)]
     pub(crate) host_embedding: bool,
@@ -40,9 +43,26 @@ pub(crate) enum StreamFrom {
     Disk,
 }
 
+/// How ternary weights are packed while they are copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum CopyPacking {
+    Auto,
+    #[value(name = "2bit")]
+    TwoBit,
+    #[value(name = "1.6bit")]
+    Base3,
+}
+
 impl MemoryArgs {
-    pub(crate) fn residency(&self) -> Residency {
+    pub(crate) fn residency(&self, targets: &[Target]) -> Residency {
+        let is_gpu = |target: &Target| matches!(target.hardware(), Hardware::Cuda(_));
+        let can_pack = targets.iter().all(is_gpu) && self.stream_from == StreamFrom::Host;
         Residency {
+            packs_copies: match self.copy_packing {
+                CopyPacking::Auto => can_pack,
+                CopyPacking::TwoBit => false,
+                CopyPacking::Base3 => true,
+            },
             streamed: self.stream.unwrap_or(0),
             split: self.pieces,
             slots: self.slots,

@@ -1,6 +1,7 @@
 //! What lies at the same place in every phase: weights, states, inputs, outputs.
 
 use ir::entity::Id;
+use ir::packing::TernaryLayout;
 use ir::plan::{ALIGNMENT, Buffer, BufferId, Expr, Io, ROUND, Role};
 use ir::{Graph, Op, ValueId};
 
@@ -63,6 +64,7 @@ impl Emitter<'_> {
                 bytes: tensor.bytes,
                 rounds: tensor.rounds,
                 stride: tensor.stride,
+                is_ternary: tensor.stored.layout == Some(TernaryLayout::Tile16),
             });
             let place = Place { buffer, offset: round_offset(tensor.rounds, tensor.stride) };
             match tensor.stored.layout {
@@ -77,7 +79,7 @@ impl Emitter<'_> {
     pub(super) fn shared_buffer(&mut self, name: String, role: Role, bytes: u64, rounds: u32) -> BufferId {
         let stride = bytes.next_multiple_of(ALIGNMENT);
         let id = BufferId::new(self.plan.buffers.len());
-        self.plan.buffers.push(Buffer { name, role, offset: self.shared_bytes, bytes, rounds, stride });
+        self.plan.buffers.push(Buffer { name, role, offset: self.shared_bytes, bytes, rounds, stride, is_ternary: false });
         self.shared_bytes = self.shared_bytes.saturating_add(stride.saturating_mul(u64::from(rounds)));
         id
     }

@@ -1,11 +1,15 @@
 //! Which weights stay on the device, which in the host's memory, and which are copied into slots, piece by piece.
 
-use ir::plan::{ALIGNMENT, Home, Placement, Role, Segment, Slot, Source};
+use ir::plan::{ALIGNMENT, Code, Home, Placement, Role, Segment, Slot, Source, Transit, manifest, transit};
+use kernels::cuda::UnpackParcel;
 
 use super::{Emitter, PlanEmitError};
 use crate::schedule::residency::{self, Residency, Tier};
 use crate::target::Hardware;
 use crate::weights::{PlannedTensor, WeightPlan};
+
+/// Places of parcels: one is unpacked while the next is copied.
+pub const PARCEL_PLACES: u32 = 2;
 
 /// Buffers that pieces are read ahead into, where they come from the disk to a GPU: one is read, one is copied, and one waits.
 pub const DISK_BUFFERS: u32 = 3;
@@ -16,12 +20,42 @@ impl Emitter<'_> {
         let residency = self.options.residency;
         let is_cpu = matches!(self.options.hardware, Hardware::Cpu { .. });
         self.plan.placement = placement(&self.weights, residency, is_cpu)?;
-        let Placement { slots, .. } = &self.plan.placement;
-        if let Some(last) = slots.last() {
+        if residency.packs_copies && !self.plan.placement.slots.is_empty() {
+            if self.plan.placement.source != Source::Host {
+                return Err(PlanEmitError::Parcels);
+            }
+            self.pack_copies();
+        }
+        let Placement { slots, transit, .. } = &self.plan.placement;
+        let places = transit.iter().flat_map(|transit| &transit.places);
+        if let Some(last) = slots.iter().chain(places).last() {
             let bytes = last.offset + last.bytes;
             self.shared_buffer("slots".to_owned(), Role::Slots, bytes, 1);
         }
         Ok(())
+    }
+
+    /// Lets pieces travel as parcels, with places for two of them behind the slots.
+    fn pack_copies(&mut self) {
+        let code = Code::Cuda {
+            file: manifest::cubin(UnpackParcel::NAME),
+            entry: UnpackParcel::NAME.to_owned(),
+            threads: UnpackParcel::THREADS,
+            shared_bytes: 0,
+            waits: false,
+        };
+        let kernel = self.table_kernel(UnpackParcel::NAME.to_owned(), code);
+        let placement = &self.plan.placement;
+        let pieces = placement.pieces().map(|(segment, _)| transit::runs(&self.plan.buffers, segment));
+        let parcels: Vec<u64> = pieces.map(|runs| transit::parcel_bytes(&runs)).collect();
+        let mut offset = placement.slots.last().map_or(0, |last| last.offset + last.bytes.next_multiple_of(ALIGNMENT));
+        let mut places = Vec::new();
+        for place in 0..PARCEL_PLACES as usize {
+            let bytes = parcels.iter().skip(place).step_by(PARCEL_PLACES as usize).copied().max().unwrap_or(ALIGNMENT);
+            places.push(Slot { offset, bytes });
+            offset += bytes.next_multiple_of(ALIGNMENT);
+        }
+        self.plan.placement.transit = Some(Transit { kernel, blocks: UnpackParcel::BLOCKS, places, parcels });
     }
 }
 

@@ -66,7 +66,7 @@ impl Simulated {
 /// runtime follows.
 fn simulate(plan: &Plan, call: &PhaseCall<'_>) -> Simulated {
     let numbers = plan.placement.piece_numbers();
-    let pieces: Vec<u64> = plan.placement.pieces().map(|(segment, _)| segment.bytes).collect();
+    let pieces: Vec<u64> = plan.placement.copied_bytes().collect();
     let order = in_order(call);
     let reads: Vec<Vec<usize>> = order
         .iter()
@@ -398,7 +398,7 @@ mod tests {
     fn plan(link_bytes_per_us: u64) -> Plan {
         let segments = (0..4).map(|at| Segment { offset: at * 640, bytes: 640, home: Home::Slot(at as u32 % 2) });
         let weight =
-            Buffer { name: "w.{}".to_owned(), role: Role::Weight, offset: 0, bytes: 640, rounds: 4, stride: 640 };
+            Buffer { name: "w.{}".to_owned(), role: Role::Weight, offset: 0, bytes: 640, rounds: 4, stride: 640, is_ternary: false };
         let offset = Expr::symbol(ROUND) * Expr::from(640);
         let call = Call {
             kernel: KernelId::new(0),
@@ -425,6 +425,7 @@ mod tests {
             weights_bytes: 2560,
             placement: Placement {
                 resident_bytes: 0,
+                transit: None,
                 source: Source::Host,
                 slots: [0, 640].map(|offset| Slot { offset, bytes: 640 }).to_vec(),
                 segments: segments.collect(),

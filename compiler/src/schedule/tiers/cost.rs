@@ -248,8 +248,18 @@ pub struct Model<'a> {
 }
 
 impl Model<'_> {
-    /// Work with its copies in slots.
-    pub fn prefetch(&self, work: &Work, split: u32, slots: u32, source: Tier) -> Option<Copied> {
+    /// Work with its copies in slots; none if they cannot be made so.
+    pub fn prefetch(
+        &self,
+        work: &Work,
+        split: u32,
+        slots: u32,
+        source: Tier,
+        packs_copies: bool,
+    ) -> Option<Copied> {
+        if packs_copies && (source != Tier::Host || self.link.is_shared) {
+            return None;
+        }
         let [streamed, resident] = work.profiles;
         let resident = &self.profiles[resident?];
         let gb_per_s = match source {
@@ -260,20 +270,27 @@ impl Model<'_> {
         let of_streamed = streamed.map(|index| &self.profiles[index]);
         let (piece_bytes, slot_bytes) =
             of_streamed.map_or((0, 0), |profile| profile.slot_bytes(split, slots, work.streamed));
-        let time = |times: &Times| times.nanoseconds(split, slots, gb_per_s, self.link.copy_us);
+        let (of_layer, places) = match of_streamed {
+            Some(profile) if packs_copies => profile.parcel_bytes(split),
+            Some(profile) => (profile.layer_bytes(), 0),
+            None => (0, 0),
+        };
+        let copied = |times: &Times| Times { copied_bytes: times.copied_layers.saturating_mul(of_layer), ..*times };
+        let time = |times: &Times| copied(times).nanoseconds(split, slots, gb_per_s, self.link.copy_us);
         let Format { packing, kv, chunk } = &resident.format;
         let residency = match work.streamed {
             0 => Residency::default(),
-            streamed => Residency { streamed, split, slots, host_embedding: false, source },
+            streamed => Residency { streamed, split, slots, host_embedding: false, source, packs_copies },
         };
+        let streamed_bytes = u64::from(work.streamed).saturating_mul(of_layer);
         let point = Point {
             token_ns: time(&work.decode),
             first_ns: time(&work.first),
-            device_bytes: work.device_bytes.saturating_add(slot_bytes),
+            device_bytes: work.device_bytes.saturating_add(slot_bytes).saturating_add(places),
             host_bytes: match source {
                 // What is read in its file is best kept by the system, so what needs less of it is better.
-                _ if self.link.is_shared => work.streamed_bytes,
-                Tier::Host => work.streamed_bytes,
+                _ if self.link.is_shared => streamed_bytes,
+                Tier::Host => streamed_bytes,
                 Tier::Disk => piece_bytes.saturating_mul(u64::from(DISK_BUFFERS)),
             },
             choice: Choice {

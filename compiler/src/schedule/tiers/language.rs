@@ -3,7 +3,7 @@
 //! | node | meaning |
 //! |---|---|
 //! | `(run EMBEDDING BODY)` | a model whose embedding table is in that tier, if it is only gathered from |
-//! | `(prefetch SPLIT SLOTS SOURCE BODY)` | streamed layers are cut into `SPLIT` pieces, which are copied from `SOURCE` into `SLOTS` slots |
+//! | `(prefetch SPLIT SLOTS SOURCE PACKING BODY)` | streamed layers are cut into `SPLIT` pieces, which are copied from `SOURCE` into `SLOTS` slots, their ternary weights packed so on the way |
 //! | `(layers N RESIDENT STREAMED KV CHUNK)` | `N` layers somewhere, packed as their tier has it, with what else a call needs in this format |
 //! | `(call RESIDENT KV CHUNK BODY)` | the layers of a body, and all that a call needs beside them |
 //! | `(group N RESIDENT STREAMED KV CHUNK)` | `N` layers somewhere |
@@ -23,7 +23,7 @@ define_language! {
     pub(crate) enum Node {
         Count(u32),
         "run" = Run([Id; 2]),
-        "prefetch" = Prefetch([Id; 4]),
+        "prefetch" = Prefetch([Id; 5]),
         "layers" = Layers([Id; 5]),
         "call" = Call([Id; 4]),
         "group" = Group([Id; 5]),

@@ -1,10 +1,13 @@
 //! What the plan of a program in one format says of sizes and times.
 
-use ir::plan::{CallSizes, CallTime, Role};
+use ir::packing::TernaryLayout;
+use ir::plan::{CallSizes, CallTime, Role, transit};
 
 use super::Format;
 use crate::Planned;
+use crate::emit::plan::placement::PARCEL_PLACES;
 use crate::schedule::residency;
+use crate::weights::PlannedTensor;
 
 /// What is done with a model, as far as its times depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub struct Profile {
     pub layers: u32,
     /// Bytes of the tensors of one layer, in the order of the weights file.
     pub tensors: Vec<u64>,
+    /// The same as they are copied in parcels, see [`ir::plan::transit`].
+    pub packed: Vec<u64>,
     /// Bytes of all other weights.
     pub shared_bytes: u64,
     /// The part of these that rows are gathered from and nothing else.
@@ -57,6 +62,8 @@ impl Profile {
         of_layer.sort_by_key(|tensor| tensor.offset);
         let layers = of_layer.first().map_or(0, |tensor| tensor.rounds);
         let tensors: Vec<u64> = of_layer.iter().map(|tensor| tensor.bytes).collect();
+        let is_ternary = |tensor: &PlannedTensor| tensor.stored.layout == Some(TernaryLayout::Tile16);
+        let packed = of_layer.iter().map(|tensor| transit::packed_bytes(tensor.bytes, is_ternary(tensor))).collect();
         let layer_bytes: u64 = tensors.iter().sum();
         let gathered = weights.tensors().iter().filter(|tensor| tensor.rounds == 1 && tensor.is_gathered);
         let (mut embedding_bytes, mut embedding_row_bytes) = (0, 0);
@@ -88,6 +95,7 @@ impl Profile {
             layers,
             shared_bytes: plan.weights_bytes.saturating_sub(layer_bytes.saturating_mul(u64::from(layers))),
             tensors,
+            packed,
             embedding_bytes,
             embedding_row_bytes,
             state_bytes,
@@ -118,6 +126,23 @@ impl Profile {
         }
         let largest = sizes.iter().copied().max().unwrap_or(0);
         (largest, sizes.into_iter().fold(0, u64::saturating_add))
+    }
+
+    /// Bytes that are copied of a layer that is cut so and travels in parcels, and of the places of parcels.
+    pub fn parcel_bytes(&self, split: u32) -> (u64, u64) {
+        let mut parcels = Vec::new();
+        let (mut tensors, mut packed) = (self.tensors.iter(), self.packed.iter());
+        for piece in residency::cut(&self.tensors, split) {
+            let (mut bytes, mut parcel) = (0, transit::HEADER_BYTES);
+            while bytes < piece {
+                let (Some(tensor), Some(packed)) = (tensors.next(), packed.next()) else { break };
+                bytes += tensor;
+                parcel += packed;
+            }
+            parcels.push(parcel);
+        }
+        let largest = parcels.iter().copied().max().unwrap_or(0);
+        (parcels.iter().sum(), largest.saturating_mul(PARCEL_PLACES.into()))
     }
 
     /// Bytes of the device with all weights on it, but for what the driver takes.

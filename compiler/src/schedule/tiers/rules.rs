@@ -3,7 +3,7 @@
 use egg::{Applier, EGraph, Id, PatternAst, Rewrite, Subst, Symbol, Var, rewrite};
 
 use super::language::{DEVICE, Node, name_of};
-use super::{Offers, Profile, bits};
+use super::{Offers, Profile, bits, copies};
 
 type Schedules = EGraph<Node, ()>;
 pub(crate) type Rule = Rewrite<Node, ()>;
@@ -63,10 +63,16 @@ pub(crate) fn rules(offers: &Offers, profiles: &[Profile]) -> Vec<Rule> {
         };
         // cut-layers, add-slots, stream-from: how pieces get to the device.
         rules.push(rewrite!("cut-layers";
-            "(prefetch ?split ?slots ?source ?body)" => { at(counts(&offers.splits), 0) }));
+            "(prefetch ?split ?slots ?source ?copies ?body)" => { at(counts(&offers.splits), 0) }));
         rules.push(rewrite!("add-slots";
-            "(prefetch ?split ?slots ?source ?body)" => { at(counts(&offers.slots), 1) }));
-        rules.push(rewrite!("stream-from"; "(prefetch ?split ?slots ?source ?body)" => { at(sources, 2) }));
+            "(prefetch ?split ?slots ?source ?copies ?body)" => { at(counts(&offers.slots), 1) }));
+        let packings = [false, true].map(|packs| Node::Name(Symbol::from(copies(packs))));
+        if offers.packs_copies {
+            // pack-copies: ternary weights may travel packed more tightly than kernels read them.
+            rules.push(rewrite!("pack-copies";
+                "(prefetch ?split ?slots ?source ?copies ?body)" => { at(packings.to_vec(), 3) }));
+        }
+        rules.push(rewrite!("stream-from"; "(prefetch ?split ?slots ?source ?copies ?body)" => { at(sources, 2) }));
     }
     if offers.host_embedding {
         // embed-from-host: a table that rows are gathered from may stay in host memory.
@@ -79,7 +85,7 @@ pub(crate) fn rules(offers: &Offers, profiles: &[Profile]) -> Vec<Rule> {
 }
 
 const LAYERS: [&str; 5] = ["?n", "?resident", "?streamed", "?kv", "?chunk"];
-const PREFETCH: [&str; 4] = ["?split", "?slots", "?source", "?body"];
+const PREFETCH: [&str; 5] = ["?split", "?slots", "?source", "?copies", "?body"];
 
 fn var(name: &str) -> Var {
     name.parse().expect("it is the name of a variable")

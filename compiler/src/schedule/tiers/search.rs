@@ -10,7 +10,7 @@ use super::cost::{Copied, Model, Point, Work};
 use super::front::Front;
 use super::language::{DEVICE, Node, name_of, tier_of};
 use super::rules::rules;
-use super::{Offers, Profile, bits};
+use super::{Offers, Profile, bits, copies};
 use crate::target::Link;
 
 /// Far above what a search needs: 80 layers in 24 formats are about 2,000 nodes.
@@ -101,7 +101,8 @@ fn start(profile: &Profile, offers: &Offers) -> RecExpr<Node> {
     let split = start.add(Node::Count(offers.splits.first().copied().unwrap_or(1)));
     let slots = start.add(Node::Count(offers.slots.first().copied().unwrap_or(2)));
     let source = name(&mut start, offers.sources.first().map_or("host", |&tier| name_of(tier)));
-    let body = start.add(Node::Prefetch([split, slots, source, body]));
+    let packing = name(&mut start, copies(false));
+    let body = start.add(Node::Prefetch([split, slots, source, packing, body]));
     let device = name(&mut start, DEVICE);
     start.add(Node::Run([device, body]));
     start
@@ -137,11 +138,13 @@ impl Fronts<'_> {
         let mut points = Vec::new();
         let schedules = self.schedules;
         for node in &schedules[class].nodes {
-            let Node::Prefetch([split, slots, source, body]) = node else { continue };
+            let Node::Prefetch([split, slots, source, packing, body]) = node else { continue };
             let (Some(split), Some(slots)) = (self.count(*split), self.count(*slots)) else { continue };
             let Some(source) = tier_of(self.name(*source)) else { continue };
+            let packs_copies = self.name(*packing) == copies(true);
             let works = self.works(*body);
-            let found = works.points().iter().filter_map(|work| self.model.prefetch(work, split, slots, source));
+            let prefetch = |work| self.model.prefetch(work, split, slots, source, packs_copies);
+            let found = works.points().iter().filter_map(prefetch);
             points.extend(found);
         }
         self.weighed += points.len();

@@ -32,12 +32,13 @@ fn profiles(random: &mut Random) -> Vec<Profile> {
     for &packing in packings {
         for &kv in kvs {
             for &chunk in chunks {
-                let tensors = (0..1 + random.below(4)).map(|_| 1 + random.below(1000)).collect();
+                let tensors: Vec<u64> = (0..1 + random.below(4)).map(|_| 1 + random.below(1000)).collect();
                 let mut time = || CallTime { rounds: random.below(3000) * u64::from(layers), rest: random.below(300) };
                 let (decode, first) = (time(), time());
                 profiles.push(Profile {
                     format: Format { packing, kv: kv.to_owned(), chunk },
                     layers,
+                    packed: tensors.iter().map(|bytes| bytes - bytes / 5).collect(),
                     tensors,
                     shared_bytes: embedding + random.below(1000),
                     embedding_bytes: embedding,
@@ -62,6 +63,7 @@ fn offers(random: &mut Random) -> Offers {
         splits: random.pick(&[&[1][..], &[1, 2], &[1, 2, 4]]).to_vec(),
         slots: random.pick(&[&[1][..], &[2], &[1, 2, 3], &[2, 8]]).to_vec(),
         sources: random.pick(&[&[Tier::Host][..], &[Tier::Disk], &[Tier::Host, Tier::Disk]]).to_vec(),
+        packs_copies: random.below(2) == 0,
         host_embedding: random.below(2) == 0,
         mixed_packing: random.below(2) == 0,
     }
@@ -85,7 +87,12 @@ fn everything(profiles: &[Profile], offers: &Offers, link: Link) -> Vec<[u64; 4]
                                 if on_host && (!offers.host_embedding || stay.embedding_bytes == 0) {
                                     continue;
                                 }
-                                points.push(one_point(stay, moved, streamed, (split, slots, source), on_host, link));
+                                for packs in [false, true] {
+                                    if !packs || offers.packs_copies && offers.streaming && source == Tier::Host {
+                                        let how = (split, slots, source, packs);
+                                        points.push(one_point(stay, moved, streamed, how, on_host, link));
+                                    }
+                                }
                             }
                         }
                     }
@@ -100,11 +107,13 @@ fn one_point(
     stay: &Profile,
     moved: &Profile,
     streamed: u32,
-    (split, slots, source): (u32, u32, Tier),
+    (split, slots, source, packs): (u32, u32, Tier, bool),
     on_host: bool,
     link: Link,
 ) -> [u64; 4] {
     let layer: u64 = moved.tensors.iter().sum();
+    let packed: u64 = moved.packed.iter().sum::<u64>() + 1024 * cut(&moved.tensors, split).len() as u64;
+    let copied = if packs { packed } else { layer };
     let kept = u64::from(stay.layers - streamed);
     // Pieces go to slots in turn.
     let pieces: Vec<u64> = (0..streamed).flat_map(|_| cut(&moved.tensors, split)).collect();
@@ -116,7 +125,7 @@ fn one_point(
             stay: kept * (of_stay.rounds / u64::from(stay.layers)),
             streamed: u64::from(streamed) * (of_moved.rounds / u64::from(stay.layers)),
             rest: of_stay.rest,
-            copied_bytes: layer * u64::from(streamed) * calls,
+            copied_bytes: copied * u64::from(streamed) * calls,
             copied_layers: u64::from(streamed) * calls,
         };
         let rate = if source == Tier::Host { link.host_gb_per_s } else { link.disk_gb_per_s };
@@ -129,9 +138,10 @@ fn one_point(
         stay.shared_bytes
             + kept * stay.tensors.iter().sum::<u64>()
             + slot_bytes
+            + if packs && 0 < streamed { 2 * largest_parcel(moved, split) } else { 0 }
             + stay.state_bytes
             + stay.scratch_bytes,
-        if source == Tier::Host { u64::from(streamed) * layer } else { 3 * piece_bytes },
+        if source == Tier::Host { u64::from(streamed) * copied } else { 3 * piece_bytes },
     ];
     if on_host {
         let gather =
@@ -142,6 +152,19 @@ fn one_point(
         point[3] += stay.embedding_bytes;
     }
     point
+}
+
+/// Bytes of the largest parcel of a layer.
+fn largest_parcel(profile: &Profile, split: u32) -> u64 {
+    let mut at = 0;
+    let parcels = cut(&profile.tensors, split).into_iter().map(|piece| {
+        let start = at;
+        while profile.tensors[start..at].iter().sum::<u64>() < piece {
+            at += 1;
+        }
+        1024 + profile.packed[start..at].iter().sum::<u64>()
+    });
+    parcels.max().unwrap_or(0)
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Result, anyhow, bail, ensure};
 use ir::plan::Certificate;
 use runtime::Session;
-use runtime::context::{Found, Journey, Needle, Travelled, find, travel};
+use runtime::context::{Found, Journey, Needle, Travelled, find, other_chunk, travel};
 use runtime::device::Device;
 use runtime::device::any::DeviceKind;
 use serde_json::json;
@@ -17,8 +17,7 @@ use crate::ui::{self, ModelArgs, Progress, Unit};
 /// Go through a whole context and see whether it holds what it promises.
 ///
 /// Every layer takes every position: a prefill of random ids in chunks, then decoding to the last position. Logits are looked at 1, 3, 7 .. positions
-/// behind the start; none may be anything but a number, and up to --overlap they are held against those of a shorter context that is filled in other
-/// chunks. What is taken of the device's memory is held against the plan's certificate. With --needle, a text is hidden at several depths of a longer
+/// behind the start; none may be anything but a number, and up to --overlap they are held against those of a shorter context, to the bit. What is taken of the device's memory is held against the plan's certificate. With --needle, a text is hidden at several depths of a longer
 /// one and asked for at the end. Fails if anything is not as it should be.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
@@ -43,10 +42,13 @@ pub(crate) struct Args {
     /// Positions up to which a shorter context is held against the long one.
     #[arg(long, value_name = "N", default_value_t = 8192)]
     overlap: usize,
-    /// How far logits may be from those of a shorter context, over the largest logit: on a CPU they are the same, on a GPU attention over caches of few
-    /// bits takes other sums in other chunks [default: 0 on a CPU, 0.01 on a GPU]
-    #[arg(long, value_name = "X")]
-    tolerance: Option<f32>,
+    /// Tokens of a call of the shorter context's prefill. On a CPU results do not depend on it, so it is another than --chunk by default; on a GPU
+    /// attention over caches of few bits takes other sums in other chunks, and it is the same.
+    #[arg(long, value_name = "N")]
+    shorter_chunk: Option<NonZeroUsize>,
+    /// How far logits may be from those of the shorter context, over the largest logit.
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    tolerance: f32,
     /// Where the random ids start.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
@@ -84,13 +86,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         session.context()
     );
     let chunk = ui::chunk(&session, args.chunk);
-    let of_device = if DeviceKind::of(session.plan()) == DeviceKind::Cpu { 0.0 } else { 0.01 };
-    let tolerance = args.tolerance.unwrap_or(of_device);
+    let shorter_chunk = match (args.shorter_chunk, DeviceKind::of(session.plan())) {
+        (Some(chunk), _) => ui::chunk(&session, Some(chunk)),
+        (None, DeviceKind::Cpu) => other_chunk(chunk, session.max_tokens()),
+        (None, DeviceKind::Cuda) => chunk,
+    };
+    let tolerance = args.tolerance;
     ensure!(0.0 <= tolerance, "--tolerance is a part of the largest logit, and {tolerance} is none");
     let needle = needle(args, &session)?;
 
     let mut progress = Progress::new("context", Unit::Tokens);
-    let journey = Journey { context, decode: args.decode, chunk, overlap: args.overlap, seed: args.seed };
+    let journey = Journey { context, decode: args.decode, chunk, overlap: args.overlap, shorter_chunk, seed: args.seed };
     let travelled = travel(&mut session, &journey, &mut |done, total| {
         progress.set(done as u64, total as u64);
         ui::flow()

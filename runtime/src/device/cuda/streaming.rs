@@ -1,18 +1,20 @@
 //! Weights that are copied to the device while others are computed with.
 //!
 //! Copies go through a stream of their own, one after the other in the order of use, each after an event that says that its slot is free, and
-//! before one that says that the piece is there. The host only queues: it waits for nothing but, where pieces come from the disk, for the thread
-//! that reads them into a ring of pinned buffers.
+//! before one that says that the piece is there. Parcels are copied to places of their own, and a kernel in a third stream unpacks each into its slot.
+//! The host only queues: it waits for nothing but, where pieces come from the disk, for the thread that reads them into a ring of pinned buffers.
 
 use std::sync::Arc;
 
+use ir::entity::Id;
 use ir::plan::placement::Cycle;
-use ir::plan::{Placement, Source};
+use ir::plan::{Placement, Plan, Segment, Source, Transit, transit};
 
-use super::driver::{Context, Event, Memory, Pinned, Stream};
+use super::Kernel;
+use super::driver::{Context, Event, Function, Launch, Memory, Pinned, Stream};
 use crate::artifact::WeightMap;
 use crate::device::reader::{self, Reader};
-use crate::error::RuntimeError;
+use crate::error::{ArtifactProblem, RuntimeError};
 
 /// Threads that fill pinned memory: one alone is slower than memory.
 const FILLERS: usize = 8;
@@ -27,7 +29,7 @@ pub(super) struct Streaming {
     /// For each slot, when the piece that was copied to it last is there, and when the one before it was used last.
     copied: Vec<Event>,
     released: Vec<Event>,
-    /// For each piece, its bytes.
+    /// For each piece, the bytes that are copied.
     bytes: Vec<usize>,
     from: From,
 }
@@ -36,8 +38,25 @@ pub(super) struct Streaming {
 enum From {
     /// Each from memory of its own.
     Host(Vec<Pinned>),
+    /// The same as parcels.
+    Parcels { memory: Vec<Pinned>, unpacking: Unpacking },
     /// From buffers in turn, into which a thread reads them.
     Disk { handle: reader::Handle, ring: Arc<Ring>, next: u64, _reader: Reader },
+}
+
+/// What makes pieces of parcels.
+struct Unpacking {
+    // Dropped first: it waits for what is still unpacked.
+    stream: Stream,
+    function: Function,
+    blocks: u32,
+    threads: u32,
+    /// Where parcels are copied to, in turn; when each has arrived, and when the one before it is unpacked.
+    places: Vec<u64>,
+    arrived: Vec<Event>,
+    free: Vec<Event>,
+    /// Which place is next.
+    next: usize,
 }
 
 /// Pinned buffers, and when the last copy from each is done.
@@ -76,14 +95,20 @@ impl Streaming {
     /// The streamed weights of a placement, whose slots begin at an address of the device; the copies of the first pieces are queued.
     pub(super) fn new(
         context: &Arc<Context>,
-        placement: &Placement,
+        plan: &Plan,
         weights: &WeightMap,
+        kernels: &[Kernel],
         slots: &dyn Fn(u64, u64) -> u64,
     ) -> Result<Self, RuntimeError> {
+        let placement = &plan.placement;
         let events = || placement.slots.iter().map(|_| Event::new(context)).collect::<Result<Vec<_>, _>>();
-        let from = match placement.source {
-            Source::Host => From::Host(pinned_pieces(context, placement, weights)?),
-            Source::Disk { buffers } => {
+        let from = match (placement.source, &placement.transit) {
+            (Source::Host, Some(transit)) => From::Parcels {
+                memory: pinned_pieces(context, plan, weights)?,
+                unpacking: Unpacking::new(context, transit, &kernels[transit.kernel.index()], slots)?,
+            },
+            (Source::Host, None) => From::Host(pinned_pieces(context, plan, weights)?),
+            (Source::Disk { buffers }, _) => {
                 let room = placement.slots.iter().map(|slot| slot.bytes as usize).max().unwrap_or(0);
                 let ring = Arc::new(Ring::new(context, (buffers as usize).max(1), room)?);
                 let pieces = weights.pieces(placement).ok_or(RuntimeError::StreamEnded)?;
@@ -97,7 +122,7 @@ impl Streaming {
             slots: placement.slots.iter().map(|slot| slots(slot.offset, slot.bytes)).collect(),
             copied: events()?,
             released: events()?,
-            bytes: placement.pieces().map(|(segment, _)| segment.bytes as usize).collect(),
+            bytes: placement.copied_bytes().map(|bytes| bytes as usize).collect(),
             from,
         };
         streaming.copy_all_that_fit()?;
@@ -135,17 +160,31 @@ impl Streaming {
         }
         self.copies.mark(&end)?;
         self.copies.wait()?;
+        if let From::Parcels { unpacking, .. } = &self.from {
+            unpacking.stream.wait()?;
+        }
         end.seconds_since(&start)
     }
 
     fn copy_all_that_fit(&mut self) -> Result<(), RuntimeError> {
         while let Some(piece) = self.cycle.copy_next() {
             let slot = self.cycle.slot(piece);
-            self.copies.wait_for(&self.released[slot])?;
             let (to, bytes) = (self.slots[slot], self.bytes[piece]);
             match &mut self.from {
-                From::Host(memory) => self.copies.upload(&memory[piece], 0, to, bytes)?,
+                From::Host(memory) => {
+                    self.copies.wait_for(&self.released[slot])?;
+                    self.copies.upload(&memory[piece], 0, to, bytes)?;
+                }
+                From::Parcels { memory, unpacking } => {
+                    let place = unpacking.next;
+                    self.copies.wait_for(&unpacking.free[place])?;
+                    self.copies.upload(&memory[piece], 0, unpacking.places[place], bytes)?;
+                    self.copies.mark(&unpacking.arrived[place])?;
+                    unpacking.unpack(to, &self.released[slot], &self.copied[slot])?;
+                    continue;
+                }
                 From::Disk { handle, ring, next, .. } => {
+                    self.copies.wait_for(&self.released[slot])?;
                     let buffer = (*next % ring.memory.len() as u64) as usize;
                     if !handle.wait(*next) {
                         return Err(handle.error());
@@ -162,6 +201,46 @@ impl Streaming {
     }
 }
 
+impl Unpacking {
+    fn new(
+        context: &Arc<Context>,
+        transit: &Transit,
+        kernel: &Kernel,
+        address: &dyn Fn(u64, u64) -> u64,
+    ) -> Result<Self, RuntimeError> {
+        let events = || transit.places.iter().map(|_| Event::new(context)).collect::<Result<Vec<_>, _>>();
+        Ok(Self {
+            stream: Stream::new(context)?,
+            function: kernel.function.clone(),
+            blocks: transit.blocks,
+            threads: kernel.threads,
+            places: transit.places.iter().map(|place| address(place.offset, place.bytes)).collect(),
+            arrived: events()?,
+            free: events()?,
+            next: 0,
+        })
+    }
+
+    /// Queues the unpacking of the parcel that was copied last into a slot, after the event that the slot is free and before that its piece is there.
+    fn unpack(&mut self, to: u64, released: &Event, unpacked: &Event) -> Result<(), RuntimeError> {
+        let place = self.next;
+        self.next = (place + 1) % self.places.len();
+        self.stream.wait_for(&self.arrived[place])?;
+        self.stream.wait_for(released)?;
+        self.stream.launch(&Launch {
+            function: self.function.clone(),
+            grid: [self.blocks, 1, 1],
+            threads: self.threads,
+            shared_bytes: 0,
+            starts_early: false,
+            pointers: vec![self.places[place], to],
+            sizes: Vec::new(),
+        })?;
+        self.stream.mark(&self.free[place])?;
+        self.stream.mark(unpacked)
+    }
+}
+
 impl Ring {
     fn new(context: &Arc<Context>, buffers: usize, room: usize) -> Result<Self, RuntimeError> {
         let mut memory = (0..buffers).map(|_| Pinned::new(context, room)).collect::<Result<Vec<_>, _>>()?;
@@ -171,20 +250,34 @@ impl Ring {
     }
 }
 
-/// Every piece in pinned memory.
+/// Every piece in pinned memory, as it is copied.
 fn pinned_pieces(
     context: &Arc<Context>,
-    placement: &Placement,
+    plan: &Plan,
     weights: &WeightMap,
 ) -> Result<Vec<Pinned>, RuntimeError> {
     let data = weights.data();
-    let pieces: Vec<&[u8]> =
-        placement.pieces().map(|(segment, _)| &data[segment.offset as usize..][..segment.bytes as usize]).collect();
+    let pieces: Vec<&Segment> = plan.placement.pieces().map(|(segment, _)| segment).collect();
+    let pin = |segment: &Segment| -> Result<Pinned, RuntimeError> {
+        let bytes = &data[segment.offset as usize..][..segment.bytes as usize];
+        if plan.placement.transit.is_none() {
+            return Pinned::with(context, bytes);
+        }
+        let runs = transit::runs(&plan.buffers, segment);
+        let parcel_bytes = transit::parcel_bytes(&runs) as usize;
+        let mut memory = Pinned::new(context, parcel_bytes)?;
+        transit::pack(bytes, &runs, memory.bytes_mut(parcel_bytes)).map_err(|error| {
+            let offset = segment.offset + error.offset;
+            let problems = vec![ArtifactProblem::NotTernary { offset }];
+            RuntimeError::Artifact { dir: weights.path().into(), problems }
+        })?;
+        Ok(memory)
+    };
     let share = pieces.len().div_ceil(FILLERS).max(1);
     std::thread::scope(|scope| {
-        let fill = |part: &[&[u8]]| -> Result<Vec<Pinned>, RuntimeError> {
+        let fill = |part: &[&Segment]| -> Result<Vec<Pinned>, RuntimeError> {
             context.make_current()?;
-            part.iter().map(|bytes| Pinned::with(context, bytes)).collect()
+            part.iter().map(|segment| pin(segment)).collect()
         };
         let threads: Vec<_> = pieces.chunks(share).map(|part| scope.spawn(move || fill(part))).collect();
         let mut all = Vec::with_capacity(pieces.len());

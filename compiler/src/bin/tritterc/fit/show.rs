@@ -57,7 +57,7 @@ impl Shown<'_> {
 
     /// How a point runs, in words.
     fn how(&self, choice: &Choice) -> String {
-        let Residency { streamed, split, slots, host_embedding, source } = choice.residency;
+        let Residency { streamed, split, slots, host_embedding, source, packs_copies } = choice.residency;
         let layers = self.profile(choice).layers;
         let source = match source {
             Tier::Host => "host memory",
@@ -67,7 +67,8 @@ impl Shown<'_> {
             0 => "all layers on the device".to_owned(),
             1.. => {
                 let pieces = if split == 1 { "whole".to_owned() } else { format!("in {split} pieces each") };
-                format!("{streamed} of {layers} layers streamed from {source}, {pieces}, through {slots} slots")
+                let packing = if packs_copies { " in 1.6 bits" } else { "" };
+                format!("{streamed} of {layers} layers streamed from {source}{packing}, {pieces}, through {slots} slots")
             }
         };
         if host_embedding {
@@ -160,7 +161,7 @@ impl Shown<'_> {
 
     fn point_json(&self, point: &Point) -> Value {
         let Choice { residency, packing, streamed_packing, kv, chunk } = &point.choice;
-        let Residency { streamed, split, slots, host_embedding, source } = *residency;
+        let Residency { streamed, split, slots, host_embedding, source, packs_copies } = *residency;
         let sequences = f64::from(self.profile(&point.choice).sequences);
         json!({
             "device_bytes": point.device_bytes.saturating_add(self.device.driver_bytes),
@@ -173,6 +174,7 @@ impl Shown<'_> {
             "slots": slots,
             "source": if source == Tier::Host { "host" } else { "disk" },
             "host_embedding": host_embedding,
+            "copy_packing": if packs_copies { "1.6bit" } else { "2bit" },
             "packing": bits(*packing),
             "streamed_packing": bits(*streamed_packing),
             "kv": kv,
