@@ -55,7 +55,7 @@ const KNOWN: &[&str] = &[
     "CDDL-1.0", "CECILL-2.1", "CPL-1.0", "ECL-2.0", "EPL-1.0", "EPL-2.0", "EUPL-1.2", "GPL-1.0-only", "GPL-2.0-only", "GPL-3.0-only", "HPND", "ISC",
     "JSON", "LGPL-2.0-only", "LGPL-2.1-only", "LGPL-3.0-only", "LPPL-1.3c", "MIT", "MIT-0", "MPL-1.1", "MPL-2.0", "MS-PL", "MS-RL", "MulanPSL-2.0",
     "NCSA", "OFL-1.1", "OSL-3.0", "OpenSSL", "PHP-3.01", "PSF-2.0", "PostgreSQL", "Python-2.0", "QPL-1.0", "Ruby", "SSPL-1.0", "UPL-1.0",
-    "Unicode-3.0", "Unicode-DFS-2016", "Unlicense", "Vim", "W3C", "WTFPL", "X11", "ZPL-2.1", "Zlib", "curl", "libtiff",
+    "Unicode-3.0", "Unicode-DFS-2016", "Unlicense", "Vim", "W3C", "WTFPL", "X11", "ZPL-2.1", "Zlib", "bzip2-1.0.6", "curl", "libtiff",
 ];
 
 /// The share of pairs of words that a file has to have in common with a licence: askalono's bound, over which a text differs in names and dates only.
@@ -99,7 +99,7 @@ fn by_phrases(text: &str) -> Option<&'static str> {
         "MPL-2.0"
     } else if has("python software foundation license version 2") {
         "PSF-2.0"
-    } else if has("apache license version 2.0, january 2004") {
+    } else if has("apache license version 2.0, january 2004") || has("licensed under the apache license, version 2.0") {
         "Apache-2.0"
     } else if has("this is free and unencumbered software released into the public domain") {
         "Unlicense"

@@ -85,6 +85,14 @@ fn licences_are_read_from_tags_manifests_and_texts() {
         assert_eq!(of_licence_file(file, &text), Some(expected));
     }
     assert_eq!(of_licence_file("main.rs", "MIT"), None);
+    assert_eq!(of_licence_file("LICENSE", "All rights reserved."), None);
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../LICENSE-MIT");
+    let mit = std::fs::read_to_string(file).expect("the project has its licences");
+    // Another name, other lines, a word more; and not the licence that forbids what this one allows.
+    let other = format!("The MIT License\n\nCopyright 1999 A. Nother\n{}", mit.replace('\n', " ").to_uppercase());
+    assert_eq!(of_licence_file("COPYING", &other), Some("MIT"));
+    let both = format!("{mit}\n\n{}", "Parts of this are under the GNU General Public License version 2. ".repeat(20));
+    assert_eq!(of_licence_file("LICENSE", &both), Some("GPL-2.0-only"));
 }
 
 #[test]
