@@ -364,6 +364,58 @@ fn tokenize_encodes_decodes_and_counts() {
 }
 
 #[test]
+fn tokenize_trains_a_vocabulary_and_cuts_parts_to_fill_in() {
+    let folder = TempDir::new().unwrap();
+    let (source, lines) = (folder.path().join("a.py"), folder.path().join("b.jsonl"));
+    let text = "def below(values, limit):\n    return [value for value in values if value < limit]\n".repeat(20);
+    std::fs::write(&source, &text).unwrap();
+    std::fs::write(&lines, "{\"path\": \"b.py\", \"text\": \"def above(values):\\n    return sorted(values)\\n\"}\n\n")
+        .unwrap();
+    let (out, again) = (folder.path().join("tokenizer.json"), folder.path().join("again.json"));
+    for out in [&out, &again] {
+        let report =
+            json(&["tokenize", "train", path(&source), path(&lines), "--size", "300", "-o", path(out), "--json"]);
+        assert_eq!(keys(&report), ["file", "ids", "byte_pairs", "documents", "bytes"]);
+        assert_eq!((&report["ids"], &report["byte_pairs"], &report["documents"]), (&300.into(), &36.into(), &2.into()));
+    }
+    assert_eq!(std::fs::read(&out).unwrap(), std::fs::read(&again).unwrap());
+    let n_tokens = json(&["tokenize", "count", path(&out), path(&source), "--json"])["tokens"].as_u64().unwrap();
+    assert!((n_tokens as usize) * 3 < text.len(), "{n_tokens} tokens of {} bytes", text.len());
+    let ids = folder.path().join("ids");
+    std::fs::write(&ids, succeed(&["tokenize", "encode", path(&out), path(&source)])).unwrap();
+    assert_eq!(succeed(&["tokenize", "decode", path(&out), path(&ids)]), text);
+
+    let cut = |options: &[&str]| {
+        let args =
+            [&["tokenize", "fim", path(&out), path(folder.path()), "--text", "--count", "3"][..], options].concat();
+        succeed(&args)
+    };
+    let parts = cut(&["--seed", "1"]);
+    assert_eq!(parts, cut(&["--seed", "1"]));
+    assert_ne!(parts, cut(&["--seed", "2"]));
+    let parts: Vec<serde_json::Value> = parts.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(3 < parts.len());
+    for part in &parts {
+        assert_eq!(keys(part), ["file", "kind", "start", "end", "prefix", "middle", "suffix"]);
+        let whole = ["prefix", "middle", "suffix"].map(|name| part[name].as_str().unwrap()).concat();
+        assert!(whole == text || whole.starts_with("def above"));
+    }
+
+    let fails = |args: &[&str], message: &str| {
+        let output = tritter(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains(message), "{error}");
+    };
+    fails(&["tokenize", "fim", path(&out), path(&source)], "has no marks for prefix, suffix and middle");
+    fails(&["tokenize", "fim", path(&out), path(&ids), "--text"], "no source is of a known language");
+    fails(&["tokenize", "train", path(&source), "--size", "264", "-o", path(&again)], "has no room for byte pairs");
+    fails(&["tokenize", "train", path(&source), "--size", "100", "-o", path(&again)], "no vocabulary has 100 ids");
+    fails(&["tokenize", "train", path(&source), "--size", "65536", "-o", path(&again)], "the layout has ids for");
+    assert_eq!(std::fs::read(&out).unwrap(), std::fs::read(&again).unwrap());
+}
+
+#[test]
 fn help_has_examples() {
     for command in ["run", "logits", "eval", "bench", "tune", "tokenize"] {
         assert!(succeed(&[command, "--help"]).contains("Examples:"), "{command}");

@@ -5,28 +5,33 @@ python security.py TRITTER_CURATE EXAMPLES      (needs `pip install bandit`; EXA
 
 import collections
 import json
+import pathlib
 import subprocess
 import sys
 
-TESTS = "B102,B301,B302,B306,B307,B323,B501,B506,B602,B605"
+# Tests that no rule of ours says: B703 takes what Django escapes for dangerous unless it can follow it to a constant.
+UNMAPPED = {"B703"}
+# `from .. import subprocess` imports a module of the package, and not the one that the test is about.
+RELATIVE = {("B404", "imports-from.py", 6), ("B404", "imports-from.py", 7)}
 
 
 def main(program, examples):
-    command = [sys.executable, "-m", "bandit", "-q", "--ignore-nosec", "-f", "json", "-r", examples, "-t", TESTS]
+    command = [sys.executable, "-m", "bandit", "-q", "--ignore-nosec", "-f", "json", "-r", examples]
     report = json.loads(subprocess.run(command, stdout=subprocess.PIPE).stdout)
     # What is no Python 3 cannot be read by bandit.
     unread = {error["filename"] for error in report["errors"]}
-    theirs = collections.Counter((result["test_id"], result["filename"], result["line_number"]) for result in report["results"])
+    results = [result for result in report["results"] if result["test_id"] not in UNMAPPED]
+    results = [result for result in results if (result["test_id"], pathlib.Path(result["filename"]).name, result["line_number"]) not in RELATIVE]
+    theirs = collections.Counter((result["test_id"], result["filename"], result["line_number"]) for result in results)
     output = subprocess.run([program, "security", examples], check=True, stdout=subprocess.PIPE).stdout
     ours = collections.Counter()
     for line in output.splitlines():
         finding = json.loads(line)
-        if finding["path"] not in unread:
+        if finding["bandit"] and finding["path"] not in unread:
             ours[finding["bandit"], finding["path"], finding["line"]] += 1
-    for test in TESTS.split(","):
-        n_theirs = sum(count for (id, _, _), count in theirs.items() if id == test)
-        n_ours = sum(count for (id, _, _), count in ours.items() if id == test)
-        print(f"{test}: bandit {n_theirs}, ours {n_ours}")
+    tests = sorted({test for test, _, _ in theirs | ours})
+    differing = {test for test, _, _ in (theirs - ours) + (ours - theirs)}
+    print(f"{len(tests)} tests: bandit {theirs.total()}, ours {ours.total()}, the same {(theirs & ours).total()}; {len(tests) - len(differing)} tests without a difference")
     for missing in sorted((theirs - ours).elements()):
         print("only bandit:", *missing)
     for further in sorted((ours - theirs).elements()):

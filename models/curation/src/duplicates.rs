@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use petgraph::unionfind::UnionFind;
 
+use crate::hash::{is_word, mix, with_byte};
+
 /// How many words make a shingle.
 pub const SHINGLE: usize = 5;
 
@@ -254,7 +256,7 @@ fn each_word(text: &str, mut word: impl FnMut(u64)) {
     let (mut hash, mut any) = (0_u64, false);
     for byte in text.bytes() {
         if is_word(byte) {
-            hash = (hash ^ u64::from(byte.to_ascii_lowercase())).wrapping_mul(0x0100_0000_01b3).rotate_left(5);
+            hash = with_byte(hash, byte);
             any = true;
         } else if any {
             word(mix(hash));
@@ -264,16 +266,4 @@ fn each_word(text: &str, mut word: impl FnMut(u64)) {
     if any {
         word(mix(hash));
     }
-}
-
-/// Letters, digits, `_`, and all that is not ASCII.
-fn is_word(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'_' || !byte.is_ascii()
-}
-
-/// A bijection of 64 bits each of whose output bits depends on every input bit (the finaliser of MurmurHash 3).
-fn mix(mut hash: u64) -> u64 {
-    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    hash ^ (hash >> 33)
 }

@@ -41,7 +41,7 @@ pub fn find_kernels(source: &str) -> Vec<Kernel> {
         return Vec::new();
     }
     let Some(tree) = python::parse(source) else { return Vec::new() };
-    let names = Names::of(tree.root_node(), source);
+    let names = Names::of(&python::nodes(tree.root_node()), source);
     let mut functions = Vec::new();
     python::visit(tree.root_node(), |node| {
         if node.kind() == "function_definition"
@@ -83,6 +83,12 @@ pub fn find_kernels(source: &str) -> Vec<Kernel> {
             key: key(function.definition, source),
         })
         .collect()
+}
+
+/// Whether a function is under `triton.jit`.
+pub(crate) fn is_kernel(definition: Node<'_>, names: &Names, source: &str) -> bool {
+    let whole = definition.parent().filter(|parent| parent.kind() == "decorated_definition");
+    whole.is_some_and(|whole| decorators(whole, names, source).contains("jit"))
 }
 
 impl Kernel {

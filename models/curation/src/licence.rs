@@ -1,5 +1,9 @@
 //! The licence of a document as an SPDX expression: from its own tag, from the manifest or the licence file of its project; and whether a list allows it.
 
+use std::sync::LazyLock;
+
+use spdx::detection::{Store, TextData};
+
 /// The licences under which code may be trained on by default: those that ask for no more than attribution.
 pub const PERMISSIVE: &[&str] = &[
     "0BSD",
@@ -43,12 +47,42 @@ pub fn of_manifest(name: &str, text: &str) -> Option<String> {
     Some(licence.replace('/', " OR "))
 }
 
-/// The licence whose text a file has, by phrases that stand in it and in no other. Files named otherwise than `LICENSE`, `LICENCE` and `COPYING` have none.
+/// The licences whose texts are known: those that most projects have, and those that most often are taken for them.
+#[rustfmt::skip]
+const KNOWN: &[&str] = &[
+    "0BSD", "AFL-3.0", "AGPL-3.0-only", "Apache-1.1", "Apache-2.0", "Artistic-1.0-Perl", "Artistic-2.0", "BSD-1-Clause", "BSD-2-Clause",
+    "BSD-2-Clause-Patent", "BSD-3-Clause", "BSD-3-Clause-Clear", "BSD-4-Clause", "BSL-1.0", "CC-BY-4.0", "CC-BY-NC-4.0", "CC-BY-SA-4.0", "CC0-1.0",
+    "CDDL-1.0", "CECILL-2.1", "CPL-1.0", "ECL-2.0", "EPL-1.0", "EPL-2.0", "EUPL-1.2", "GPL-1.0-only", "GPL-2.0-only", "GPL-3.0-only", "HPND", "ISC",
+    "JSON", "LGPL-2.0-only", "LGPL-2.1-only", "LGPL-3.0-only", "LPPL-1.3c", "MIT", "MIT-0", "MPL-1.1", "MPL-2.0", "MS-PL", "MS-RL", "MulanPSL-2.0",
+    "NCSA", "OFL-1.1", "OSL-3.0", "OpenSSL", "PHP-3.01", "PSF-2.0", "PostgreSQL", "Python-2.0", "QPL-1.0", "Ruby", "SSPL-1.0", "UPL-1.0",
+    "Unicode-3.0", "Unicode-DFS-2016", "Unlicense", "Vim", "W3C", "WTFPL", "X11", "ZPL-2.1", "Zlib", "bzip2-1.0.6", "curl", "libtiff",
+];
+
+/// The share of pairs of words that a file has to have in common with a licence: askalono's bound, over which a text differs in names and dates only.
+const MIN_SCORE: f32 = 0.9;
+
+/// The texts of SPDX's list, ready to be compared with.
+static TEXTS: LazyLock<Store> = LazyLock::new(|| {
+    let mut texts = Store::new();
+    for (id, text) in spdx::text::LICENSE_TEXTS.iter().filter(|(id, _)| KNOWN.contains(id)) {
+        texts.add_license((*id).to_owned(), TextData::new(text));
+    }
+    texts
+});
+
+/// The licence whose text a file has: the one of SPDX's list that has most pairs of words in common with it, or, where a file holds several texts, by phrases
+/// that stand in one and in no other. Files named otherwise than `LICENSE`, `LICENCE` and `COPYING` have none.
 pub fn of_licence_file(name: &str, text: &str) -> Option<&'static str> {
     let upper = name.to_ascii_uppercase();
     if !["LICENSE", "LICENCE", "COPYING"].iter().any(|start| upper.starts_with(start)) {
         return None;
     }
+    let nearest = TEXTS.analyze(&TextData::new(text));
+    let known = || KNOWN.iter().find(|id| **id == nearest.name).copied();
+    if MIN_SCORE <= nearest.score { known() } else { by_phrases(text) }
+}
+
+fn by_phrases(text: &str) -> Option<&'static str> {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ").to_ascii_lowercase();
     let has = |phrase: &str| text.contains(phrase);
     Some(if has("gnu affero general public license version 3") {
@@ -65,7 +99,7 @@ pub fn of_licence_file(name: &str, text: &str) -> Option<&'static str> {
         "MPL-2.0"
     } else if has("python software foundation license version 2") {
         "PSF-2.0"
-    } else if has("apache license version 2.0, january 2004") {
+    } else if has("apache license version 2.0, january 2004") || has("licensed under the apache license, version 2.0") {
         "Apache-2.0"
     } else if has("this is free and unencumbered software released into the public domain") {
         "Unlicense"

@@ -1,177 +1,37 @@
-//! Finds calls that are dangerous as they are made, in Python's syntax tree: names are resolved through imports, and arguments decide where they do.
+//! Finds code that is dangerous as it is written, in the syntax trees of Python (Triton among it), Rust and CUDA: names are resolved through imports, arguments
+//! decide where they do, and input from outside is followed to where it harms.
 //!
 //! `model.eval()` is a method of a model and no call of the built-in `eval`; text in comments and strings is no call at all.
 
-use tree_sitter::Node;
+mod calls;
+mod statements;
+mod taint;
+mod triton;
+mod cuda;
+mod rust;
+
+use std::borrow::Cow;
+
+use tree_sitter::{Node, Parser, Tree};
 
 use crate::judge::Severity;
 use crate::python::{self, Names};
 
-/// A rule: what is called, under which condition, and how bad it is.
-#[derive(Debug)]
+/// A rule: what is wrong, and how bad it is.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Its name.
     pub id: &'static str,
-    /// What is wrong, for people.
-    pub message: &'static str,
+    /// The test of bandit that says the same of Python; empty if none does.
+    pub bandit: &'static str,
     /// How bad it is.
     pub severity: Severity,
-    /// The test of bandit that says the same.
-    pub bandit: &'static str,
-    calls: &'static [&'static str],
-    condition: Condition,
+    /// What is wrong, for people.
+    pub message: &'static str,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Condition {
-    Always,
-    /// A keyword argument that is no constant of falsehood; the finding stands at it.
-    IsSet(&'static str),
-    /// A keyword argument that is `False`; the finding stands at it.
-    IsFalse(&'static str),
-    /// Neither the keyword argument nor the second one is one of these, by the last part of its path.
-    IsNot(&'static str, &'static [&'static str]),
-}
-
-/// Every rule.
-pub const RULES: &[Rule] = &[
-    Rule {
-        id: "exec",
-        message: "runs text as code",
-        severity: Severity::High,
-        bandit: "B102",
-        calls: &["exec"],
-        condition: Condition::Always,
-    },
-    Rule {
-        id: "eval",
-        message: "runs text as code; ast.literal_eval reads data",
-        severity: Severity::High,
-        bandit: "B307",
-        calls: &["eval"],
-        condition: Condition::Always,
-    },
-    Rule {
-        id: "unpickle",
-        message: "reading a pickle runs what its writer chose",
-        severity: Severity::High,
-        bandit: "B301",
-        calls: &[
-            "pickle.loads",
-            "pickle.load",
-            "pickle.Unpickler",
-            "dill.loads",
-            "dill.load",
-            "dill.Unpickler",
-            "shelve.open",
-            "shelve.DbfilenameShelf",
-            "jsonpickle.decode",
-            "jsonpickle.unpickler.decode",
-            "jsonpickle.unpickler.Unpickler",
-            "pandas.read_pickle",
-        ],
-        condition: Condition::Always,
-    },
-    Rule {
-        id: "unmarshal",
-        message: "marshal reads what must be trusted",
-        severity: Severity::High,
-        bandit: "B302",
-        calls: &["marshal.load", "marshal.loads"],
-        condition: Condition::Always,
-    },
-    Rule {
-        id: "temporary-name",
-        message: "another process can take the name before the file is made; tempfile.mkstemp makes it",
-        severity: Severity::High,
-        bandit: "B306",
-        calls: &["tempfile.mktemp"],
-        condition: Condition::Always,
-    },
-    Rule {
-        id: "unverified-context",
-        message: "takes any certificate",
-        severity: Severity::High,
-        bandit: "B323",
-        calls: &["ssl._create_unverified_context"],
-        condition: Condition::Always,
-    },
-    Rule {
-        id: "unverified-request",
-        message: "takes any certificate",
-        severity: Severity::High,
-        bandit: "B501",
-        calls: &[
-            "requests.get",
-            "requests.options",
-            "requests.head",
-            "requests.post",
-            "requests.put",
-            "requests.patch",
-            "requests.delete",
-            "httpx.get",
-            "httpx.options",
-            "httpx.head",
-            "httpx.post",
-            "httpx.put",
-            "httpx.patch",
-            "httpx.delete",
-            "httpx.request",
-            "httpx.stream",
-            "httpx.Client",
-            "httpx.AsyncClient",
-        ],
-        condition: Condition::IsFalse("verify"),
-    },
-    Rule {
-        id: "yaml-load",
-        message: "makes any object that the text names; yaml.safe_load makes data",
-        severity: Severity::High,
-        bandit: "B506",
-        calls: &["yaml.load"],
-        condition: Condition::IsNot("Loader", &["SafeLoader", "CSafeLoader"]),
-    },
-    Rule {
-        id: "subprocess-shell",
-        message: "gives the command to a shell",
-        severity: Severity::High,
-        bandit: "B602",
-        calls: &[
-            "subprocess.Popen",
-            "subprocess.call",
-            "subprocess.check_call",
-            "subprocess.check_output",
-            "subprocess.run",
-        ],
-        condition: Condition::IsSet("shell"),
-    },
-    Rule {
-        id: "shell",
-        message: "gives the command to a shell; subprocess.run takes its parts",
-        severity: Severity::High,
-        bandit: "B605",
-        calls: &[
-            "os.system",
-            "os.popen",
-            "os.popen2",
-            "os.popen3",
-            "os.popen4",
-            "popen2.popen2",
-            "popen2.popen3",
-            "popen2.popen4",
-            "popen2.Popen3",
-            "popen2.Popen4",
-            "commands.getoutput",
-            "commands.getstatusoutput",
-            "subprocess.getoutput",
-            "subprocess.getstatusoutput",
-        ],
-        condition: Condition::Always,
-    },
-];
-
-/// A dangerous call.
-#[derive(Debug, Clone, Copy)]
+/// A dangerous place.
+#[derive(Debug, Clone)]
 pub struct Danger {
     /// The rule that found it.
     pub rule: &'static Rule,
@@ -179,74 +39,128 @@ pub struct Danger {
     pub line: usize,
     /// Its column, in bytes from 1.
     pub column: usize,
+    /// The rule's message, or what is wrong at this place.
+    pub message: Cow<'static, str>,
 }
 
-/// Every dangerous call of a Python module, in the order of the text.
-pub fn find_dangers(source: &str) -> Vec<Danger> {
-    // Parsing costs a hundred times more than this, and few modules call any of them.
-    let last = |path: &'static str| path.rsplit('.').next().unwrap_or(path);
-    let mut names = RULES.iter().flat_map(|rule| rule.calls).map(|path| last(path));
-    if !names.any(|name| memchr::memmem::find(source.as_bytes(), name.as_bytes()).is_some()) {
-        return Vec::new();
-    }
-    let Some(tree) = python::parse(source) else { return Vec::new() };
-    let names = Names::of(tree.root_node(), source);
-    let mut found = Vec::new();
-    python::visit(tree.root_node(), |node| {
-        if node.kind() != "call" {
-            return;
-        }
-        let Some(path) = node.child_by_field_name("function").and_then(|callee| names.path(callee, source)) else {
-            return;
-        };
-        for rule in RULES.iter().filter(|rule| rule.calls.contains(&path.as_str())) {
-            if let Some(at) = rule.condition.holds(node, source) {
-                let place = at.start_position();
-                found.push(Danger { rule, line: place.row + 1, column: place.column + 1 });
-            }
-        }
-    });
+/// Languages that have rules, by the names of [`crate::quality::code::LANGUAGES`].
+pub const LANGUAGES: &[&str] = &["python", "rust", "cuda"];
+
+/// Every dangerous place of a source in a language of [`LANGUAGES`], in the order of the text; none in other languages.
+pub fn find_dangers(language: &str, source: &str) -> Vec<Danger> {
+    let mut found = match language {
+        "python" => find_in_python(source),
+        "rust" => rust::find(source),
+        "cuda" => cuda::find(source),
+        _ => Vec::new(),
+    };
+    found.sort_by_key(|danger| (danger.line, danger.column, danger.rule.id));
     found
 }
 
-impl Condition {
-    /// The node at which a finding stands, if it is one.
-    fn holds<'t>(self, call: Node<'t>, source: &str) -> Option<Node<'t>> {
-        let arguments = call.child_by_field_name("arguments")?;
-        let keyword = |name: &str| {
-            let arguments = python::named_children(arguments).into_iter();
-            let mut keywords = arguments.filter(|argument| argument.kind() == "keyword_argument");
-            let keyword = keywords.find(|argument| {
-                argument.child_by_field_name("name").is_some_and(|key| python::text(key, source) == name)
-            });
-            keyword.and_then(|argument| argument.child_by_field_name("value"))
-        };
-        match self {
-            Condition::Always => Some(call),
-            Condition::IsSet(name) => keyword(name).filter(|value| !is_false(*value, source)),
-            Condition::IsFalse(name) => keyword(name).filter(|value| value.kind() == "false"),
-            Condition::IsNot(name, safe) => {
-                let arguments = python::named_children(arguments).into_iter();
-                let mut positional =
-                    arguments.filter(|argument| !matches!(argument.kind(), "keyword_argument" | "comment"));
-                let value = keyword(name).or_else(|| positional.nth(1));
-                let is_safe = value.is_some_and(|value| {
-                    let path = python::text(value, source);
-                    safe.contains(&path.rsplit('.').next().unwrap_or(path))
-                });
-                (!is_safe).then_some(call)
-            }
-        }
+/// Every rule, by language.
+pub fn rules() -> impl Iterator<Item = (&'static str, &'static Rule)> {
+    let python = calls::RULES.iter().map(|rule| &rule.rule).chain(statements::rules()).chain(taint::RULES);
+    let python = python.chain(triton::RULES).map(|rule| ("python", rule));
+    python
+        .chain(rust::RULES.into_iter().map(|rule| ("rust", rule)))
+        .chain(cuda::RULES.into_iter().map(|rule| ("cuda", rule)))
+}
+
+fn find_in_python(source: &str) -> Vec<Danger> {
+    let Some(tree) = python::parse(source) else { return Vec::new() };
+    let nodes = python::nodes(tree.root_node());
+    let module = Module { source, names: Names::of(&nodes, source), imports: python::imports(&nodes, source) };
+    let mut found = Vec::new();
+    calls::find(&nodes, &module, &mut found);
+    statements::find(&nodes, &module, &mut found);
+    taint::find(&nodes, &module, &mut found);
+    triton::find(&nodes, &module, &mut found);
+    found
+}
+
+/// A Python module whose tree is looked at.
+struct Module<'s> {
+    source: &'s str,
+    names: Names,
+    /// What it imports, by full paths.
+    imports: Vec<String>,
+}
+
+impl Module<'_> {
+    /// Whether a module, or something in it, is imported.
+    fn imports(&self, module: &str) -> bool {
+        self.imports
+            .iter()
+            .any(|path| path.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
     }
 }
 
-/// Whether an expression is a constant of falsehood.
-fn is_false(value: Node<'_>, source: &str) -> bool {
-    match value.kind() {
-        "false" | "none" => true,
-        "integer" | "float" => python::text(value, source).parse() == Ok(0.0),
-        "list" | "dictionary" | "tuple" => value.named_child_count() == 0,
-        "string" => python::named_children(value).iter().all(|child| child.kind() != "string_content"),
-        _ => false,
+impl Danger {
+    /// A finding of a rule at the start of a node.
+    fn at(rule: &'static Rule, node: Node<'_>) -> Danger {
+        let place = node.start_position();
+        Danger { rule, line: place.row + 1, column: place.column + 1, message: rule.message.into() }
     }
+}
+
+/// A call with its parts.
+struct Call<'t, 's> {
+    node: Node<'t>,
+    /// The path that is called, resolved through imports; empty if it is no path.
+    path: String,
+    /// The last part of what is called.
+    name: &'s str,
+    positional: Vec<Node<'t>>,
+    keywords: Vec<(&'s str, Node<'t>)>,
+}
+
+impl<'t, 's> Call<'t, 's> {
+    /// The call that a node is.
+    fn of(node: Node<'t>, module: &Module<'s>) -> Option<Call<'t, 's>> {
+        if node.kind() != "call" {
+            return None;
+        }
+        let callee = python::bare(node.child_by_field_name("function")?);
+        let path = module.names.path(callee, module.source).unwrap_or_default();
+        let name = match callee.kind() {
+            "attribute" => python::text(callee.child_by_field_name("attribute")?, module.source),
+            "identifier" => python::text(callee, module.source),
+            _ => "",
+        };
+        let arguments = node.child_by_field_name("arguments")?;
+        let (mut positional, mut keywords) = (Vec::new(), Vec::new());
+        // A lone generator has no list around it.
+        let arguments =
+            if arguments.kind() == "argument_list" { python::named_children(arguments) } else { vec![arguments] };
+        for argument in arguments {
+            match argument.kind() {
+                "comment" | "dictionary_splat" => {}
+                "keyword_argument" => {
+                    let name = argument.child_by_field_name("name").map(|name| python::text(name, module.source));
+                    if let (Some(name), Some(value)) = (name, argument.child_by_field_name("value")) {
+                        keywords.push((name, python::bare(value)));
+                    }
+                }
+                _ => positional.push(python::bare(argument)),
+            }
+        }
+        Some(Call { node, path, name, positional, keywords })
+    }
+
+    fn keyword(&self, name: &str) -> Option<Node<'t>> {
+        self.keywords.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
+    }
+
+    /// A keyword argument, or the positional one in its place.
+    fn argument(&self, name: &str, at: usize) -> Option<Node<'t>> {
+        self.keyword(name).or_else(|| self.positional.get(at).copied())
+    }
+}
+
+/// Parses a source of another language than Python.
+fn parse(language: tree_sitter::Language, source: &str) -> Option<Tree> {
+    let mut parser = Parser::new();
+    parser.set_language(&language).ok()?;
+    parser.parse(source, None)
 }

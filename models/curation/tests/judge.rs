@@ -1,5 +1,7 @@
 //! Labels with their reasons, licences of documents and of projects, and what may be trained on.
 
+use std::borrow::Cow;
+
 use tritter_curation::Secrets;
 use tritter_curation::judge::{Criteria, Judgement, Label, Severity, judge};
 use tritter_curation::licence::{PERMISSIVE, is_allowed, of_licence_file, of_manifest, of_tag};
@@ -27,7 +29,7 @@ fn judged(path: &str, text: &str, project: Option<&str>) -> Judgement {
         path,
         text,
         project,
-        Criteria { secrets: &secrets, count_tokens: &|text| text.len(), licences: Some(PERMISSIVE) },
+        Criteria { secrets: &secrets, count_tokens: &|text| text.len(), licences: Some(PERMISSIVE), evaluations: None },
     )
 }
 
@@ -35,7 +37,8 @@ fn judged(path: &str, text: &str, project: Option<&str>) -> Judgement {
 fn labels_have_their_reasons() {
     let label = |path: &str, text: &str, project: Option<&str>| {
         let judgement = judged(path, text, project);
-        (judgement.label, judgement.reason)
+        let Cow::Borrowed(reason) = judgement.reason else { panic!("the stages name their reasons") };
+        (judgement.label, reason)
     };
     assert_eq!(label("a.py", CODE, Some("MIT")), (Label::Positive, "no fault"));
     assert_eq!(label("a.py", CODE, None), (Label::Rejected, "licence"));
@@ -58,8 +61,9 @@ fn a_secret_makes_a_document_negative_and_does_not_stay_in_it() {
     let token = ["ghp_zQWBuTSOoRi4A9spHcVY5", "ncnsDkxkJ0mLq17"].concat();
     let text = format!("{CODE}\nTOKEN = \"{token}\"\n");
     let judgement = judged("a.py", &text, Some("MIT"));
-    assert_eq!((judgement.label, judgement.reason), (Label::Negative, "secrets"));
-    let finding = &judgement.findings[0];
+    assert_eq!((judgement.label, &*judgement.reason), (Label::Negative, "secrets"));
+    let mut findings = judgement.findings.iter();
+    let finding = findings.find(|finding| finding.rule.starts_with("secrets/")).expect("it has a secret");
     assert_eq!((finding.rule.as_str(), finding.line, finding.column), ("secrets/github-classic-token", 17, 10));
     assert_eq!(finding.severity, Severity::Critical);
     let redacted = judgement.redacted.expect("it has a secret");
@@ -81,6 +85,14 @@ fn licences_are_read_from_tags_manifests_and_texts() {
         assert_eq!(of_licence_file(file, &text), Some(expected));
     }
     assert_eq!(of_licence_file("main.rs", "MIT"), None);
+    assert_eq!(of_licence_file("LICENSE", "All rights reserved."), None);
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../LICENSE-MIT");
+    let mit = std::fs::read_to_string(file).expect("the project has its licences");
+    // Another name, other lines, a word more; and not the licence that forbids what this one allows.
+    let other = format!("The MIT License\n\nCopyright 1999 A. Nother\n{}", mit.replace('\n', " ").to_uppercase());
+    assert_eq!(of_licence_file("COPYING", &other), Some("MIT"));
+    let both = format!("{mit}\n\n{}", "Parts of this are under the GNU General Public License version 2. ".repeat(20));
+    assert_eq!(of_licence_file("LICENSE", &both), Some("GPL-2.0-only"));
 }
 
 #[test]

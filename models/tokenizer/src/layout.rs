@@ -128,6 +128,25 @@ impl Layout {
         Some(Self::from_ron(text).expect("shipped layouts are tested"))
     }
 
+    /// The layout of a vocabulary of text and code of any size: the shipped one if there is one, else its controls, its bytes, its marks of syntax if they
+    /// leave as many ids for byte pairs, and byte pairs.
+    ///
+    /// # Errors
+    ///
+    /// If the size leaves no id for a byte pair.
+    pub fn with_size(size: u32) -> Result<Self, TokenizerError> {
+        if let Some(layout) = Self::of_size(size) {
+            return Ok(layout);
+        }
+        let mut layout = Self::of_size(32768).expect("this size is shipped");
+        layout.size = size;
+        let fits = |marks: &Block| 2 * (marks.first + marks.len) <= size;
+        layout.marks = layout.marks.filter(fits);
+        let first = layout.marks.as_ref().map_or(layout.bytes + 256, |marks| marks.first + marks.len);
+        layout.pairs = Some(Block { first, len: size.saturating_sub(first) });
+        layout.checked()
+    }
+
     /// The sizes for which a layout is shipped.
     pub fn sizes() -> impl Iterator<Item = u32> {
         SHIPPED.iter().map(|(size, _)| *size)

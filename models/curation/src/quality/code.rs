@@ -139,6 +139,13 @@ pub struct Measures {
     pub generated: Option<usize>,
 }
 
+impl Measures {
+    /// The mean of McCabe's number over the functions, each one and its branches; the file's own where it has none.
+    pub fn complexity_per_function(&self) -> f64 {
+        1.0 + (self.complexity as f64 - 1.0) / self.n_functions.max(1) as f64
+    }
+}
+
 /// Measures a source file.
 pub fn measure(text: &str, language: Option<&Language>) -> Measures {
     let n_chars = text.chars().count();
@@ -165,6 +172,17 @@ pub fn measure(text: &str, language: Option<&Language>) -> Measures {
     }
     measures
 }
+
+/// The rules of [`starcoder`] in its order, with what they say.
+pub const STARCODER: &[(&str, &str)] = &[
+    ("too_many_lines", "more than 100,000 lines"),
+    ("generated", "one of the first five lines says that it is generated"),
+    ("long_line", "a line of more than 1,000 characters"),
+    ("long_mean_line", "more than 100 characters to a line"),
+    ("few_alphanumeric", "fewer than a quarter of its characters are letters or digits"),
+    ("encoded_data", "1,024 characters of encoded data in a row, or half of it encoded"),
+    ("comment_ratio", "less than 1 % or more than 80 % of it is comments"),
+];
 
 /// The rules of StarCoder (arXiv 2305.06161, 3.2, and its preprocessing) and StarCoder 2 (arXiv 2402.19173, 2.3).
 ///

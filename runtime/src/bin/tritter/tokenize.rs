@@ -1,4 +1,7 @@
-//! `tritter tokenize`: text to ids, ids to text, and how many.
+//! `tritter tokenize`: text to ids, ids to text, and how many; and what comes before training: a vocabulary, and parts to fill in.
+
+mod fim;
+mod train;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -22,7 +25,9 @@ Examples:
   tritter tokenize encode nano prompt.txt
   echo 'def f(): pass' | tritter tokenize encode o200k_base --code python --json
   tritter tokenize encode bytes notes.txt | tritter tokenize decode bytes > same.txt
-  tritter tokenize encode DIR --chat DIR/tokenizer_config.json messages.json")]
+  tritter tokenize encode DIR --chat DIR/tokenizer_config.json messages.json
+  tritter tokenize train src/ curated/documents.jsonl --size 32768 -o tokenizer.json
+  tritter tokenize fim tokenizer.json src/ --code auto --seed 1 > fill.jsonl")]
 pub(crate) struct Args {
     #[command(subcommand)]
     action: Action,
@@ -36,6 +41,10 @@ enum Action {
     Decode(Ids),
     /// Print how many ids files have, and of how many bytes.
     Count(Input),
+    /// Learn the byte pairs of a corpus, and write a tokenizer.json of exactly so many ids.
+    Train(train::Args),
+    /// Cut sources where a node of their syntax is, for a model that learns to fill it in; one JSON object for each cut.
+    Fim(fim::Args),
 }
 
 /// What is encoded, and how.
@@ -93,6 +102,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Action::Encode(input) => encode(input),
         Action::Decode(ids) => decode(ids),
         Action::Count(input) => count(input),
+        Action::Train(args) => train::run(args),
+        Action::Fim(args) => fim::run(args),
     }
 }
 
@@ -139,15 +150,69 @@ impl Input {
         match self.code {
             None => Ok(None),
             Some(Code::Is(language)) => Ok(Some(language)),
-            Some(Code::ByExtension) => {
-                let extension = file.extension().and_then(|extension| extension.to_str());
-                let Some(language) = extension.and_then(Language::of_extension) else {
-                    bail!("the language of {} is not known by its name: give it with --code LANGUAGE", file.display());
-                };
-                Ok(Some(language))
+            Some(Code::ByExtension) => match by_extension(file) {
+                Some(language) => Ok(Some(language)),
+                None => {
+                    bail!("the language of {} is not known by its name: give it with --code LANGUAGE", file.display())
+                }
+            },
+        }
+    }
+}
+
+fn by_extension(file: &Path) -> Option<Language> {
+    let extension = file.extension().and_then(|extension| extension.to_str());
+    extension.and_then(Language::of_extension)
+}
+
+/// A document of a corpus, with its name.
+struct Document {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+/// Gives the documents of files, of the files below directories in the order of their paths, and of `.jsonl` files, whose objects have a `text` (or
+/// `content`) and may have a `path`.
+fn each_document(inputs: &[PathBuf], mut found: impl FnMut(Document) -> Result<()>) -> Result<()> {
+    for input in inputs {
+        let mut files = Vec::new();
+        list(input, &mut files).with_context(|| format!("cannot list {}", input.display()))?;
+        files.sort();
+        for path in files {
+            let bytes = ui::read(&path)?;
+            if path.extension().is_none_or(|extension| extension != "jsonl") {
+                found(Document { path, bytes })?;
+                continue;
+            }
+            for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+                if line.trim_ascii().is_empty() {
+                    continue;
+                }
+                let place = || format!("{}:{}", path.display(), index + 1);
+                let object: Value = serde_json::from_slice(line).with_context(place)?;
+                let text = object.get("text").or_else(|| object.get("content")).and_then(Value::as_str);
+                let text = text.with_context(|| format!("{} has no `text`", place()))?;
+                let name = object.get("path").and_then(Value::as_str).map_or_else(place, str::to_owned);
+                found(Document { path: PathBuf::from(name), bytes: text.as_bytes().to_vec() })?;
             }
         }
     }
+    Ok(())
+}
+
+fn list(path: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    if !std::fs::metadata(path)?.is_dir() {
+        files.push(path.to_owned());
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        // Links may lead round in a circle.
+        if !entry.file_type()?.is_symlink() {
+            list(&entry.path(), files)?;
+        }
+    }
+    Ok(())
 }
 
 /// The text of messages.

@@ -3,13 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use curation::kernels::find_kernels;
 use serde_json::json;
-use tritter_curation::kernels::find_kernels;
-
-use crate::input;
 
 pub(crate) fn run(inputs: &[PathBuf], copies: bool) -> anyhow::Result<()> {
-    let documents = input::read(inputs, &[".py".to_owned()])?;
+    let documents = crate::read(inputs, &[".py".to_owned()])?;
     let (mut n_found, mut n_files) = (0, 0);
     let mut keys = BTreeSet::new();
     for document in &documents {

@@ -3,13 +3,11 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use curation::Secrets;
 use serde_json::json;
-use tritter_curation::Secrets;
-
-use crate::input;
 
 pub(crate) fn run(inputs: &[PathBuf], endings: &[String]) -> anyhow::Result<()> {
-    let documents = input::read(inputs, endings)?;
+    let documents = crate::read(inputs, endings)?;
     let secrets = Secrets::built_in()?;
     let bpe = tiktoken_rs::cl100k_base_singleton();
     let count_tokens = |text: &str| bpe.encode_ordinary(text).len();

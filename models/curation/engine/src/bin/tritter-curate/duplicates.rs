@@ -3,10 +3,8 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use curation::duplicates::{Bands, Keep, find_duplicates, jaccard, near_pairs, originals, shingles, signature};
 use serde_json::json;
-use tritter_curation::duplicates::{Bands, Keep, find_duplicates, jaccard, near_pairs, originals, shingles, signature};
-
-use crate::input;
 
 pub(crate) fn run(
     inputs: &[PathBuf],
@@ -16,7 +14,7 @@ pub(crate) fn run(
     keep: Keep,
     check: bool,
 ) -> anyhow::Result<()> {
-    let documents = input::read(inputs, endings)?;
+    let documents = crate::read(inputs, endings)?;
     let texts: Vec<&str> = documents.iter().map(|document| document.text.as_str()).collect();
     eprint!("similarity, and how likely {} bands of {} find it:\n{}", bands.n, bands.rows, bands.curve());
     let start = Instant::now();

@@ -3,14 +3,13 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use serde_json::{Value, json};
-use tritter_curation::quality::code::{Language, Measures, measure, starcoder};
-use tritter_curation::quality::{web, words};
-
-use crate::input;
+use curation::quality::code::{Language, measure, starcoder};
+use curation::quality::{web, words};
+use serde_json::json;
+use tritter_curation_engine::verdict::Figures;
 
 pub(crate) fn run(inputs: &[PathBuf], endings: &[String]) -> anyhow::Result<()> {
-    let documents = input::read(inputs, endings)?;
+    let documents = crate::read(inputs, endings)?;
     let mut n_bytes = 0;
     let start = Instant::now();
     for document in &documents {
@@ -27,7 +26,7 @@ pub(crate) fn run(inputs: &[PathBuf], endings: &[String]) -> anyhow::Result<()> 
             "fineweb": web::fineweb(text, &words).err(),
             "c4": web::c4(text).err(),
             "starcoder": starcoder(&measures, language).err(),
-            "measures": figures(&measures),
+            "measures": Figures::of(&measures),
         });
         crate::say(&line)?;
     }
@@ -35,21 +34,4 @@ pub(crate) fn run(inputs: &[PathBuf], endings: &[String]) -> anyhow::Result<()> 
     let seconds = start.elapsed().as_secs_f64();
     eprintln!("{} documents; {megabytes:.1} MB in {seconds:.2} s, {:.0} MB/s", documents.len(), megabytes / seconds);
     Ok(())
-}
-
-/// The measures as an object of the output.
-pub(crate) fn figures(measures: &Measures) -> Value {
-    json!({
-        "lines": measures.n_lines,
-        "max_line": measures.max_line,
-        "mean_line": measures.mean_line,
-        "alphanumeric": measures.alphanumeric,
-        "comments": measures.comments,
-        "duplicate_lines": measures.duplicate_lines,
-        "complexity": measures.complexity,
-        "functions": measures.n_functions,
-        "longest_encoded": measures.longest_encoded,
-        "encoded": measures.encoded,
-        "generated_line": measures.generated,
-    })
 }

@@ -1,0 +1,180 @@
+//! Where plans run: in this process, or on the executors of a scheduler. The same plans and the same functions, in the same configuration.
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ballista_core::config::TaskSchedulingPolicy;
+use ballista_core::extension::{SessionConfigExt, SessionStateExt};
+use ballista_core::registry::BallistaFunctionRegistry;
+use ballista_core::utils::default_session_builder;
+use ballista_executor::executor_process::{ExecutorProcessConfig, start_executor_process};
+use ballista_scheduler::cluster::BallistaCluster;
+use ballista_scheduler::config::SchedulerConfig;
+use ballista_scheduler::scheduler_process::start_server;
+use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::datasource::file_format::parquet::ParquetFormat;
+use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
+use datafusion::error::DataFusionError;
+use datafusion::execution::{FunctionRegistry, SessionStateBuilder};
+use datafusion::prelude::{SessionConfig, SessionContext};
+
+use crate::error::EngineError;
+use crate::functions;
+
+/// Where plans run.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// In this process, on its threads.
+    Here,
+    /// On the executors of a scheduler at this address, which see the same files under the same paths.
+    Cluster(String),
+}
+
+/// How a plan is cut.
+#[derive(Debug, Clone, Copy)]
+pub struct Cut {
+    /// Into how many tasks a stage goes at most.
+    pub n_tasks: usize,
+    /// How many rows are worked on at once.
+    pub n_rows: usize,
+}
+
+/// A table of a plan: Parquet files with one schema.
+#[derive(Debug, Clone, Copy)]
+pub struct Table<'a> {
+    /// Its name in the plan.
+    pub name: &'a str,
+    /// Its files.
+    pub files: &'a [PathBuf],
+    /// Its columns.
+    pub schema: &'a SchemaRef,
+}
+
+/// How often a plan is started again after executors were lost with results that nobody had fetched. What was kept is not done twice.
+const N_ATTEMPTS: usize = 3;
+
+impl Place {
+    /// Runs a query over tables.
+    pub async fn query(&self, cut: Cut, tables: &[Table<'_>], query: &str) -> Result<Vec<RecordBatch>, EngineError> {
+        let mut attempt = 1;
+        loop {
+            match self.query_once(cut, tables, query).await {
+                Err(EngineError::Plan(_)) if attempt < N_ATTEMPTS && matches!(self, Place::Cluster(_)) => attempt += 1,
+                result => return result,
+            }
+        }
+    }
+
+    async fn query_once(&self, cut: Cut, tables: &[Table<'_>], query: &str) -> Result<Vec<RecordBatch>, EngineError> {
+        let context = self.context(cut)?;
+        for table in tables {
+            let urls: Result<Vec<ListingTableUrl>, DataFusionError> =
+                table.files.iter().map(|file| ListingTableUrl::parse(url(file))).collect();
+            let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension(".parquet");
+            let config = ListingTableConfig::new_with_multi_paths(urls?)
+                .with_listing_options(options)
+                .with_schema(table.schema.clone());
+            context.register_table(table.name, Arc::new(ListingTable::try_new(config)?))?;
+        }
+        Ok(context.sql(query).await?.collect().await?)
+    }
+
+    fn context(&self, cut: Cut) -> Result<SessionContext, EngineError> {
+        let config = SessionConfig::new_with_ballista().with_target_partitions(cut.n_tasks).with_batch_size(cut.n_rows);
+        let state = SessionStateBuilder::new().with_default_features().with_config(config).build();
+        let state = match self {
+            Place::Here => state,
+            Place::Cluster(address) => state.upgrade_for_ballista(format!("http://{address}"))?,
+        };
+        let context = SessionContext::new_with_state(state);
+        for function in functions::all() {
+            context.register_udf(function.as_ref().clone());
+        }
+        Ok(context)
+    }
+}
+
+/// The URL of a file: in a plain path engines look for wildcards.
+fn url(file: &Path) -> String {
+    let escape = |text: String, (from, to): (char, &str)| text.replace(from, to);
+    let escaped =
+        [('%', "%25"), ('?', "%3F"), ('#', "%23")].into_iter().fold(file.to_string_lossy().into_owned(), escape);
+    format!("file://{escaped}")
+}
+
+/// Runs a scheduler until it is stopped. An executor that says nothing for `timeout` is given up, and its tasks go to others.
+pub async fn run_scheduler(bind: &str, timeout: Duration) -> Result<(), EngineError> {
+    let address = address(bind)?;
+    let seconds = timeout.as_secs().max(1);
+    let config = SchedulerConfig {
+        bind_host: address.ip().to_string(),
+        bind_port: address.port(),
+        external_host: address.ip().to_string(),
+        scheduling_policy: TaskSchedulingPolicy::PullStaged,
+        executor_timeout_seconds: seconds,
+        expire_dead_executor_interval_seconds: seconds.div_ceil(4),
+        no_executors_grace_period_seconds: seconds,
+        override_session_builder: Some(Arc::new(|config| {
+            let mut state = default_session_builder(config)?;
+            for function in functions::all() {
+                state.register_udf(function)?;
+            }
+            Ok(state)
+        })),
+        ..SchedulerConfig::default()
+    };
+    let cluster = BallistaCluster::new_from_config(&config).await?;
+    Ok(start_server(cluster, address, Arc::new(config)).await?)
+}
+
+/// An executor of a scheduler.
+#[derive(Debug, Clone)]
+pub struct Executor<'a> {
+    /// The scheduler's address.
+    pub scheduler: &'a str,
+    /// The address of this machine by which others fetch what it has; a free port if the port is 0.
+    pub bind: &'a str,
+    /// How many tasks it runs at once.
+    pub n_tasks: usize,
+    /// Where what goes between stages is put.
+    pub folder: &'a Path,
+}
+
+/// Runs an executor until it is stopped.
+pub async fn run_executor(executor: Executor<'_>) -> Result<(), EngineError> {
+    let scheduler = address(executor.scheduler)?;
+    let bind = address(executor.bind)?;
+    let mut registry = BallistaFunctionRegistry::default();
+    for function in functions::all() {
+        registry.scalar_functions.insert(function.name().to_owned(), function);
+    }
+    let config = ExecutorProcessConfig {
+        bind_host: bind.ip().to_string(),
+        external_host: Some(bind.ip().to_string()),
+        port: if bind.port() == 0 { free_port(bind)? } else { bind.port() },
+        scheduler_host: scheduler.ip().to_string(),
+        scheduler_port: scheduler.port(),
+        scheduler_connect_timeout_seconds: 30,
+        vcores: executor.n_tasks,
+        task_scheduling_policy: TaskSchedulingPolicy::PullStaged,
+        work_dir: Some(executor.folder.to_string_lossy().into_owned()),
+        override_function_registry: Some(Arc::new(registry)),
+        ..ExecutorProcessConfig::default()
+    };
+    Ok(start_executor_process(Arc::new(config)).await?)
+}
+
+fn address(text: &str) -> Result<SocketAddr, EngineError> {
+    let none = || EngineError::Address(text.to_owned());
+    // Ballista makes URLs of host and port, which IPv6 would need brackets in.
+    text.to_socket_addrs().map_err(|_| none())?.find(SocketAddr::is_ipv4).ok_or_else(none)
+}
+
+/// A port that was free a moment ago: the executor takes a number only.
+fn free_port(bind: SocketAddr) -> Result<u16, EngineError> {
+    let port = TcpListener::bind(bind).and_then(|listener| listener.local_addr()).map(|address| address.port());
+    port.map_err(EngineError::at(Path::new(&bind.to_string())))
+}

@@ -1,0 +1,159 @@
+//! Reads documents: a file, the lines of a JSONL file that start between two bytes, a group of rows of a Parquet file.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
+use datafusion::arrow::compute::cast;
+use datafusion::arrow::datatypes::DataType;
+use datafusion::parquet::arrow::ProjectionMask;
+use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde::{Deserialize, Serialize};
+
+use crate::corpus::{Corpus, Piece, Unit, Wanted};
+use crate::error::EngineError;
+
+/// A larger file is no text that somebody wrote.
+const MAX_DOCUMENT: u64 = 256 << 20;
+
+/// A document as it comes in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Document {
+    /// Its path, or what its corpus calls it.
+    pub path: String,
+    /// The file that it is in.
+    pub source: String,
+    /// Where in that file: the first byte of its line, or its row.
+    pub position: u64,
+    /// Which of the inputs it is of.
+    pub input: String,
+    /// The licence that its corpus gives it, or its project's.
+    pub licence: Option<String>,
+    /// Its content.
+    pub text: String,
+}
+
+/// A line of a JSONL file.
+#[derive(Deserialize)]
+struct Line {
+    #[serde(alias = "id", default)]
+    path: String,
+    #[serde(alias = "content")]
+    text: String,
+    #[serde(alias = "license", default)]
+    licence: Option<String>,
+}
+
+/// Every document of the inputs that is wanted.
+pub fn read_all(inputs: &[PathBuf], wanted: &Wanted) -> Result<Vec<Document>, EngineError> {
+    let mut documents = Vec::new();
+    for unit in Corpus::list(inputs, wanted)?.units() {
+        read(unit, Path::new(""), |document| {
+            if wanted.has(&document.path) {
+                documents.push(document);
+            }
+        })?;
+    }
+    Ok(documents)
+}
+
+/// Gives the documents of a unit, whose source is below `root`. What is no UTF-8 or has a zero byte is no document.
+pub fn read(unit: &Unit, root: &Path, mut each: impl FnMut(Document)) -> Result<(), EngineError> {
+    let path = root.join(&unit.source);
+    let mut give = |name: String, position: u64, licence: Option<String>, text: String| {
+        if !text.contains('\0') {
+            let (source, input) = (unit.source.clone(), unit.input.clone());
+            each(Document { path: name, source, position, input, licence, text });
+        }
+    };
+    match unit.piece {
+        Piece::File => {
+            if fs::metadata(&path).map_err(EngineError::at(&path))?.len() <= MAX_DOCUMENT
+                && let Ok(text) = String::from_utf8(fs::read(&path).map_err(EngineError::at(&path))?)
+            {
+                give(unit.source.clone(), 0, unit.project.clone(), text);
+            }
+            Ok(())
+        }
+        Piece::Lines { start, end } => read_lines(unit, &path, start, end, give),
+        Piece::Rows { group } => read_rows(unit, &path, group, give),
+    }
+}
+
+fn read_lines(
+    unit: &Unit,
+    path: &Path,
+    start: u64,
+    end: u64,
+    mut give: impl FnMut(String, u64, Option<String>, String),
+) -> Result<(), EngineError> {
+    let io = || EngineError::at(path);
+    let mut file = BufReader::new(File::open(path).map_err(io())?);
+    let mut at = start;
+    let mut line = Vec::new();
+    if 0 < start {
+        // A line is of the piece that its first byte is in: the one before, unless a line ends right before this piece.
+        file.seek(SeekFrom::Start(start - 1)).map_err(io())?;
+        at = start - 1 + file.read_until(b'\n', &mut line).map_err(io())? as u64;
+    }
+    while at < end {
+        line.clear();
+        let n_bytes = file.read_until(b'\n', &mut line).map_err(io())? as u64;
+        if n_bytes == 0 {
+            break;
+        }
+        if !line.trim_ascii().is_empty() {
+            let place = || format!("{}@{at}", unit.source);
+            let read: Result<Line, serde_json::Error> = serde_json::from_slice(&line);
+            let Line { path, text, licence } = read.map_err(|error| EngineError::Line { place: place(), error })?;
+            let name = if path.is_empty() { place() } else { path };
+            give(name, at, licence, text);
+        }
+        at += n_bytes;
+    }
+    Ok(())
+}
+
+fn read_rows(
+    unit: &Unit,
+    path: &Path,
+    group: usize,
+    mut give: impl FnMut(String, u64, Option<String>, String),
+) -> Result<(), EngineError> {
+    let parquet = EngineError::of_parquet(path);
+    let file = File::open(path).map_err(EngineError::at(path))?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(&parquet)?;
+    let groups = builder.metadata().row_groups();
+    let mut row: u64 = groups.iter().take(group).map(|group| u64::try_from(group.num_rows()).unwrap_or(0)).sum();
+    let roots = ["text", "content", "path", "id", "licence", "license"];
+    let mask = ProjectionMask::columns(builder.parquet_schema(), roots);
+    let reader = builder.with_projection(mask).with_row_groups(vec![group]).build().map_err(&parquet)?;
+    for batch in reader {
+        let batch = batch?;
+        let column = |names: [&str; 2]| names.iter().find_map(|name| strings(&batch, name));
+        let texts = column(["text", "content"]).ok_or_else(|| EngineError::NoText(path.to_owned()))?;
+        let (texts, paths, licences) =
+            (texts.as_string::<i32>(), column(["path", "id"]), column(["licence", "license"]));
+        let value = |column: &Option<ArrayRef>, at: usize| {
+            let column = column.as_ref().map(|column| column.as_string::<i32>())?;
+            column.is_valid(at).then(|| column.value(at).to_owned())
+        };
+        for at in 0..batch.num_rows() {
+            if texts.is_valid(at) {
+                let name = value(&paths, at).unwrap_or_else(|| format!("{}@{row}", unit.source));
+                give(name, row, value(&licences, at), texts.value(at).to_owned());
+            }
+            row += 1;
+        }
+    }
+    Ok(())
+}
+
+/// A column as strings, if it has values that are: numbers make ids too.
+fn strings(batch: &RecordBatch, name: &str) -> Option<ArrayRef> {
+    let column = batch.column_by_name(name)?;
+    let is_nested = column.data_type().is_nested();
+    let column = if is_nested { None } else { cast(column, &DataType::Utf8).ok() }?;
+    column.as_any().is::<StringArray>().then_some(column)
+}

@@ -1,0 +1,74 @@
+//! The report of a corpus: what it counts, what it must not show, and that names cannot become markup.
+
+use tritter_curation::Secrets;
+use tritter_curation::judge::{Criteria, judge};
+use tritter_curation::report::{Entry, Report};
+
+fn report(documents: &[(&str, &str, Option<&str>)]) -> Report {
+    let secrets = Secrets::built_in().expect("the built-in rules are well formed");
+    let criteria = Criteria { secrets: &secrets, count_tokens: &|text| text.len(), licences: None, evaluations: None };
+    let mut report = Report::default();
+    for (path, text, copy_of) in documents {
+        let judgement = judge(path, text, None, criteria);
+        let blake3 = blake3::hash(text.as_bytes()).to_hex();
+        let entry = Entry {
+            path,
+            source: "corpus",
+            n_bytes: text.len(),
+            blake3: &blake3,
+            judgement: &judgement,
+            copy_of: *copy_of,
+            n_kernels: 0,
+        };
+        report.add(&entry, true);
+    }
+    report
+}
+
+const CODE: &str = "# Adds.\ndef add(x, y):\n    return x + y\n";
+
+#[test]
+fn everything_is_counted_and_shown() {
+    let danger = format!("{CODE}\nresult = eval(text)\n");
+    let report = report(&[("a.py", CODE, None), ("b.py", &danger, None), ("c.py", CODE, Some("a.py"))]);
+    let text = report.text();
+    for line in [
+        "3 documents, 11 lines",
+        "1  negative: security",
+        "1  rejected: duplicate",
+        "1  security/eval (high)",
+        "1  exact copies",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    let page = report.html().expect("the page's template is well formed");
+    for part in [
+        "<code>b.py:5:10</code>",
+        "<pre>result = eval(text)</pre>",
+        "<td><code>a.py</code></td>",
+        "<li><code>c.py</code></li>",
+    ] {
+        assert!(page.contains(part), "{part} is not in the page");
+    }
+    for outside in ["http:", "https:", "src=", "@import", "url("] {
+        assert!(!page.contains(outside), "the page needs another file: {outside}");
+    }
+}
+
+#[test]
+fn secrets_are_not_shown_and_names_are_no_markup() {
+    let token = ["ghp_zQWBuTSOoRi4A9spHcVY5", "ncnsDkxkJ0mLq17"].concat();
+    let text = format!("{CODE}\nTOKEN, SAME = \"{token}\", \"{token}\"  # <script>\n");
+    let report = report(&[("<b>&\"a.py", &text, None)]);
+    let page = report.html().expect("the page's template is well formed");
+    assert!(!page.contains(&token) && !page.contains(&token[..12]), "the page shows a secret");
+    assert!(page.contains("[secret:github-classic-token]"));
+    assert!(!page.contains("<script>") && !page.contains("<b>&\""), "a name became markup");
+}
+
+#[test]
+fn no_documents_make_a_report_too() {
+    let report = report(&[]);
+    assert!(report.text().starts_with("0 documents, 0 lines, 0.0 MB"));
+    report.html().expect("the page's template is well formed");
+}
