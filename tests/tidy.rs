@@ -35,12 +35,7 @@ const FENCES: &[Fence] = &[
     Fence { folder: "models", package: "tritter-models", ours: &["ir"], lint: FORBID },
     Fence { folder: "models/tokenizer", package: "tritter-tokenizer", ours: &[], lint: FORBID },
     Fence { folder: "models/curation", package: "tritter-curation", ours: &[], lint: FORBID },
-    Fence {
-        folder: "models/curation/engine",
-        package: "tritter-curation-engine",
-        ours: &["curation"],
-        lint: FORBID,
-    },
+    Fence { folder: "models/curation/engine", package: "tritter-curation-engine", ours: &["curation"], lint: FORBID },
     Fence {
         folder: "compiler",
         package: "tritter-compiler",

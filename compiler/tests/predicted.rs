@@ -159,7 +159,13 @@ const MEASURED: &[Measured] = &[
         ..PLAIN
     },
     // These had no part in fitting the table's rates, but for the time of a parcel's copy and the rate of attention for one token.
-    Measured { model: "350m", kv: KvFormat::Int4, context: 2048, calls: &[(one(552), 0.647), (prompt(0, 512), 2.137)], ..PLAIN },
+    Measured {
+        model: "350m",
+        kv: KvFormat::Int4,
+        context: 2048,
+        calls: &[(one(552), 0.647), (prompt(0, 512), 2.137)],
+        ..PLAIN
+    },
     Measured { model: "1b", kv: KvFormat::K8v4, calls: &[(one(552), 0.587), (prompt(0, 512), 2.562)], ..PLAIN },
     Measured {
         model: "bitnet-2b-4t",
