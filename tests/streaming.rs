@@ -262,6 +262,7 @@ fn any_residency_gives_a_plan_that_keeps_the_rules() {
     let built = model.build(&build(Residency::default())).unwrap();
     TestRunner::new(config)
         .run(&strategy, |(streamed, split, slots, host_embedding, is_disk)| {
+            let slots = slots.max(Residency::least_slots(split));
             let source = if is_disk { Tier::Disk } else { Tier::Host };
             let residency = Residency { host_embedding, ..residency(streamed, split, slots, source) };
             // Compiling runs the check.

@@ -636,7 +636,7 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     },
     CudaKernelDesc {
         fuses: Some(Fuses { parts: 1, columns: 1..=4096, activations: None }),
-        ..row!(ternary_gemm_q8xt2_f32__sm80__r16t16, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "2", ONE_TOKEN = "false", MIN_BLOCKS = "(K <= 6912 && __CUDA_ARCH__ < 1000 ? 2 : 1)"],
+        ..row!(ternary_gemm_q8xt2_f32__sm80__r16t16, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "2", ONE_TOKEN = "false", MIN_BLOCKS = "(K <= 6912 && 900 <= __CUDA_ARCH__ && __CUDA_ARCH__ < 1000 ? 2 : 1)"],
             SM_80, 1..=16, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 512, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE])
     },
     row!(ternary_gemm_q8xt2_f32__sm80__r128t128, "ternary_gemm.cu", [STAGES = "4"], SM_80, ANY, TernaryMatmul, [Q8, T2] => F32, Some(Tile16),

@@ -13,7 +13,7 @@
 //!
 //! 20 bytes of a piece, or 80 codes, are 16 bytes of a parcel: byte `b` of them is `sum_i code(5 b + i) * 3^i`. What is beyond the end of a tensor is 0.
 
-use super::{Buffer, Segment};
+use super::{ALIGNMENT, Buffer, Segment};
 
 /// Bytes of a parcel ahead of its tensors.
 pub const HEADER_BYTES: u64 = 1024;
@@ -79,7 +79,12 @@ pub fn runs(buffers: &[Buffer], piece: &Segment) -> Vec<Run> {
 
 /// Bytes of the parcel of a piece with these tensors.
 pub fn parcel_bytes(runs: &[Run]) -> u64 {
-    runs.iter().map(Run::packed_bytes).fold(HEADER_BYTES, u64::saturating_add)
+    parcel_of(runs.iter().map(Run::packed_bytes))
+}
+
+/// Bytes of a parcel of tensors that have so many in it, each as [`packed_bytes`] says.
+pub fn parcel_of(packed: impl Iterator<Item = u64>) -> u64 {
+    packed.fold(HEADER_BYTES, u64::saturating_add).next_multiple_of(ALIGNMENT)
 }
 
 /// Packs a piece into a parcel of [`parcel_bytes`].

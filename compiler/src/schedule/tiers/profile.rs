@@ -133,13 +133,13 @@ impl Profile {
         let mut parcels = Vec::new();
         let (mut tensors, mut packed) = (self.tensors.iter(), self.packed.iter());
         for piece in residency::cut(&self.tensors, split) {
-            let (mut bytes, mut parcel) = (0, transit::HEADER_BYTES);
+            let (mut bytes, mut of_piece) = (0, Vec::new());
             while bytes < piece {
                 let (Some(tensor), Some(packed)) = (tensors.next(), packed.next()) else { break };
                 bytes += tensor;
-                parcel += packed;
+                of_piece.push(*packed);
             }
-            parcels.push(parcel);
+            parcels.push(transit::parcel_of(of_piece.into_iter()));
         }
         let largest = parcels.iter().copied().max().unwrap_or(0);
         (parcels.iter().sum(), largest.saturating_mul(PARCEL_PLACES.into()))

@@ -115,7 +115,7 @@ fn one_point(
     link: Link,
 ) -> [u64; 4] {
     let layer: u64 = moved.tensors.iter().sum();
-    let packed: u64 = moved.packed.iter().sum::<u64>() + 1024 * cut(&moved.tensors, split).len() as u64;
+    let packed: u64 = parcels(moved, split).iter().sum();
     let copied = if packs { packed } else { layer };
     let kept = u64::from(stay.layers - streamed);
     // Pieces go to slots in turn.
@@ -141,7 +141,7 @@ fn one_point(
         stay.shared_bytes
             + kept * stay.tensors.iter().sum::<u64>()
             + slot_bytes
-            + if packs && 0 < streamed { 2 * largest_parcel(moved, split) } else { 0 }
+            + if packs && 0 < streamed { 2 * parcels(moved, split).into_iter().max().unwrap_or(0) } else { 0 }
             + stay.state_bytes
             + stay.scratch_bytes,
         if source == Tier::Host { u64::from(streamed) * copied } else { 3 * piece_bytes },
@@ -157,17 +157,17 @@ fn one_point(
     point
 }
 
-/// Bytes of the largest parcel of a layer.
-fn largest_parcel(profile: &Profile, split: u32) -> u64 {
+/// Bytes of the parcels of a layer.
+fn parcels(profile: &Profile, split: u32) -> Vec<u64> {
     let mut at = 0;
-    let parcels = cut(&profile.tensors, split).into_iter().map(|piece| {
+    let parcel = |piece: u64| {
         let start = at;
         while profile.tensors[start..at].iter().sum::<u64>() < piece {
             at += 1;
         }
-        1024 + profile.packed[start..at].iter().sum::<u64>()
-    });
-    parcels.max().unwrap_or(0)
+        (1024 + profile.packed[start..at].iter().sum::<u64>()).div_ceil(64) * 64
+    };
+    cut(&profile.tensors, split).into_iter().map(parcel).collect()
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Lists what a corpus is made of, and cuts it into partitions: always the same ones for the same inputs, whatever machine or number of threads.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::path::{Path, PathBuf};
 
 use curation::licence::{of_licence_file, of_manifest};
@@ -10,6 +10,7 @@ use datafusion::parquet::file::reader::{FileReader, SerializedFileReader};
 use serde::{Deserialize, Serialize};
 
 use crate::error::EngineError;
+use crate::read::{Document, unnamed};
 
 /// Folders that hold no sources of the project they are in.
 const SKIPPED: &[&str] =
@@ -27,6 +28,11 @@ pub enum Wanted {
 }
 
 impl Wanted {
+    /// Whether a document is; one that its corpus gives no path has none to be judged by, and is.
+    pub fn has_document(&self, document: &Document) -> bool {
+        document.path == unnamed(&document.source, document.position) || self.has(&document.path)
+    }
+
     /// Whether a document of this path is.
     pub fn has(&self, path: &str) -> bool {
         match self {
@@ -87,7 +93,9 @@ const N_PARTITIONS: u64 = 256;
 impl Corpus {
     /// Lists the inputs: folders, files, and files whose name ends in `.jsonl` or `.parquet` and whose lines or rows are documents. A file whose name is no
     /// UTF-8 is no document.
-    pub fn list(inputs: &[PathBuf], wanted: &Wanted) -> Result<Corpus, EngineError> {
+    ///
+    /// The folder `except`, by its canonical path, is left out of the others.
+    pub fn list(inputs: &[PathBuf], wanted: &Wanted, except: Option<&Path>) -> Result<Corpus, EngineError> {
         let mut units = BTreeMap::new();
         for input in inputs {
             let name = input.to_string_lossy().into_owned();
@@ -114,7 +122,9 @@ impl Corpus {
                 }
                 _ => {
                     let mut files = Vec::new();
-                    walk(input, &mut files)?;
+                    // A link that the user names is followed, one that lies in a folder is not.
+                    let named = fs::metadata(input).map_err(EngineError::at(input))?;
+                    walk(input, &named, except, &mut files)?;
                     files.sort();
                     let mut projects = Projects::default();
                     for (path, _) in &files {
@@ -206,18 +216,27 @@ impl Projects {
     }
 }
 
-fn walk(path: &Path, files: &mut Vec<(String, u64)>) -> Result<(), EngineError> {
-    let metadata = fs::symlink_metadata(path).map_err(EngineError::at(path))?;
+fn walk(
+    path: &Path,
+    metadata: &Metadata,
+    except: Option<&Path>,
+    files: &mut Vec<(String, u64)>,
+) -> Result<(), EngineError> {
     if metadata.is_file() {
         if let Some(name) = path.to_str() {
             files.push((name.to_owned(), metadata.len()));
         }
     } else if metadata.is_dir() {
+        if except.is_some() && fs::canonicalize(path).ok().as_deref() == except {
+            return Ok(());
+        }
         for entry in fs::read_dir(path).map_err(EngineError::at(path))? {
             let entry = entry.map_err(EngineError::at(path))?;
             // A folder that the user names is read, whatever its name.
             if !SKIPPED.iter().any(|skipped| entry.file_name() == *skipped) {
-                walk(&entry.path(), files)?;
+                let path = entry.path();
+                let metadata = fs::symlink_metadata(&path).map_err(EngineError::at(&path))?;
+                walk(&path, &metadata, except, files)?;
             }
         }
     }

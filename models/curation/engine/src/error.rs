@@ -19,6 +19,11 @@ pub enum EngineError {
         /// What the system says.
         error: std::io::Error,
     },
+    /// There is nothing to judge.
+    #[error(
+        "the inputs have no document that is wanted: files of known languages, or with --ending those whose names end so"
+    )]
+    Empty,
     /// A line of a JSONL file is no object with a text.
     #[error("{place}: {error}")]
     Line {

@@ -76,21 +76,37 @@ pub fn write(kept: &[PathBuf], copies: &Copies, out: &Path, n_threads: usize) ->
     }
     for folder in [&parquet, &jsonl] {
         let names = (0..kept.len()).map(name).collect();
-        remove_others(folder, &names)?;
+        remove_others(folder, is_part, &names)?;
     }
     Ok(Output { report, parts, hash: hasher.finalize().to_hex().to_string() })
 }
 
-/// Removes the files of a folder whose stem is none of these: they are of an earlier run.
-pub fn remove_others(folder: &Path, stems: &BTreeSet<String>) -> Result<(), EngineError> {
+/// Removes the files of a folder that an earlier run wrote, as their stems tell, and that are none of these. What else is there is the user's.
+pub fn remove_others(
+    folder: &Path,
+    is_of_a_run: fn(&str) -> bool,
+    stems: &BTreeSet<String>,
+) -> Result<(), EngineError> {
     for entry in fs::read_dir(folder).map_err(EngineError::at(folder))? {
         let path = entry.map_err(EngineError::at(folder))?.path();
         let stem = path.file_stem().and_then(|stem| stem.to_str());
-        if path.is_file() && !stem.is_some_and(|stem| stems.contains(stem)) {
+        let is_old = |stem: &str| is_of_a_run(stem) && !stems.contains(stem);
+        if path.is_file() && stem.is_some_and(is_old) {
             fs::remove_file(&path).map_err(EngineError::at(&path))?;
         }
     }
     Ok(())
+}
+
+/// Whether a stem is that of a part, see [`name`].
+fn is_part(stem: &str) -> bool {
+    stem.strip_prefix("part-")
+        .is_some_and(|number| 5 <= number.len() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Whether a stem is a hash.
+pub fn is_hash(stem: &str) -> bool {
+    stem.len() == 64 && stem.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn name(part: usize) -> String {

@@ -9,7 +9,9 @@ use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::DataType;
 use datafusion::parquet::arrow::ProjectionMask;
 use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde::de::Error as _;
+use serde_json::Value;
 
 use crate::corpus::{Corpus, Piece, Unit, Wanted};
 use crate::error::EngineError;
@@ -34,23 +36,48 @@ pub struct Document {
     pub text: String,
 }
 
+/// What a document is called that its corpus gives no path.
+pub fn unnamed(source: &str, position: u64) -> String {
+    format!("{source}@{position}")
+}
+
 /// A line of a JSONL file.
-#[derive(Deserialize)]
 struct Line {
-    #[serde(alias = "id", default)]
-    path: String,
-    #[serde(alias = "content")]
+    path: Option<String>,
     text: String,
-    #[serde(alias = "license", default)]
     licence: Option<String>,
+}
+
+impl Line {
+    /// `path` or `id`, `text` or `content`, `licence` or `license`: where both are there, the first. Ids may be numbers.
+    fn parse(line: &[u8]) -> Result<Self, serde_json::Error> {
+        let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
+        let Value::Object(object) = serde_json::from_slice(line)? else {
+            return Err(serde_json::Error::custom("it is no object"));
+        };
+        let find =
+            |names: [&str; 2]| names.into_iter().filter_map(|name| object.get(name)).find(|value| !value.is_null());
+        let string = |names: [&str; 2]| match find(names) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(_) => Err(serde_json::Error::custom(format!("`{}` is no text", names.join("` or `")))),
+        };
+        let text = string(["text", "content"])?;
+        let text = text.ok_or_else(|| serde_json::Error::custom("it has neither `text` nor `content`"))?;
+        let path = match find(["path", "id"]) {
+            Some(Value::Number(number)) => Some(number.to_string()),
+            _ => string(["path", "id"])?.filter(|path| !path.is_empty()),
+        };
+        Ok(Self { path, text, licence: string(["licence", "license"])? })
+    }
 }
 
 /// Every document of the inputs that is wanted.
 pub fn read_all(inputs: &[PathBuf], wanted: &Wanted) -> Result<Vec<Document>, EngineError> {
     let mut documents = Vec::new();
-    for unit in Corpus::list(inputs, wanted)?.units() {
+    for unit in Corpus::list(inputs, wanted, None)?.units() {
         read(unit, Path::new(""), |document| {
-            if wanted.has(&document.path) {
+            if wanted.has_document(&document) {
                 documents.push(document);
             }
         })?;
@@ -104,11 +131,10 @@ fn read_lines(
             break;
         }
         if !line.trim_ascii().is_empty() {
-            let place = || format!("{}@{at}", unit.source);
-            let read: Result<Line, serde_json::Error> = serde_json::from_slice(&line);
-            let Line { path, text, licence } = read.map_err(|error| EngineError::Line { place: place(), error })?;
-            let name = if path.is_empty() { place() } else { path };
-            give(name, at, licence, text);
+            let place = || unnamed(&unit.source, at);
+            let read = Line::parse(&line).map_err(|error| EngineError::Line { place: place(), error });
+            let Line { path, text, licence } = read?;
+            give(path.unwrap_or_else(place), at, licence, text);
         }
         at += n_bytes;
     }

@@ -73,7 +73,6 @@ const VERDICTS: &str = "
 
 /// Runs all stages over a corpus.
 pub async fn run(options: &Options) -> Result<Done, EngineError> {
-    let corpus = Corpus::list(&options.inputs, &options.wanted)?;
     let out = &options.out;
     let work = out.join("work");
     let kept = work.join("verdicts");
@@ -81,6 +80,11 @@ pub async fn run(options: &Options) -> Result<Done, EngineError> {
         fs::create_dir_all(folder).map_err(EngineError::at(folder))?;
     }
     let work = fs::canonicalize(&work).map_err(EngineError::at(&work))?;
+    // What this writes is no input of it, wherever it lies.
+    let corpus = Corpus::list(&options.inputs, &options.wanted, work.parent())?;
+    if corpus.units().next().is_none() {
+        return Err(EngineError::Empty);
+    }
     let root = std::env::current_dir().map_err(EngineError::at(Path::new(".")))?;
     let sets = options.evaluations.as_ref().map(|(items, run)| Sets::write(items, *run, &work));
     let evaluations = sets.transpose()?;
@@ -125,7 +129,7 @@ pub async fn run(options: &Options) -> Result<Done, EngineError> {
         "parts": parts.collect::<Vec<_>>(),
     });
     keep::write_bytes(&out.join("manifest.json"), format!("{manifest:#}\n").as_bytes())?;
-    output::remove_others(&work.join("verdicts"), &keys.into_iter().collect::<BTreeSet<String>>())?;
+    output::remove_others(&work.join("verdicts"), output::is_hash, &keys.into_iter().collect::<BTreeSet<String>>())?;
     Ok(Done {
         report: text,
         hash: written.hash,

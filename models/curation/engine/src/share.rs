@@ -67,7 +67,7 @@ impl Share {
                     let licence = ancestors.find_map(|folder| folders.get(folder.to_str()?));
                     document.licence = licence.cloned();
                 }
-                if self.common.wanted.has(&document.path) {
+                if self.common.wanted.has_document(&document) {
                     documents.push(document);
                 }
             })?;

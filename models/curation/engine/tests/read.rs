@@ -43,6 +43,18 @@ fn each_line_is_read_once_wherever_pieces_end() {
 }
 
 #[test]
+fn lines_may_name_their_fields_in_either_way_or_not_at_all() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a.jsonl");
+    let lines = "\u{feff}{\"id\":7,\"path\":\"a.py\",\"content\":\"no\",\"text\":\"one\"}\n{\"id\":8,\"path\":null,\"text\":\"two\"}\n{\"text\":\"three\"}\n";
+    fs::write(&path, lines).expect("the file is written");
+    let found = read_all(std::slice::from_ref(&path), &Wanted::Languages).expect("the lines are well formed");
+    let texts: Vec<&str> = found.iter().map(|document| document.text.as_str()).collect();
+    // `8` ends like no language; what has no name has no ending to be judged by.
+    assert_eq!(texts, ["one", "three"]);
+}
+
+#[test]
 fn a_damaged_line_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("a.jsonl");
@@ -74,7 +86,7 @@ fn rows_of_parquet_are_documents() {
         ],
     );
     let inputs = [path.clone()];
-    let corpus = Corpus::list(&inputs, &Wanted::All).expect("a Parquet file");
+    let corpus = Corpus::list(&inputs, &Wanted::All, None).expect("a Parquet file");
     assert_eq!(corpus.units().count(), 2, "one for each row group");
     let found = read_all(&inputs, &Wanted::All).expect("a Parquet file with texts");
     let found: Vec<(&str, u64, &str, Option<&str>)> = found

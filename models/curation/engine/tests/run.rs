@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use support::{corpus, output};
+use tritter_curation_engine::EngineError;
 use tritter_curation_engine::corpus::Wanted;
 use tritter_curation_engine::place::Place;
 use tritter_curation_engine::run::{Done, Options, run};
@@ -167,11 +168,28 @@ fn nothing_of_an_evaluation_set_is_kept() {
 }
 
 #[test]
-fn an_empty_corpus_makes_an_empty_output() {
+fn what_is_the_users_stays_and_the_output_is_no_input() {
     let folder = tempfile::tempdir().expect("a folder");
     let source = folder.path().join("corpus");
-    fs::create_dir(&source).expect("a folder is made");
-    let out = folder.path().join("out");
-    let done = done(&options(&[source], &out, 1));
-    assert!(done.report.starts_with("0 documents") && done.n_partitions == 0, "{}", done.report);
+    corpus(&source, 10);
+    let out = source.join("curated");
+    let (mine, note) = (out.join("jsonl/mine.jsonl"), out.join("work/verdicts/note.txt"));
+    for file in [&mine, &note] {
+        fs::create_dir_all(file.parent().expect("a folder")).expect("the folder is made");
+        fs::write(file, "{}").expect("the file is written");
+    }
+    let first = done(&options(std::slice::from_ref(&source), &out, 1));
+    let again = done(&options(std::slice::from_ref(&source), &out, 1));
+    assert_eq!(first.n_partitions, again.n_kept, "{first:?} {again:?}");
+    assert!(mine.exists() && note.exists());
+}
+
+#[test]
+fn a_corpus_without_documents_is_no_success() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("a.bin"), [0, 1, 2]).expect("the file is written");
+    let options = options(&[folder.path().to_owned()], &folder.path().join("out"), 1);
+    let runtime = tokio::runtime::Builder::new_multi_thread().build().expect("a runtime");
+    let error = runtime.block_on(run(&options)).expect_err("there is nothing to judge");
+    assert!(matches!(error, EngineError::Empty), "{error}");
 }

@@ -26,7 +26,7 @@ Examples:
   echo 'def f(): pass' | tritter tokenize encode o200k_base --code python --json
   tritter tokenize encode bytes notes.txt | tritter tokenize decode bytes > same.txt
   tritter tokenize encode DIR --chat DIR/tokenizer_config.json messages.json
-  tritter tokenize train src/ curated/documents.jsonl --size 32768 -o tokenizer.json
+  tritter tokenize train src/ curated/jsonl/ --size 32768 -o tokenizer.json
   tritter tokenize fim tokenizer.json src/ --code auto --seed 1 > fill.jsonl")]
 pub(crate) struct Args {
     #[command(subcommand)]

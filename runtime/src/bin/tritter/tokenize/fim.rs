@@ -19,7 +19,7 @@ use crate::ui;
 #[command(after_long_help = "\
 Examples:
   tritter tokenize fim tokenizer.json src/ --code auto > fill.jsonl
-  tritter tokenize fim tokenizer.json curated/documents.jsonl --code auto --count 4 --seed 7
+  tritter tokenize fim tokenizer.json curated/jsonl/ --code auto --count 4 --seed 7
   tritter tokenize fim cl100k_base lib.rs --text --code rust --min-bytes 40 --max-bytes 400")]
 pub(crate) struct Args {
     /// A tokenizer.json, or a directory that has one; see `tritter tokenize --help`.

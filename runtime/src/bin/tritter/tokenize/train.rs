@@ -17,7 +17,7 @@ use crate::ui;
 #[command(after_long_help = "\
 Examples:
   tritter tokenize train src/ -o tokenizer.json --size 32768
-  tritter tokenize train curated/documents.jsonl -o tokenizer.json --size 65536 --json
+  tritter tokenize train curated/jsonl/ -o tokenizer.json --size 65536 --json
   tritter tokenize train docs/*.md -o small.json --layout my_layout.ron")]
 pub(crate) struct Args {
     /// Files, directories, and `.jsonl` files whose objects have a `text`.

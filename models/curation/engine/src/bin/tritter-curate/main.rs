@@ -51,13 +51,13 @@ enum Command {
         #[arg(long)]
         any_licence: bool,
         /// How many threads work; as many as there are cores if absent.
-        #[arg(long)]
+        #[arg(long, value_parser = few::<1024>)]
         threads: Option<NonZeroUsize>,
         /// Works on the executors of this scheduler, HOST:PORT. They see inputs and output under the same paths.
         #[arg(long)]
         scheduler: Option<String>,
         /// About how many MiB of input are judged, and kept, at once; by the size of the corpus if absent.
-        #[arg(long)]
+        #[arg(long, value_parser = few::<65_536>)]
         partition_mib: Option<NonZeroUsize>,
         #[command(flatten)]
         against: contamination::Against,
@@ -92,7 +92,7 @@ enum Command {
         #[arg(long, default_value = "127.0.0.1:0")]
         bind: String,
         /// How many tasks run at once; as many as there are cores if absent.
-        #[arg(long)]
+        #[arg(long, value_parser = few::<1024>)]
         threads: Option<NonZeroUsize>,
         /// Where what goes between stages is put; a temporary folder if absent.
         #[arg(long)]
@@ -134,10 +134,10 @@ enum Command {
         #[arg(long, default_value_t = 0.8, value_parser = similarity)]
         threshold: f64,
         /// How many bands.
-        #[arg(long, default_value_t = Bands::DEFAULT.n, value_parser = positive)]
+        #[arg(long, default_value_t = Bands::DEFAULT.n, value_parser = at_most_4096)]
         bands: usize,
         /// How many slots a band has.
-        #[arg(long, default_value_t = Bands::DEFAULT.rows, value_parser = positive)]
+        #[arg(long, default_value_t = Bands::DEFAULT.rows, value_parser = at_most_4096)]
         rows: usize,
         /// Keeps the longest document of a cluster in place of the first.
         #[arg(long)]
@@ -239,6 +239,19 @@ fn read(inputs: &[PathBuf], endings: &[String]) -> Result<Vec<Document>, EngineE
 fn similarity(text: &str) -> Result<f64, String> {
     let value = text.parse().ok().filter(|value| (0.0..=1.0).contains(value));
     value.ok_or_else(|| format!("`{text}` is no similarity between 0 and 1"))
+}
+
+/// A number from 1 to as many as make sense.
+fn few<const MOST: usize>(text: &str) -> Result<NonZeroUsize, String> {
+    match text.parse::<NonZeroUsize>() {
+        Ok(number) if number.get() <= MOST => Ok(number),
+        Ok(_) => Err(format!("must be {MOST} or less")),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+fn at_most_4096(text: &str) -> Result<usize, String> {
+    few::<4096>(text).map(NonZeroUsize::get)
 }
 
 fn positive(text: &str) -> Result<usize, String> {
