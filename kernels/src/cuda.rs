@@ -29,6 +29,7 @@
 //! `--fmad=false`; where the order has an `fma`, they call `fmaf`.
 
 pub mod accuracy;
+mod unpack_parcel;
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -43,6 +44,7 @@ use crate::MAX_HEAD_DIM;
 use crate::desc::{Family, Signature};
 use crate::table::{ANY, signature};
 pub use accuracy::{Accuracy, Rounding};
+pub use unpack_parcel::UnpackParcel;
 
 /// Registers of a multiprocessor.
 const REGISTERS: u64 = 65_536;
@@ -347,24 +349,6 @@ impl Specialised {
             text += &format!("constexpr {ty} {} = {value};\n", dim.to_uppercase());
         }
         text + "\n" + self.desc.source
-    }
-}
-
-/// What unpacks the parcels that streamed weights travel in, see `ir::plan::transit`.
-pub struct UnpackParcel;
-
-impl UnpackParcel {
-    /// Its entry.
-    pub const NAME: &'static str = "unpack_parcel";
-    /// Threads of a block.
-    pub const THREADS: u32 = 256;
-    /// Blocks of a launch, whatever the parcel: two for each multiprocessor of most devices, so that others find room beside them.
-    pub const BLOCKS: u32 = 256;
-
-    /// The text to be compiled.
-    pub fn source() -> String {
-        let text = include_str!("../cuda/unpack_parcel.cu");
-        format!("#define KERNEL {}\nconstexpr int THREADS = {};\n\n{text}", Self::NAME, Self::THREADS)
     }
 }
 
