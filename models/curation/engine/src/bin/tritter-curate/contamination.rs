@@ -72,12 +72,11 @@ pub(crate) fn run(inputs: &[PathBuf], endings: &[String], against: &Against) -> 
             crate::say(&line)?;
         }
     }
-    let megabytes = n_bytes as f64 / 1e6;
     eprintln!(
-        "{n_contaminated} of {} documents have parts of {} items; {megabytes:.1} MB in {seconds:.2} s, {:.0} MB/s",
+        "{n_contaminated} of {} documents have parts of {} items; {}",
         documents.len(),
         items.len(),
-        megabytes / seconds
+        crate::speed(n_bytes, seconds)
     );
     Ok(())
 }

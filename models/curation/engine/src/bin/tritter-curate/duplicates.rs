@@ -20,8 +20,8 @@ pub(crate) fn run(
     let start = Instant::now();
     let n_signed = texts.iter().filter_map(|text| signature(text, bands)).count();
     let seconds = start.elapsed().as_secs_f64();
-    let megabytes = texts.iter().map(|text| text.len()).sum::<usize>() as f64 / 1e6;
-    eprintln!("{n_signed} signatures of {megabytes:.1} MB in {seconds:.2} s, {:.0} MB/s", megabytes / seconds);
+    let n_bytes = texts.iter().map(|text| text.len()).sum();
+    eprintln!("{n_signed} signatures; {}", crate::speed(n_bytes, seconds));
     let start = Instant::now();
     let duplicates = find_duplicates(&texts, bands, threshold, keep);
     for (index, kept) in duplicates.kept.iter().enumerate() {
@@ -33,9 +33,9 @@ pub(crate) fn run(
     let seconds = start.elapsed().as_secs_f64();
     let (n_exact, n_near) = (duplicates.n_exact, duplicates.n_near);
     eprintln!(
-        "{} documents: {n_exact} exact copies, {n_near} near ones; {:.0} MB/s in all",
+        "{} documents: {n_exact} exact copies, {n_near} near ones; {}",
         texts.len(),
-        megabytes / seconds
+        crate::speed(n_bytes, seconds)
     );
     if check {
         compare_all(&texts, bands, threshold);

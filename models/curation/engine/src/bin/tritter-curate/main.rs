@@ -241,6 +241,13 @@ fn similarity(text: &str) -> Result<f64, String> {
     value.ok_or_else(|| format!("`{text}` is no similarity between 0 and 1"))
 }
 
+/// Bytes, the time that they took, and the rate, of which nothing has none.
+fn speed(n_bytes: usize, seconds: f64) -> String {
+    let megabytes = n_bytes as f64 / 1e6;
+    let rate = if seconds == 0.0 { 0.0 } else { megabytes / seconds };
+    format!("{megabytes:.1} MB in {seconds:.2} s, {rate:.1} MB/s")
+}
+
 /// A number from 1 to as many as make sense.
 fn few<const MOST: usize>(text: &str) -> Result<NonZeroUsize, String> {
     match text.parse::<NonZeroUsize>() {

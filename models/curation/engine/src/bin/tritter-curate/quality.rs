@@ -30,8 +30,7 @@ pub(crate) fn run(inputs: &[PathBuf], endings: &[String]) -> anyhow::Result<()> 
         });
         crate::say(&line)?;
     }
-    let megabytes = n_bytes as f64 / 1e6;
     let seconds = start.elapsed().as_secs_f64();
-    eprintln!("{} documents; {megabytes:.1} MB in {seconds:.2} s, {:.0} MB/s", documents.len(), megabytes / seconds);
+    eprintln!("{} documents; {}", documents.len(), crate::speed(n_bytes, seconds));
     Ok(())
 }

@@ -33,11 +33,10 @@ pub(crate) fn run(inputs: &[PathBuf], endings: &[String]) -> anyhow::Result<()> 
             crate::say(&line)?;
         }
     }
-    let megabytes = n_bytes as f64 / 1e6;
     eprintln!(
-        "{n_found} credentials in {n_lines} lines of {} documents; {megabytes:.1} MB in {seconds:.2} s, {:.0} MB/s",
+        "{n_found} credentials in {n_lines} lines of {} documents; {}",
         documents.len(),
-        megabytes / seconds
+        crate::speed(n_bytes, seconds)
     );
     Ok(())
 }

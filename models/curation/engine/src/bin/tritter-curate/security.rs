@@ -34,10 +34,6 @@ pub(crate) fn run(inputs: &[PathBuf]) -> anyhow::Result<()> {
             crate::say(&line)?;
         }
     }
-    let megabytes = n_bytes as f64 / 1e6;
-    eprintln!(
-        "{n_found} findings in {n_documents} documents; {megabytes:.1} MB in {seconds:.2} s, {:.1} MB/s",
-        megabytes / seconds
-    );
+    eprintln!("{n_found} findings in {n_documents} documents; {}", crate::speed(n_bytes, seconds));
     Ok(())
 }
