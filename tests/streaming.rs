@@ -273,3 +273,102 @@ fn any_residency_gives_a_plan_that_keeps_the_rules() {
         })
         .unwrap();
 }
+
+/// Says to [`copies_that_fail_on_a_gpu_stop_the_model`] which artifact to run: it is then the process whose driver fails.
+const FAULTY_RUN: &str = "TRITTER_FAULTY_RUN";
+
+/// Copies to a GPU that fail, when they are queued or afterwards, at any time from the opening of the model on. A driver that fails on demand is built
+/// from `tests/faults` and loaded by processes of their own; without a GPU there is nothing to copy to.
+#[test]
+fn copies_that_fail_on_a_gpu_stop_the_model() {
+    if let Some(directory) = std::env::var_os(FAULTY_RUN) {
+        return report_answers(directory.as_ref());
+    }
+    let Some(target) = session::cuda_target() else { return };
+    let faults = tempfile::tempdir().unwrap();
+    let path = build_driver(faults.path());
+    let model = Model::shipped("tiny").unwrap();
+    let layers = model.spec.layers;
+    let packed = Residency { packs_copies: true, ..residency(layers, 3, 3, Tier::Host) };
+    for residency in [residency(layers, 3, 3, Tier::Host), packed, residency(layers, 3, 3, Tier::Disk)] {
+        let artifact = model.artifact(&build(residency).on(&target)).unwrap();
+        let run = |copy: Option<u32>, fault: &str| {
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            command.args(["copies_that_fail_on_a_gpu_stop_the_model", "--exact", "--nocapture"]);
+            command.env(FAULTY_RUN, artifact.path()).env("LD_LIBRARY_PATH", &path).env("FAULT", fault);
+            copy.map(|copy| command.env("FAULT_COPY", copy.to_string()));
+            let output = command.output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+            let said = |start: &str| -> Vec<String> {
+                text.lines().filter_map(|line| line.split_once(start)).map(|(_, rest)| rest.to_owned()).collect()
+            };
+            (said("answer: "), said("error: "))
+        };
+        let (right, errors) = run(None, "");
+        assert!(right.len() == ANSWERS && errors.is_empty(), "the driver works until it is to fail: {errors:?}");
+        for fault in ["call", "later"] {
+            for copy in [1, 2, 4, 7, 12, 19, 24] {
+                let (answers, errors) = run(Some(copy), fault);
+                let told =
+                    errors.first().unwrap_or_else(|| panic!("{fault} {copy}: no error in {} answers", answers.len()));
+                assert!(
+                    told.contains("cuMemcpyHtoDAsync") || fault == "later" && told.contains("Synchronize"),
+                    "{told}"
+                );
+                assert!(
+                    answers.len() < ANSWERS && right.starts_with(&answers),
+                    "{residency:?} {fault} {copy}: other answers"
+                );
+                let is_ended = |error: &String| *error == RuntimeError::StreamEnded.to_string();
+                assert!(errors[1..].iter().all(is_ended), "{fault} {copy}: {errors:?}");
+            }
+        }
+    }
+}
+
+/// Calls that [`report_answers`] makes.
+const ANSWERS: usize = 6;
+
+/// Prints what a model answers, or why it does not, call by call.
+fn report_answers(directory: &std::path::Path) {
+    let print = |error: anyhow::Error| println!("\nerror: {}", error.to_string().lines().next().unwrap_or_default());
+    let mut session = match session::session(directory, 1) {
+        Ok(session) => session,
+        Err(error) => return print(error),
+    };
+    let ids = random_ids(session.vocab() as u64, 8, 7);
+    for _ in 0..ANSWERS {
+        match session::logits(&mut session, 0, &ids, 4) {
+            Ok(logits) => {
+                let bytes: Vec<u8> = logits.iter().flat_map(|logit| logit.to_le_bytes()).collect();
+                println!("\nanswer: {}", blake3::hash(&bytes));
+            }
+            Err(error) => print(error),
+        }
+    }
+}
+
+/// The driver that fails, in a folder; the loader's path with that folder first.
+fn build_driver(folder: &std::path::Path) -> std::ffi::OsString {
+    let given = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let mut folders: Vec<std::path::PathBuf> = std::env::split_paths(&given).collect();
+    let known = [
+        "/usr/local/nvidia/lib64",
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+        "/usr/lib64",
+        "/usr/lib/wsl/lib",
+    ];
+    folders.extend(known.map(std::path::PathBuf::from));
+    let real = folders.iter().map(|folder| folder.join("libcuda.so.1")).find(|path| path.exists());
+    let real = real.expect("libcuda.so.1 is on LD_LIBRARY_PATH or in a folder where drivers are");
+    let mut command = std::process::Command::new("cc");
+    command.args(["-shared", "-fPIC", "-O1", "-o"]).arg(folder.join("libcuda.so"));
+    command.arg(folder.join("libcuda.c")).args(["-Wl,--no-as-needed"]).arg(&real).arg("-ldl");
+    std::fs::write(folder.join("libcuda.c"), include_str!("faults/libcuda.c")).unwrap();
+    let output = command.output().expect("a C compiler is installed as cc");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    folders.insert(0, folder.to_owned());
+    std::env::join_paths(folders).unwrap()
+}

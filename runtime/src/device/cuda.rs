@@ -270,15 +270,22 @@ impl CudaDevice {
     ///
     /// If the device fails.
     pub fn link_rate(&mut self) -> Result<Option<f64>, RuntimeError> {
-        self.context.make_current()?;
-        self.wait()?;
-        let Some(streaming) = &mut self.streaming else { return Ok(None) };
+        self.guarded(|device| {
+            device.wait()?;
+            let Some(streaming) = &mut device.streaming else { return Ok(None) };
+            let seconds = streaming.sweep(&device.context)?;
+            Ok(Some(streaming.bytes() as f64 / seconds))
+        })
+    }
+
+    /// Uses the device, unless something failed before while weights were streamed: whatever it was, what is in the slots is not known then.
+    fn guarded<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, RuntimeError>) -> Result<T, RuntimeError> {
         if self.has_failed {
             return Err(RuntimeError::StreamEnded);
         }
-        let seconds = streaming.sweep(&self.context);
-        self.has_failed = seconds.is_err();
-        Ok(Some(streaming.bytes() as f64 / seconds?))
+        let result = self.context.make_current().and_then(|()| work(self));
+        self.has_failed = result.is_err() && self.streaming.is_some();
+        result
     }
 
     /// What is taken of the device's memory now.
@@ -291,6 +298,30 @@ impl CudaDevice {
         let (free, total) = self.context.memory_bytes()?;
         self.taken.now = total - free;
         Ok(self.taken)
+    }
+
+    /// Puts integers into the slab: with the next upload if they are inputs, else at once.
+    fn stage(&mut self, offset: u64, values: &[i32]) -> Result<(), RuntimeError> {
+        let end = offset + 4 * values.len() as u64;
+        if offset < self.input_bytes.start || self.input_bytes.end < end {
+            // What still runs may read it.
+            if self.is_busy {
+                self.wait()?;
+            }
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            return self.memory.device.write(self.memory.slab_start + offset, &bytes);
+        }
+        let Staging { memory, done } = &mut self.inputs[self.staging];
+        if self.written.is_empty() {
+            // The copy of an earlier call may be under way.
+            done.wait()?;
+        }
+        memory.write_i32((offset - self.input_bytes.start) as usize, values);
+        self.written = match self.written.is_empty() {
+            true => offset..end,
+            false => self.written.start.min(offset)..self.written.end.max(end),
+        };
+        Ok(())
     }
 
     /// Does all steps: by their graph, or one by one.
@@ -477,73 +508,48 @@ impl Device for CudaDevice {
     }
 
     fn run(&mut self, program: &CudaProgram, times: Option<&mut Vec<Duration>>) -> Result<(), RuntimeError> {
-        self.context.make_current()?;
-        if self.has_failed {
-            return Err(RuntimeError::StreamEnded);
-        }
-        let result = self.run_steps(program, times);
-        self.has_failed = result.is_err() && self.streaming.is_some();
-        result
+        self.guarded(|device| device.run_steps(program, times))
     }
 
     fn write_i32(&mut self, offset: u64, values: &[i32]) -> Result<(), RuntimeError> {
-        self.context.make_current()?;
         if values.is_empty() {
             return Ok(());
         }
-        let end = offset + 4 * values.len() as u64;
-        if offset < self.input_bytes.start || self.input_bytes.end < end {
-            // What still runs may read it.
-            if self.is_busy {
-                self.wait()?;
-            }
-            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            return self.memory.device.write(self.memory.slab_start + offset, &bytes);
-        }
-        let Staging { memory, done } = &mut self.inputs[self.staging];
-        if self.written.is_empty() {
-            // The copy of an earlier call may be under way.
-            done.wait()?;
-        }
-        memory.write_i32((offset - self.input_bytes.start) as usize, values);
-        self.written = match self.written.is_empty() {
-            true => offset..end,
-            false => self.written.start.min(offset)..self.written.end.max(end),
-        };
-        Ok(())
+        self.guarded(|device| device.stage(offset, values))
     }
 
     fn copy(&mut self, from: u64, to: u64, bytes: u64) -> Result<(), RuntimeError> {
-        self.context.make_current()?;
-        self.upload()?;
-        self.is_busy = true;
-        self.stream.copy(self.memory.slab(from, bytes), self.memory.slab(to, bytes), bytes)
+        self.guarded(|device| {
+            device.upload()?;
+            device.is_busy = true;
+            device.stream.copy(device.memory.slab(from, bytes), device.memory.slab(to, bytes), bytes)
+        })
     }
 
     fn queue_read(&mut self, offset: u64, count: usize) -> Result<Ticket, RuntimeError> {
-        self.context.make_current()?;
-        let bytes = 4 * count;
-        let from = self.memory.slab(offset, bytes as u64);
-        let ticket = Ticket { number: self.n_readings, count };
-        self.n_readings += 1;
-        let Staging { memory, done } = &mut self.readings[(ticket.number % READINGS) as usize];
-        // The reading before it in this place may be under way, though nobody asks for it any more.
-        done.wait()?;
-        if memory.bytes() < bytes {
-            *memory = Pinned::new(&self.context, bytes)?;
-        }
-        self.is_busy = true;
-        self.stream.download(from, memory, bytes)?;
-        self.stream.mark(done)?;
-        Ok(ticket)
+        self.guarded(|device| {
+            let bytes = 4 * count;
+            let from = device.memory.slab(offset, bytes as u64);
+            let ticket = Ticket { number: device.n_readings, count };
+            device.n_readings += 1;
+            let Staging { memory, done } = &mut device.readings[(ticket.number % READINGS) as usize];
+            // The reading before it in this place may be under way, though nobody asks for it any more.
+            done.wait()?;
+            if memory.bytes() < bytes {
+                *memory = Pinned::new(&device.context, bytes)?;
+            }
+            device.is_busy = true;
+            device.stream.download(from, memory, bytes)?;
+            device.stream.mark(done)?;
+            Ok(ticket)
+        })
     }
 
     fn finish_read(&mut self, ticket: Ticket) -> Result<&[i32], RuntimeError> {
-        self.context.make_current()?;
         ticket.expect_kept(self.n_readings);
-        let Staging { memory, done } = &self.readings[(ticket.number % READINGS) as usize];
-        done.wait()?;
-        Ok(memory.i32(ticket.count))
+        let place = (ticket.number % READINGS) as usize;
+        self.guarded(|device| device.readings[place].done.wait())?;
+        Ok(self.readings[place].memory.i32(ticket.count))
     }
 
     fn runs_ahead(&self) -> usize {
@@ -552,16 +558,18 @@ impl Device for CudaDevice {
 
     fn read_f32(&mut self, offset: u64, count: usize) -> Result<&[f32], RuntimeError> {
         assert!(offset.is_multiple_of(4), "floats at byte {offset} are not aligned");
-        self.context.make_current()?;
-        let bytes = 4 * count;
-        let from = self.memory.slab(offset, bytes as u64);
-        if self.outputs.bytes() < bytes {
-            self.outputs = Pinned::new(&self.context, bytes)?;
-        }
-        if 0 < bytes {
-            self.stream.download(from, &mut self.outputs, bytes)?;
-            self.wait()?;
-        }
+        self.guarded(|device| {
+            let bytes = 4 * count;
+            let from = device.memory.slab(offset, bytes as u64);
+            if device.outputs.bytes() < bytes {
+                device.outputs = Pinned::new(&device.context, bytes)?;
+            }
+            if 0 < bytes {
+                device.stream.download(from, &mut device.outputs, bytes)?;
+                device.wait()?;
+            }
+            Ok(())
+        })?;
         Ok(self.outputs.f32(count))
     }
 }
