@@ -92,7 +92,7 @@ fn unrolled(steps: &[Step]) -> Vec<(BufferId, BufferId)> {
     for step in steps {
         match step {
             Step::Copy { from, to, .. } => touches.push((from.buffer, to.buffer)),
-            Step::Repeat { count, steps } => (0..*count).for_each(|_| touches.extend(unrolled(steps))),
+            Step::Repeat { count, steps, .. } => (0..*count).for_each(|_| touches.extend(unrolled(steps))),
             Step::Call(_) => unreachable!("there are only copies"),
         }
     }

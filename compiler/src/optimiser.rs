@@ -7,10 +7,10 @@
 //!
 //! | input | type | meaning |
 //! |---|---|---|
-//! | `settings` | f32 `[4]` | see [`AdamW::settings`]: what differs from step to step |
-//! | `KEY.gradient` | f32, `[rounds, ..]` for a parameter of the layers | the gradients, in the order given |
+//! | `settings` | f32 `[5]` | see [`AdamW::settings`]: what differs from step to step |
+//! | `KEY.gradient`, with `*` for `{}` | f32, `[rounds, ..]` for a parameter of the layers | the gradients, in the order given |
 //!
-//! The output is the global norm of the gradients, f32 `[1]`, before they were clipped.
+//! The output is the global norm of the gradients, f32 `[1]`, averaged and before they were clipped.
 //!
 //! A parameter that is not f32 has a master in f32, `KEY.master`, which is what the optimiser changes; the parameter is the master, rounded.
 
@@ -63,10 +63,12 @@ pub enum OptimiserError {
 }
 
 impl AdamW {
-    /// The settings of one step, counted from 1: the rate, the weight decay, `1 - beta1^step` and `sqrt(1 - beta2^step)`, each rounded once.
-    pub fn settings(&self, step: u64, rate: f64, decay: f64) -> [f32; 4] {
+    /// The settings of one step, counted from 1: the rate, the weight decay, `1 - beta1^step`, `sqrt(1 - beta2^step)`, and what gradients are multiplied
+    /// with, `1 / batches` if so many were added up; each rounded once.
+    pub fn settings(&self, step: u64, rate: f64, decay: f64, batches: u32) -> [f32; 5] {
         let left = |beta: f64| 1.0 - beta.powf(step as f64);
-        [rate as f32, decay as f32, left(self.beta1) as f32, left(self.beta2).sqrt() as f32]
+        let share = 1.0 / f64::from(batches.max(1));
+        [rate as f32, decay as f32, left(self.beta1) as f32, left(self.beta2).sqrt() as f32, share as f32]
     }
 
     /// The program that changes parameters by their gradients; `decays` says which of them decay.
@@ -84,22 +86,25 @@ impl AdamW {
             return Err(OptimiserError::NotFloat { key: key.clone(), ty: ty.clone() });
         }
         let mut b = Builder::new("update");
-        let settings = b.input("settings", f32_type(Shape::of(&[4])));
+        let settings = b.input("settings", f32_type(Shape::of(&[5])));
         let mut inputs = Vec::new();
         for gradient in gradients {
             let axis = gradient.rounds.map(|rounds| Dim::Const(u64::from(rounds)));
             let shape = axis.into_iter().chain(gradient.ty.shape.dims().iter().cloned()).collect();
             inputs.push(b.input(&gradient_name(&gradient.key), f32_type(shape)));
         }
-        let norm = global_norm(&mut b, &inputs)?;
+        let share = b.op(Slice { axis: 0, start: 4, end: 5 }, &[settings])?;
+        let sum_norm = global_norm(&mut b, &inputs)?;
+        let norm = b.named("norm", Mul {}, &[sum_norm, share])?;
         let scale = match self.clip {
             Some(clip) => {
                 let (clip, eps, one) = (f32_scalar(&mut b, clip), f32_scalar(&mut b, CLIP_EPS), scalar(&mut b, 1.0));
                 let padded = b.op(Add {}, &[norm, eps])?;
                 let ratio = b.op(Div {}, &[clip, padded])?;
-                b.named("clip", Minimum {}, &[ratio, one])?
+                let kept = b.op(Minimum {}, &[ratio, one])?;
+                b.named("clip", Mul {}, &[kept, share])?
             }
-            None => b.constant(Some("clip"), f32_type(Shape::of(&[1])), [1.0]),
+            None => share,
         };
         for (gradient, &input) in gradients.iter().zip(&inputs).filter(|(gradient, _)| gradient.rounds.is_none()) {
             self.update(&mut b, gradient, input, settings, scale, decays(&gradient.key))?;
@@ -114,7 +119,7 @@ impl AdamW {
             let name = format!("update.{count}");
             let mut body = Builder::new(&name);
             let carried = body.input("clip", f32_type(Shape::of(&[1])));
-            let of_body = body.input("settings", f32_type(Shape::of(&[4])));
+            let of_body = body.input("settings", f32_type(Shape::of(&[5])));
             let mut operands = vec![scale, settings];
             let rolled = gradients.iter().zip(&inputs).filter(|(gradient, _)| gradient.rounds == Some(count));
             for (gradient, &input) in rolled {
@@ -206,11 +211,12 @@ fn global_norm(b: &mut Builder, gradients: &[ValueId]) -> Result<ValueId, Optimi
             None => sum,
         });
     }
-    Ok(b.named("norm", Sqrt {}, &[total.ok_or(OptimiserError::Empty)?])?)
+    Ok(b.op(Sqrt {}, &[total.ok_or(OptimiserError::Empty)?])?)
 }
 
-fn gradient_name(key: &str) -> String {
-    format!("{key}.gradient")
+/// What the gradient of a parameter is called, all rounds together.
+pub(crate) fn gradient_name(key: &str) -> String {
+    format!("{}.gradient", key.replace("{}", "*"))
 }
 
 fn f32_type(shape: Shape) -> TensorType {

@@ -15,6 +15,7 @@ use crate::report::{Dump, Report};
 use crate::rewrite;
 use crate::schedule::Residency;
 use crate::target::{Hardware, Target};
+use crate::training::{Batch, Step};
 use crate::weights::WeightPlan;
 
 /// What a compilation may be told. No field has a default here: the binary chooses.
@@ -89,10 +90,30 @@ pub struct Planned {
 ///
 /// If the program uses something that the target has no kernel for; and every failure that is a bug of tritter.
 pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -> Result<Compiled, CompileError> {
+    compile_program(program, None, target, options)
+}
+
+/// Compiles a step of training; `context` and `sequences` of the options are its batch's.
+///
+/// # Errors
+///
+/// As [`compile`].
+pub fn compile_step(step: Step, target: &Target, options: &Options) -> Result<Compiled, CompileError> {
+    let Batch { sequences, context } = step.batch;
+    let options = Options { context, sequences, ..options.clone() };
+    compile_program(step.program, Some(step.batch), target, &options)
+}
+
+fn compile_program(
+    program: Verified<Program>,
+    training: Option<Batch>,
+    target: &Target,
+    options: &Options,
+) -> Result<Compiled, CompileError> {
     let mut stages = Stages { times: Vec::new(), dumps: Vec::new(), keep: options.dumps };
     let Options { rewrite, context, sequences, residency, budget, .. } = options.clone();
     let planning = PlanningOptions { rewrite, context, sequences, residency, budget };
-    let (program, rewriting, emitted) = stages.plan(&program, target, &planning)?;
+    let (program, rewriting, emitted) = stages.plan(&program, training, target, &planning)?;
     let Emitted { mut plan, weights, nests, specialised, fused } = emitted;
 
     // Machine code for the nests, whose places are then known to the plan; for a GPU, for the rows of the table too.
@@ -150,7 +171,7 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
 /// As [`compile`].
 pub fn plan(program: &Verified<Program>, target: &Target, options: &PlanningOptions) -> Result<Planned, CompileError> {
     let mut stages = Stages { times: Vec::new(), dumps: Vec::new(), keep: false };
-    let (program, _, Emitted { plan, weights, .. }) = stages.plan(program, target, options)?;
+    let (program, _, Emitted { plan, weights, .. }) = stages.plan(program, None, target, options)?;
     Certificate::prove(&plan).map_err(CompileError::Budget)?;
     ir::plan::check(&plan)?;
     Ok(Planned { program, plan, weights })
@@ -168,6 +189,7 @@ impl Stages {
     fn plan(
         &mut self,
         program: &Verified<Program>,
+        training: Option<Batch>,
         target: &Target,
         options: &PlanningOptions,
     ) -> Result<(Verified<Program>, rewrite::Report, Emitted), CompileError> {
@@ -190,6 +212,7 @@ impl Stages {
             sequences: options.sequences,
             residency: options.residency,
             budget: options.budget,
+            training,
         };
         let emitted = self.time("plan", || emit::plan::emit(&program, &plan_options))?;
         self.dump("nests.txt", || {

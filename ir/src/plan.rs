@@ -31,7 +31,7 @@ pub use predict::{CallSizes, CallTime};
 pub use tuning::{KernelRate, Tuning, TuningError, TuningErrors};
 
 /// The version of the artifact format that this build writes and reads.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Every buffer starts at a multiple of this many bytes: a cache line, and the widest vector.
 pub const ALIGNMENT: u64 = 64;
@@ -89,6 +89,9 @@ pub struct Plan {
     pub kernels: Vec<Kernel>,
     /// In ascending order of tokens. A call takes the first that holds its tokens.
     pub phases: Vec<Phase>,
+    /// What a plan for training does after the calls of a step: it changes the parameters, which are states, by what these calls added up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<Phase>,
 }
 
 /// How fast a machine is taken to be, measured or guessed.
@@ -244,7 +247,7 @@ pub enum Role {
     Output,
     /// Holds the slots that streamed weights are copied to.
     Slots,
-    /// Used within one call of one phase, in the slab. The number is the phase.
+    /// Used within one call of one phase, in the slab. The number is the phase; [`Plan::update`] comes after all others.
     Scratch(usize),
 }
 
@@ -315,6 +318,9 @@ pub enum Step {
     Repeat {
         /// How often.
         count: u32,
+        /// Whether the rounds run from the last to the first.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        reverse: bool,
         /// What.
         steps: Vec<Step>,
     },
@@ -525,6 +531,11 @@ impl Plan {
     /// Nanoseconds that the copies of streamed weights are taken to need for a call.
     pub fn copy_ns(&self) -> u64 {
         self.placement.copied_bytes().map(|bytes| self.machine.copy_time(bytes)).fold(0, u64::saturating_add)
+    }
+
+    /// All phases, with [`Plan::update`] as the last.
+    pub fn all_phases(&self) -> impl Iterator<Item = &Phase> {
+        self.phases.iter().chain(&self.update)
     }
 
     /// The phase that calls of so many tokens take.

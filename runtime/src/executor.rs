@@ -209,8 +209,9 @@ impl<D: Device> Executor<D> {
         let mut position = 0;
         for step in &self.plan.phases[phase].steps {
             match step {
-                Step::Repeat { count, steps } => {
+                Step::Repeat { count, reverse, steps } => {
                     for round in 0..u64::from(*count) {
+                        let round = if *reverse { u64::from(*count) - 1 - round } else { round };
                         for (inner, step) in steps.iter().enumerate() {
                             resolver
                                 .resolve(step, Origin { step: position + inner, round: Some(round), part: Part::Step });

@@ -124,7 +124,7 @@ pub(super) fn interface(plan: &Plan, problems: &mut Vec<ArtifactProblem>) {
 
 /// Nothing but costs depends on the keys that are seen.
 pub(super) fn sizes(plan: &Plan, problems: &mut Vec<ArtifactProblem>) {
-    for phase in &plan.phases {
+    for phase in plan.all_phases() {
         each_step(&phase.steps, &mut |step, _| {
             let sizes: Vec<&Expr> = match step {
                 Step::Call(call) => {
@@ -189,7 +189,7 @@ pub(super) fn kernels(
             }
         }
     }
-    for phase in &plan.phases {
+    for phase in plan.all_phases() {
         each_step(&phase.steps, &mut |step, rounds| {
             let Step::Call(call) = step else { return };
             let kernel = plan.kernel(call.kernel);
@@ -283,7 +283,7 @@ fn disagreements(plan: &Plan, phase: &Phase, rounds: Option<u32>, call: &Call, d
 
 /// Copies stay inside their buffers.
 pub(super) fn copies(plan: &Plan, problems: &mut Vec<ArtifactProblem>) {
-    for phase in &plan.phases {
+    for phase in plan.all_phases() {
         let mut position = 0;
         each_step(&phase.steps, &mut |step, rounds| {
             position += 1;
@@ -371,7 +371,7 @@ fn largest(plan: &Plan, phase: Option<(&Phase, Option<u32>)>, expr: &Expr) -> Op
 fn each_step<'a>(steps: &'a [Step], visit: &mut dyn FnMut(&'a Step, Option<u32>)) {
     for step in steps {
         match step {
-            Step::Repeat { count, steps } => steps.iter().for_each(|step| visit(step, Some(*count))),
+            Step::Repeat { count, steps, .. } => steps.iter().for_each(|step| visit(step, Some(*count))),
             step => visit(step, None),
         }
     }

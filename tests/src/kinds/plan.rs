@@ -59,7 +59,7 @@ impl Kind for Short {
                 let Options { context, sequences, residency, budget, .. } = options;
                 let machine = target.machine.clone();
                 let plan =
-                    emit(&program, &PlanOptions { hardware, machine, context, sequences, residency, budget })?.plan;
+                    emit(&program, &PlanOptions { hardware, machine, context, sequences, residency, budget, training: None })?.plan;
                 ir::plan::check(&plan)?;
                 plan
             }

@@ -420,7 +420,7 @@ mod tests {
             start_ns: 0,
             from: "layer.x".to_owned(),
         };
-        let repeat = Step::Repeat { count: 4, steps: vec![Step::Call(call)] };
+        let repeat = Step::Repeat { count: 4, reverse: false, steps: vec![Step::Call(call)] };
         Plan {
             version: VERSION,
             model: "m".to_owned(),
