@@ -255,6 +255,12 @@ pub enum RuntimeError {
     /// The tokenizer's file is not one of this version.
     #[error("{file}: {0}", file = ir::plan::manifest::TOKENIZER)]
     Tokenizer(tokenizer::TokenizerError),
+    /// An artifact that was compiled to be run only.
+    #[error("{} has no training plan; compile the model again for training", dir.display())]
+    NotTrainable {
+        /// Its directory.
+        dir: PathBuf,
+    },
     /// The caller asked to stop.
     #[error("stopped")]
     Cancelled,

@@ -35,6 +35,7 @@ pub mod sample;
 pub mod stop;
 pub mod generate;
 pub mod evaluate;
+pub mod training;
 pub mod context;
 pub mod bench;
 pub mod tune;

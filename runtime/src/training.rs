@@ -1,0 +1,126 @@
+//! Training: what a run of many steps asks of whatever computes one.
+//!
+//! A step is several calls of [`Trainer::accumulate`], one for each [`Batch`], and one of [`Trainer::update`]. What outlives a step are the
+//! states ([`Trainer::states`]), and nothing else: a trainer whose states were written back goes on as if it had never stopped, bit for bit.
+//!
+//! Documents are packed behind each other into batches. The position of a token in its batch is both its place in the caches and its rotary
+//! position, so those of a document do not begin at zero. That is fine, since rotary attention depends on distances only, and each token sees
+//! none but the earlier tokens of its own document ([`ir::mask`]).
+
+use std::path::Path;
+
+use ir::DType;
+use ir::plan::manifest::{self, Manifest};
+
+use crate::error::RuntimeError;
+
+/// What computes training steps.
+pub trait Trainer {
+    /// Tokens of a call: every batch has as many.
+    fn tokens(&self) -> usize;
+
+    /// Adds the gradients of a batch's mean loss to those of the earlier batches of this step, and returns the loss (nats a target).
+    ///
+    /// # Errors
+    ///
+    /// If the batch is not one that this trainer takes, or the device fails.
+    fn accumulate(&mut self, batch: &Batch) -> Result<f32, RuntimeError>;
+
+    /// Changes the parameters by the mean of the accumulated gradients, forgets these, and returns their global norm before clipping.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    fn update(&mut self, update: &Update) -> Result<f32, RuntimeError>;
+
+    /// All that a step leaves for the next: parameters, masters, moments; the same in every run of one artifact.
+    fn states(&self) -> Vec<StateInfo>;
+
+    /// The bytes of a state, little-endian.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    fn read_state(&mut self, state: usize, into: &mut Vec<u8>) -> Result<(), RuntimeError>;
+
+    /// Gives a state other bytes, little-endian.
+    ///
+    /// # Errors
+    ///
+    /// If there are not as many bytes as the state has, or the device fails.
+    fn write_state(&mut self, state: usize, bytes: &[u8]) -> Result<(), RuntimeError>;
+
+    /// Forgets the accumulated gradients and changes nothing else: a validation loss is that of batches which were accumulated in vain.
+    ///
+    /// As written here it is an update whose every effect is taken back, for which all states are copied. A trainer that can reach its gradients
+    /// does better.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    fn forget(&mut self) -> Result<(), RuntimeError> {
+        let mut kept = vec![Vec::new(); self.states().len()];
+        for (state, bytes) in kept.iter_mut().enumerate() {
+            self.read_state(state, bytes)?;
+        }
+        self.update(&Update { step: 1, rate: 0.0, decay: 0.0, batches: 1 })?;
+        for (state, bytes) in kept.iter().enumerate() {
+            self.write_state(state, bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// Tokens that are trained on in one call. All arrays have [`Trainer::tokens`] entries, `span` two for each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// The ids.
+    pub ids: Vec<i32>,
+    /// The sequence of each token: 0.
+    pub seq: Vec<i32>,
+    /// The position of each: its index.
+    pub pos: Vec<i32>,
+    /// [`ir::mask::Span::first`] and [`ir::mask::Span::reach`] of each: where its document begins in this batch, and 0, since nothing after a token is
+    /// to be seen.
+    pub span: Vec<i32>,
+    /// The tokens whose logits are wanted: all of them.
+    pub rows: Vec<i32>,
+    /// The id that follows each in its document; -1, which the loss ignores, where none does.
+    pub targets: Vec<i32>,
+}
+
+/// What an update does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// The step, counted from 1.
+    pub step: u64,
+    /// The learning rate.
+    pub rate: f64,
+    /// The weight decay, as AdamW has it, not multiplied with the rate.
+    pub decay: f64,
+    /// How many batches were accumulated.
+    pub batches: u32,
+}
+
+/// Something that a step leaves for the next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateInfo {
+    /// Its name.
+    pub key: String,
+    /// The type of its elements.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: Vec<u64>,
+}
+
+/// Opens the training plan of an artifact.
+///
+/// # Errors
+///
+/// If the artifact cannot be read, or [`RuntimeError::NotTrainable`] if it has no training plan.
+pub fn open(dir: &Path) -> Result<Box<dyn Trainer>, RuntimeError> {
+    let path = dir.join(manifest::MANIFEST);
+    let text = std::fs::read_to_string(&path).map_err(RuntimeError::io("read", &path))?;
+    Manifest::from_ron(&text).map_err(|source| RuntimeError::Read { path, source })?;
+    Err(RuntimeError::NotTrainable { dir: dir.to_owned() })
+}
