@@ -79,7 +79,7 @@ fn steps_of(drafts: &[Draft]) -> Vec<Step> {
             Draft::Write(to, from) => steps.extend(steps_of_one(*to, from)),
             Draft::Repeat(inner) => {
                 let inner = inner.iter().flat_map(|(to, from)| steps_of_one(*to, from)).collect();
-                steps.push(Step::Repeat { count: 3, steps: inner });
+                steps.push(Step::Repeat { count: 3, reverse: false, steps: inner });
             }
         }
     }

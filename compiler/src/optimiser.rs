@@ -18,6 +18,7 @@ use ir::graph::Program;
 use ir::op::control::Scan;
 use ir::op::elementwise::{Add, Cast, Div, Minimum, Mul, Sqrt, Sub};
 use ir::op::movement::Slice;
+use ir::plan::training::settings;
 use ir::verify::VerifyErrors;
 use ir::vjp::{scalar, sum_to};
 use ir::{BuildError, Builder, DType, Dim, Shape, TensorType, ValueId, Verified, verify};
@@ -63,12 +64,14 @@ pub enum OptimiserError {
 }
 
 impl AdamW {
-    /// The settings of one step, counted from 1: the rate, the weight decay, `1 - beta1^step`, `sqrt(1 - beta2^step)`, and what gradients are multiplied
-    /// with, `1 / batches` if so many were added up; each rounded once.
+    /// The input `settings` of an update: see [`ir::plan::training::settings`].
     pub fn settings(&self, step: u64, rate: f64, decay: f64, batches: u32) -> [f32; 5] {
-        let left = |beta: f64| 1.0 - beta.powf(step as f64);
-        let share = 1.0 / f64::from(batches.max(1));
-        [rate as f32, decay as f32, left(self.beta1) as f32, left(self.beta2).sqrt() as f32, share as f32]
+        settings(self.betas(), step, rate, decay, batches)
+    }
+
+    /// Both betas.
+    pub fn betas(&self) -> [f64; 2] {
+        [self.beta1, self.beta2]
     }
 
     /// The program that changes parameters by their gradients; `decays` says which of them decay.
@@ -110,7 +113,8 @@ impl AdamW {
             self.update(&mut b, gradient, input, settings, scale, decays(&gradient.key))?;
         }
 
-        // One body for all parameters of as many rounds; it carries the scale through, since a scan carries something.
+        // One body for all parameters of as many rounds. The norm passes through all of them, so that whoever asks for it asks for them.
+        let mut carried = norm;
         let mut graphs = Vec::new();
         let mut counts: Vec<u32> = gradients.iter().filter_map(|gradient| gradient.rounds).collect();
         counts.sort_unstable();
@@ -118,20 +122,21 @@ impl AdamW {
         for count in counts {
             let name = format!("update.{count}");
             let mut body = Builder::new(&name);
-            let carried = body.input("clip", f32_type(Shape::of(&[1])));
+            let norm = body.input("norm", f32_type(Shape::of(&[1])));
+            let clip = body.input("clip", f32_type(Shape::of(&[1])));
             let of_body = body.input("settings", f32_type(Shape::of(&[5])));
-            let mut operands = vec![scale, settings];
+            let mut operands = vec![carried, scale, settings];
             let rolled = gradients.iter().zip(&inputs).filter(|(gradient, _)| gradient.rounds == Some(count));
             for (gradient, &input) in rolled {
                 let part = body.input(&gradient_name(&gradient.key), gradient.ty.with_dtype(DType::F32));
-                self.update(&mut body, gradient, part, of_body, carried, decays(&gradient.key))?;
+                self.update(&mut body, gradient, part, of_body, clip, decays(&gradient.key))?;
                 operands.push(input);
             }
-            let stacked = operands.len() as u32 - 2;
-            graphs.push(body.finish(&[carried]));
-            b.op(Scan { body: name.as_str().into(), count, stacked, reverse: 0 }, &operands)?;
+            let stacked = operands.len() as u32 - 3;
+            graphs.push(body.finish(&[norm]));
+            carried = b.op(Scan { body: name.as_str().into(), count, stacked, reverse: 0 }, &operands)?;
         }
-        graphs.push(b.finish(&[norm]));
+        graphs.push(b.finish(&[carried]));
         Ok(verify(Program { name: "adamw".to_owned(), symbols: Vec::new(), graphs })?)
     }
 
@@ -148,7 +153,7 @@ impl AdamW {
         let ParamGradient { key, ty, .. } = gradient;
         let wide = ty.with_dtype(DType::F32);
         let param = b.state(key, key, ty.clone());
-        let (master, master_key) = (ty.dtype != DType::F32, format!("{key}.master"));
+        let (master, master_key) = (ty.dtype != DType::F32, master_name(key));
         let weights = if master { b.state(&master_key, &master_key, wide.clone()) } else { param };
         let state = |b: &mut Builder, suffix: &str| {
             let key = format!("{key}.{suffix}");
@@ -195,6 +200,8 @@ impl AdamW {
     }
 }
 
+/// What the key of a sum of gradients ends in.
+pub const GRADIENT: &str = ".gradient";
 /// What the key of the mean of gradients ends in.
 pub const FIRST_MOMENT: &str = "first_moment";
 /// What the key of the mean of their squares ends in.
@@ -214,9 +221,14 @@ fn global_norm(b: &mut Builder, gradients: &[ValueId]) -> Result<ValueId, Optimi
     Ok(b.op(Sqrt {}, &[total.ok_or(OptimiserError::Empty)?])?)
 }
 
+/// What the f32 form of a parameter in half precision is called.
+pub(crate) fn master_name(key: &str) -> String {
+    format!("{key}.master")
+}
+
 /// What the gradient of a parameter is called, all rounds together.
 pub(crate) fn gradient_name(key: &str) -> String {
-    format!("{}.gradient", key.replace("{}", "*"))
+    format!("{}{GRADIENT}", key.replace("{}", "*"))
 }
 
 fn f32_type(shape: Shape) -> TensorType {

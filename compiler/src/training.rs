@@ -18,4 +18,4 @@ mod step;
 mod ternary;
 
 pub use batch::Batch;
-pub use step::{ACCUMULATE, Step, StepError, StepOptions};
+pub use step::{ACCUMULATE, Facts, START, Step, StepError, StepOptions};

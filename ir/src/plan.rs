@@ -13,6 +13,7 @@ pub mod grid;
 pub mod manifest;
 pub mod placement;
 pub mod predict;
+pub mod training;
 pub mod transit;
 pub mod tuning;
 
@@ -28,6 +29,7 @@ pub use grid::Grid;
 pub use manifest::{Manifest, Part};
 pub use placement::{Home, Placement, Segment, Slot, Source, Transit};
 pub use predict::{CallSizes, CallTime};
+pub use training::Training;
 pub use tuning::{KernelRate, Tuning, TuningError, TuningErrors};
 
 /// The version of the artifact format that this build writes and reads.
@@ -89,9 +91,9 @@ pub struct Plan {
     pub kernels: Vec<Kernel>,
     /// In ascending order of tokens. A call takes the first that holds its tokens.
     pub phases: Vec<Phase>,
-    /// What a plan for training does after the calls of a step: it changes the parameters, which are states, by what these calls added up.
+    /// What a plan for training does beside the calls of its one phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub update: Option<Phase>,
+    pub training: Option<Training>,
 }
 
 /// How fast a machine is taken to be, measured or guessed.
@@ -247,7 +249,7 @@ pub enum Role {
     Output,
     /// Holds the slots that streamed weights are copied to.
     Slots,
-    /// Used within one call of one phase, in the slab. The number is the phase; [`Plan::update`] comes after all others.
+    /// Used within one call of one phase, in the slab. The number is the phase among [`Plan::all_phases`].
     Scratch(usize),
 }
 
@@ -533,9 +535,10 @@ impl Plan {
         self.placement.copied_bytes().map(|bytes| self.machine.copy_time(bytes)).fold(0, u64::saturating_add)
     }
 
-    /// All phases, with [`Plan::update`] as the last.
+    /// All phases: those of calls, and behind them start and update of a plan for training.
     pub fn all_phases(&self) -> impl Iterator<Item = &Phase> {
-        self.phases.iter().chain(&self.update)
+        let training = self.training.iter().flat_map(|training| [&training.start, &training.update]);
+        self.phases.iter().chain(training)
     }
 
     /// The phase that calls of so many tokens take.

@@ -121,16 +121,7 @@ static SAMPLE: Signature = Signature {
 /// `q`, `dy`: f32 `[n, heads, hd]`; `k`, `v`: f32 `[seqs, kv_heads, ctx, hd]`; `seq`, `pos`, `span` as for attention; `out`: of the shape of `q`. What is
 /// computed is said by [`ir::op::attention::AttentionGradient`].
 static QUERY_GRADIENT: Signature = Signature {
-    args: &[
-        read("q"),
-        read("k"),
-        read("v"),
-        read("seq"),
-        read("pos"),
-        read("span"),
-        read("dy"),
-        write("out"),
-    ],
+    args: &[read("q"), read("k"), read("v"), read("seq"), read("pos"), read("span"), read("dy"), write("out")],
     dims: &["n", "heads", "kv_heads", "hd", "ctx", "window", "sinks", "scale_bits", "seqs"],
     grid: Grid::Product("n", "heads"),
 };

@@ -7,12 +7,17 @@
 //! position, so those of a document do not begin at zero. That is fine, since rotary attention depends on distances only, and each token sees
 //! none but the earlier tokens of its own document ([`ir::mask`]).
 
+mod plan;
+
 use std::path::Path;
 
 use ir::DType;
-use ir::plan::manifest::{self, Manifest};
 
+use crate::artifact::Artifact;
 use crate::error::RuntimeError;
+use crate::session::Options;
+
+pub use plan::PlanTrainer;
 
 /// What computes training steps.
 pub trait Trainer {
@@ -118,9 +123,7 @@ pub struct StateInfo {
 /// # Errors
 ///
 /// If the artifact cannot be read, or [`RuntimeError::NotTrainable`] if it has no training plan.
-pub fn open(dir: &Path) -> Result<Box<dyn Trainer>, RuntimeError> {
-    let path = dir.join(manifest::MANIFEST);
-    let text = std::fs::read_to_string(&path).map_err(RuntimeError::io("read", &path))?;
-    Manifest::from_ron(&text).map_err(|source| RuntimeError::Read { path, source })?;
-    Err(RuntimeError::NotTrainable { dir: dir.to_owned() })
+pub fn open(dir: &Path, options: &Options) -> Result<Box<dyn Trainer>, RuntimeError> {
+    let artifact = Artifact::open(dir, options.device, &mut |_, _| ())?;
+    Ok(Box::new(PlanTrainer::new(artifact, options)?))
 }

@@ -17,10 +17,10 @@ use ir::entity::Id;
 use ir::graph::Def;
 use ir::packing::{RowFormat, TernaryLayout};
 use ir::plan::{
-    Access, Arg, Budget, Buffer, BufferId, Call, Code, Expr, Grid, Kernel, KernelId, Phase, Placement, Plan, Role,
-    Step, SymbolBound, VERSION, manifest,
+    Access, Arg, Budget, Buffer, BufferId, Call, Code, Expr, Grid, Io, Kernel, KernelId, Phase, Placement, Plan, Role,
+    Step, SymbolBound, Training, VERSION, manifest,
 };
-use ir::{Dim, Graph, Op, Program, TensorType, ValueId, Verified};
+use ir::{Dim, Graph, Op, Program, TensorType, ValueId};
 use kernels::{CudaKernelDesc, Family, Signature, Specialised};
 
 use crate::egraph::cost;
@@ -33,7 +33,7 @@ use crate::nest::Extent;
 use crate::schedule::memory::{self, Request};
 use crate::schedule::{Group, Kind, Residency, Schedule, ScheduleError};
 use crate::target::{Hardware, Machine};
-use crate::training::{ACCUMULATE, Batch};
+use crate::training::{ACCUMULATE, Facts, START};
 use crate::weights::WeightPlan;
 
 /// What the plan says of itself.
@@ -51,8 +51,8 @@ pub struct PlanOptions {
     pub residency: Residency,
     /// What running the plan may take.
     pub budget: Budget,
-    /// The batch of a program that is a step of training.
-    pub training: Option<Batch>,
+    /// What is known of a program that is a step of training.
+    pub training: Option<Facts>,
 }
 
 /// Why there is no plan.
@@ -137,7 +137,7 @@ pub struct Emitted {
 /// # Errors
 ///
 /// If a value has no place, or an op no kernel.
-pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitted, PlanEmitError> {
+pub fn emit(program: &Program, options: &PlanOptions) -> Result<Emitted, PlanEmitError> {
     let entries = Entries::of(program, options);
     let max_tokens = max_tokens(program, options);
     let few: &[(&'static str, u64)] = match options.hardware {
@@ -151,10 +151,10 @@ pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitte
     let grouped = || program.graphs.iter().map(group).collect::<Result<Vec<_>, _>>();
     let mut schedules = Schedules { any: grouped()?, phases: Vec::new() };
     let mut low = 1;
-    let phases: Vec<(&str, RangeInclusive<u64>, usize)> = match entries.accumulate {
-        Some(accumulate) => {
-            let tokens = max_tokens..=max_tokens;
-            vec![(ACCUMULATE, tokens.clone(), accumulate), ("update", tokens, entries.last)]
+    let phases: Vec<(&str, RangeInclusive<u64>, usize)> = match entries.training {
+        Some((start, accumulate)) => {
+            let phases = [(ACCUMULATE, accumulate), (START, start), ("update", entries.last)];
+            phases.map(|(name, entry)| (name, max_tokens..=max_tokens, entry)).into()
         }
         None => {
             let ranges = few.iter().copied().chain([("prefill", max_tokens)]).filter_map(|(name, high)| {
@@ -187,27 +187,30 @@ pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitte
 /// The graphs of a program that calls begin with.
 #[derive(Clone, Copy, Debug)]
 struct Entries {
-    /// The one that adds gradients up, of a step of training.
-    accumulate: Option<usize>,
+    /// Of a step of training: the one that gives parameters their first values, and the one that adds gradients up.
+    training: Option<(usize, usize)>,
     /// The last of all graphs.
     last: usize,
 }
 
 impl Entries {
     fn of(program: &Program, options: &PlanOptions) -> Self {
-        let is_accumulate = |graph: &Graph| options.training.is_some() && graph.name == ACCUMULATE;
-        Self { accumulate: program.graphs.iter().position(is_accumulate), last: program.graphs.len() - 1 }
+        let find = |name: &str| {
+            let is_it = |graph: &Graph| options.training.is_some() && graph.name == name;
+            program.graphs.iter().position(is_it)
+        };
+        Self { training: find(START).zip(find(ACCUMULATE)), last: program.graphs.len() - 1 }
     }
 
     fn all(self) -> impl Iterator<Item = usize> {
-        self.accumulate.into_iter().chain([self.last])
+        self.training.into_iter().flat_map(|(start, accumulate)| [start, accumulate]).chain([self.last])
     }
 }
 
 /// The most tokens of a call.
 fn max_tokens(program: &Program, options: &PlanOptions) -> u64 {
     let bound = program.symbols.iter().find(|decl| decl.symbol.name() == "n").map(|decl| decl.max);
-    bound.or(options.training.map(Batch::tokens)).unwrap_or(0)
+    bound.or(options.training.map(|facts| facts.batch.tokens())).unwrap_or(0)
 }
 
 /// The groups of all graphs.
@@ -264,6 +267,8 @@ struct Emitter<'a> {
     weights: WeightPlan,
     /// The fixed places of weights, states and inputs, by graph.
     fixed: Vec<Places>,
+    /// The states of a step of training that the next one needs.
+    kept: Vec<Io>,
     /// Where results are put, by graph.
     results: Vec<Vec<(ValueId, Place)>>,
     /// Those of ternary weights, by graph and packing: only ternary matmuls read them, each in its own packing.
@@ -274,12 +279,7 @@ struct Emitter<'a> {
 }
 
 impl<'a> Emitter<'a> {
-    fn new(
-        program: &'a Program,
-        options: &'a PlanOptions,
-        schedules: &'a Schedules<'a>,
-        entries: Entries,
-    ) -> Self {
+    fn new(program: &'a Program, options: &'a PlanOptions, schedules: &'a Schedules<'a>, entries: Entries) -> Self {
         let mut symbols: Vec<SymbolBound> = program
             .symbols
             .iter()
@@ -308,7 +308,7 @@ impl<'a> Emitter<'a> {
             buffers: Vec::new(),
             kernels: Vec::new(),
             phases: Vec::new(),
-            update: None,
+            training: None,
         };
         Self {
             program,
@@ -323,6 +323,7 @@ impl<'a> Emitter<'a> {
             specialised: Vec::new(),
             weights: WeightPlan::default(),
             fixed: program.graphs.iter().map(|_| Places::new()).collect(),
+            kept: Vec::new(),
             results: program.graphs.iter().map(|_| Vec::new()).collect(),
             packed: HashMap::new(),
             shared_bytes: 0,
@@ -424,7 +425,12 @@ impl<'a> Emitter<'a> {
     }
 
     fn finish(mut self, mut phases: Vec<Phase>) -> Result<Emitted, PlanEmitError> {
-        self.plan.update = self.entries.accumulate.and_then(|_| phases.pop());
+        if let Some(Facts { betas, .. }) = self.options.training {
+            let update = phases.pop();
+            let states = std::mem::take(&mut self.kept);
+            self.plan.training =
+                phases.pop().zip(update).map(|(start, update)| Training { betas, states, start, update });
+        }
         self.plan.phases = phases;
         self.plan.slab_bytes = self.shared_bytes.saturating_add(self.arena_bytes);
         let mut nests: Vec<(KernelId, Lowered)> = self.nests.into_values().collect();

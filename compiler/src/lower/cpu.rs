@@ -180,9 +180,7 @@ pub fn dim(graph: &Graph, value: ValueId, name: &str, x_stride: i64) -> Option<E
         (Op::AttentionGradient(_), "ctx") => Some(size(1, 2)),
         (Op::AttentionGradient(gradient), "window") => constant(u64::from(gradient.window)),
         (Op::AttentionGradient(gradient), "sinks") => constant(u64::from(gradient.sinks)),
-        (Op::AttentionGradient(gradient), "scale_bits") => {
-            constant(u64::from((gradient.scale.get() as f32).to_bits()))
-        }
+        (Op::AttentionGradient(gradient), "scale_bits") => constant(u64::from((gradient.scale.get() as f32).to_bits())),
         (Op::AttentionGradient(gradient), "of_values") => constant(u64::from(gradient.of == Operand::V)),
         (Op::ScatterAdd(_), "n") => Some(size(0, 0)),
         (Op::ScatterAdd(_), "width") => Some(size(0, 1)),

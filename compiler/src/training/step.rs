@@ -1,19 +1,25 @@
-//! A training step as a program: gradients that add up, and the change of the parameters.
+//! A training step as programs over the same states: gradients that add up, and the change of the parameters.
+
+use std::collections::BTreeSet;
 
 use ir::graph::{Def, Graph, Program};
-use ir::op::elementwise::{Add, Select};
+use ir::op::control::Repeat;
+use ir::op::elementwise::{Add, Cast, Select};
 use ir::verify::VerifyErrors;
-use ir::{BuildError, DType, Shape, TensorType, ValueId, Verified, verify};
+use ir::{BuildError, Builder, DType, Shape, TensorType, ValueId, Verified, verify};
 
 use super::batch::{self, Batch};
 use super::remake::Remake;
 use super::ternary;
 use crate::autodiff::{self, AutodiffError, Keep, ParamGradient, differentiate, with_cross_entropy};
-use crate::optimiser::{AdamW, OptimiserError, gradient_name};
+use crate::optimiser::{AdamW, OptimiserError, gradient_name, master_name};
 
 /// The graph that adds the gradients of a batch. Its inputs are `ids`, `span`, `targets` and `first`, which is 1 in the first batch of a step; its
-/// output is the mean loss, f32 `[1]`. The entry of the program is the update, with the input `settings` and the norm as its output.
+/// output is the mean loss, f32 `[1]`. The graph of the update has the input `settings`, and the norm as its output.
 pub const ACCUMULATE: &str = "gradients";
+
+/// The graph that gives the parameters their first values.
+pub const START: &str = "start";
 
 /// What to train, and how.
 pub struct StepOptions<'a> {
@@ -32,12 +38,21 @@ pub struct StepOptions<'a> {
 /// A step of training.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// The graph [`ACCUMULATE`] with its bodies, and the update, which is the entry, with its own.
-    pub program: Verified<Program>,
+    /// What gives the parameters their first values, what adds the gradients of a batch, and what changes the parameters.
+    pub programs: [Verified<Program>; 3],
     /// The trained parameters.
     pub parameters: Vec<ParamGradient>,
+    /// What is to be known of it beside the program.
+    pub facts: Facts,
+}
+
+/// What the plan of a step says of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Facts {
     /// The sequences of a batch.
     pub batch: Batch,
+    /// Both betas of AdamW.
+    pub betas: [f64; 2],
 }
 
 /// Why a program cannot be trained.
@@ -78,20 +93,58 @@ impl Step {
         let parameters = differentiated.gradients;
         let update = options.optimiser.program(&parameters, options.decays)?;
 
-        let mut graphs = Vec::new();
+        let mut gradients = Vec::new();
         for graph in &differentiated.program.graphs {
             let is_entry = graph.name == differentiated.program.entry().name;
-            let changing = with_states(graph, options.wanted)?;
-            graphs.push(if is_entry { accumulating(&changing, &parameters)? } else { changing });
+            let changing = ternary::spell_out(&with_states(graph, options.wanted)?)?;
+            gradients.push(if is_entry { accumulating(&changing, &parameters)? } else { changing });
         }
-        for graph in &update.graphs {
-            graphs.push(if graph.name == update.entry().name { with_sums(graph)? } else { graph.clone() });
+        let mut changes = update.graphs.clone();
+        if let Some(entry) = changes.last_mut() {
+            *entry = with_sums(entry)?;
         }
-        let graphs = graphs.iter().map(ternary::spell_out).collect::<Result<Vec<_>, _>>()?;
         let name = format!("{}.training", program.name);
-        let program = verify(Program { name, symbols: Vec::new(), graphs })?;
-        Ok(Self { program, parameters, batch: options.batch })
+        let program = |graphs| verify(Program { name: name.clone(), symbols: Vec::new(), graphs });
+        let programs = [program(start(&parameters)?)?, program(gradients)?, program(changes)?];
+        let facts = Facts { batch: options.batch, betas: options.optimiser.betas() };
+        Ok(Self { programs, parameters, facts })
     }
+}
+
+/// The graph [`START`], behind its bodies.
+fn start(parameters: &[ParamGradient]) -> Result<Vec<Graph>, BuildError> {
+    let set = |b: &mut Builder, parameter: &ParamGradient| -> Result<(), BuildError> {
+        let ParamGradient { key, ty, .. } = parameter;
+        let given = b.param(key, key, ty.clone());
+        let state = b.state(key, key, ty.clone());
+        b.update(state, given);
+        if ty.dtype != DType::F32 {
+            let key = master_name(key);
+            let (wide, master) =
+                (b.op(Cast { to: DType::F32 }, &[given])?, b.state(&key, &key, ty.with_dtype(DType::F32)));
+            b.update(master, wide);
+        }
+        Ok(())
+    };
+    let (mut graphs, mut entry) = (Vec::new(), Builder::new(START));
+    let nothing = |b: &mut Builder| b.constant(None, TensorType::new(DType::F32, Shape::of(&[1])), [0.0]);
+    let mut carried = nothing(&mut entry);
+    let counts: BTreeSet<u32> = parameters.iter().filter_map(|parameter| parameter.rounds).collect();
+    for count in counts {
+        let name = format!("{START}.{count}");
+        let mut body = Builder::new(&name);
+        let carried_in = body.input("carried", TensorType::new(DType::F32, Shape::of(&[1])));
+        for parameter in parameters.iter().filter(|parameter| parameter.rounds == Some(count)) {
+            set(&mut body, parameter)?;
+        }
+        graphs.push(body.finish(&[carried_in]));
+        carried = entry.op(Repeat { body: name.as_str().into(), count }, &[carried])?;
+    }
+    for parameter in parameters.iter().filter(|parameter| parameter.rounds.is_none()) {
+        set(&mut entry, parameter)?;
+    }
+    graphs.push(entry.finish(&[carried]));
+    Ok(graphs)
 }
 
 /// The graph with states in the place of trained parameters.

@@ -11,8 +11,8 @@ use ir::op::norm::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm, RmsNormQuantize
 use ir::op::reduce::{Argmax, Max, Mean, Softmax, Sum, SumTo};
 use ir::op::sample::Sample;
 use ir::op::ternary::{
-    Dequantize, Quantize, QuantizeGroups, RowThreshold, Ternarise, TernaryMatmul, TernaryMatmulBase3, TernaryRule, TernaryScale,
-    Unpack,
+    Dequantize, Quantize, QuantizeGroups, RowThreshold, Ternarise, TernaryMatmul, TernaryMatmulBase3, TernaryRule,
+    TernaryScale, Unpack,
 };
 use ir::op::{Op, Real};
 use ir::{DType, Dim, Shape, TensorType, ValueId};

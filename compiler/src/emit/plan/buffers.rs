@@ -10,6 +10,7 @@ use ir::{Graph, Op, ValueId};
 use super::{Emitter, Place, PlanEmitError, nest_key};
 use crate::egraph::cost;
 use crate::lower::cpu;
+use crate::optimiser::GRADIENT;
 use crate::schedule::{Kind, Schedule};
 use crate::weights::StoredTensor;
 
@@ -110,18 +111,23 @@ impl Emitter<'_> {
                 let bytes = self.bytes(graph, value, max_tokens)?;
                 let buffer = match known.get(&**key) {
                     Some(&buffer) => buffer,
-                    None => self.shared_buffer(key.to_string(), Role::State, bytes, rounds),
+                    None => {
+                        let buffer = self.shared_buffer(key.to_string(), Role::State, bytes, rounds);
+                        if !key.ends_with(GRADIENT) {
+                            self.kept.push(io(graph, value, key.to_string(), buffer));
+                        }
+                        buffer
+                    }
                 };
                 known.insert(key, buffer);
                 let stride = self.plan.buffer(buffer).stride;
                 self.fixed[graph_index].insert(value, Place { buffer, offset: round_offset(rounds, stride) });
             }
         }
-        self.interface(self.entries.last, max_tokens)?;
-        match self.entries.accumulate {
-            Some(accumulate) => self.interface(accumulate, max_tokens),
-            None => Ok(()),
+        if let Some((_, accumulate)) = self.entries.training {
+            self.interface(accumulate, max_tokens)?;
         }
+        self.interface(self.entries.last, max_tokens)
     }
 
     /// Inputs and outputs of an entry.
@@ -130,8 +136,8 @@ impl Emitter<'_> {
         const TRAINING: [&str; 4] = ["ids", "span", "targets", "first"];
         let entry = &self.program.graphs[entry_index];
         let names: Vec<String> = entry.inputs.iter().map(|&input| entry.label(input)).collect();
-        let is_accumulate = self.entries.accumulate == Some(entry_index);
-        let outputs: &[&str] = match (self.entries.accumulate, entry.outputs.len()) {
+        let is_accumulate = entry_index != self.entries.last;
+        let outputs: &[&str] = match (self.entries.training, entry.outputs.len()) {
             (Some(_), 1) if is_accumulate && names == TRAINING => &["loss"],
             (Some(_), 1) if !is_accumulate && names == ["settings"] => &["norm"],
             (None, 1) if names == CHOOSING[..5] => &["logits"],

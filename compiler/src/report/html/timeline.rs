@@ -452,6 +452,7 @@ mod tests {
             buffers: vec![weight],
             kernels: vec![Kernel { name: "k".to_owned(), code: Code::Table }],
             phases: vec![Phase { name: "decode".to_owned(), max_tokens: 1, steps: vec![repeat] }],
+            training: None,
         }
     }
 
