@@ -140,9 +140,9 @@ static SCATTER_ADD: Signature = Signature {
     grid: Grid::CeilDiv("rows", 64),
 };
 
-/// `w`: `[rows, k]`; `out`: f32 `[rows]`, the mean of the magnitudes of each row, and at least the f32 of `least_bits`.
+/// `w`: `[n, k]`; `out`: f32 `[n]`, the mean of the magnitudes of each row, and at least the f32 of `least_bits`.
 static MEAN_ABS: Signature =
-    Signature { args: &[read("w"), write("out")], dims: &["rows", "k", "least_bits"], grid: Grid::One("rows") };
+    Signature { args: &[read("w"), write("out")], dims: &["n", "k", "least_bits"], grid: Grid::One("n") };
 
 /// The signature that the rows of a family share; 4-bit weights have groups, and so a dim of their own.
 pub(crate) const fn signature(family: Family, inputs: &[DType]) -> &'static Signature {

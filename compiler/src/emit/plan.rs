@@ -636,8 +636,15 @@ impl<'a> PhaseCtx<'_, 'a> {
                         operands[1..].iter().all(|&operand| schedule.views.is_weight_time(operand))
                     }
                     Family::Attention => self.has_old_caches(schedule, value, places),
-                    Family::KvAppend | Family::RopeAppend | Family::RopeAttention | Family::Sample => true,
-                    Family::QueryGradient | Family::CacheGradient | Family::ScatterAdd | Family::MeanAbs => false,
+                    // They wait before anything else.
+                    Family::KvAppend
+                    | Family::RopeAppend
+                    | Family::RopeAttention
+                    | Family::Sample
+                    | Family::QueryGradient
+                    | Family::CacheGradient
+                    | Family::ScatterAdd
+                    | Family::MeanAbs => true,
                 };
                 (self.emitter.cuda_kernel(&launch, is_early), launch.grid, launch.dims)
             }

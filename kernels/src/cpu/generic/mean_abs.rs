@@ -5,7 +5,7 @@ use half::bf16;
 
 use crate::cpu::generic::args::Args;
 
-/// Signature `w, out` and `rows, k, least_bits`, with weights of `T`.
+/// Signature `w, out` and `n, k, least_bits`, with weights of `T`.
 ///
 /// # Safety
 ///
