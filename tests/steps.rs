@@ -1,10 +1,11 @@
 //! Training steps as they are compiled and run: against other people's losses and weights, and against what is expected of a step at all.
 
+use compiler::Target;
 use compiler::autodiff::Keep;
 use compiler::optimiser::AdamW;
 use compiler::training::{Batch as Sequences, Step, StepOptions};
 use runtime::training::{Batch, PlanTrainer, Trainer, Update};
-use tritter_tests::fixture::{self, Tensors};
+use tritter_tests::fixture::{self, Tensors, random_ids};
 use tritter_tests::session::{self, Build, Model, targets};
 
 /// The values of a state of f32.
@@ -75,4 +76,104 @@ fn five_steps_lead_where_the_reference_goes() {
             }
         }
     }
+}
+
+/// A step of a shipped spec with real weights, for one sequence.
+fn trainer_of(name: &str, context: usize, target: &Target, keep: Keep) -> PlanTrainer {
+    let mut model = Model::shipped(name).unwrap();
+    model.spec = model.spec.trainable();
+    let build = Build::new(context).on(target);
+    let built = model.build(&build).unwrap();
+    let options = StepOptions {
+        batch: Sequences { sequences: 1, context: context as u64 },
+        wanted: &|_| true,
+        decays: &|key| key.ends_with(".weight"),
+        keep,
+        optimiser: AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, clip: Some(1.0) },
+    };
+    let step = Step::new(&built.program, &options).unwrap();
+    let artifact = model.step_artifact(step, &built.params, &build).unwrap();
+    session::trainer(artifact.path(), 2).unwrap()
+}
+
+/// One step on two batches, and what it says.
+fn step(trainer: &mut PlanTrainer, step: u64) -> [f32; 3] {
+    let n = trainer.tokens();
+    let batches = [0, 1].map(|part| batch(&[random_ids(trainer.plan().vocab, n, 2 * step + part)]));
+    let losses = batches.map(|batch| trainer.accumulate(&batch).unwrap());
+    let norm = trainer.update(&Update { step, rate: 1e-3, decay: 0.1, batches: 2 }).unwrap();
+    [losses[0], losses[1], norm]
+}
+
+fn states(trainer: &mut PlanTrainer) -> Vec<Vec<u8>> {
+    let count = trainer.states().len();
+    let read = |state| {
+        let mut bytes = Vec::new();
+        trainer.read_state(state, &mut bytes).unwrap();
+        bytes
+    };
+    (0..count).map(read).collect()
+}
+
+#[test]
+fn what_was_interrupted_goes_on_bit_for_bit() {
+    for target in targets() {
+        for keep in [Keep::Values, Keep::Inputs] {
+            let mut whole = trainer_of("tiny", 40, &target, keep);
+            let said: Vec<[f32; 3]> = (1..=20).map(|at| step(&mut whole, at)).collect();
+            assert!(said.iter().flatten().all(|number| number.is_finite()), "{said:?}");
+            let expected = states(&mut whole);
+            for stop in [1, 7, 10, 19] {
+                let mut first = trainer_of("tiny", 40, &target, keep);
+                (1..=stop)
+                    .for_each(|at| assert_eq!(step(&mut first, at), said[at as usize - 1], "{target}, step {at}"));
+                // What is added up when it stops is not kept.
+                let n = first.tokens();
+                first.accumulate(&batch(&[random_ids(first.plan().vocab, n, 99)])).unwrap();
+                let saved = states(&mut first);
+                let mut second = trainer_of("tiny", 40, &target, keep);
+                for (state, bytes) in saved.iter().enumerate() {
+                    second.write_state(state, bytes).unwrap();
+                }
+                (stop + 1..=20)
+                    .for_each(|at| assert_eq!(step(&mut second, at), said[at as usize - 1], "{target}, step {at}"));
+                assert!(states(&mut second) == expected, "{target}, {keep:?}, stopped after {stop}");
+            }
+        }
+    }
+}
+
+#[test]
+fn recomputed_layers_give_the_same_bits() {
+    for target in targets() {
+        let [mut kept, mut recomputed] = [Keep::Values, Keep::Inputs].map(|keep| trainer_of("tiny", 40, &target, keep));
+        for at in 1..=3 {
+            assert_eq!(step(&mut kept, at), step(&mut recomputed, at), "{target}, step {at}");
+        }
+        assert!(states(&mut kept) == states(&mut recomputed), "{target}");
+    }
+}
+
+#[test]
+fn batches_that_mean_nothing_are_refused() {
+    let mut trainer = trainer_of("tiny", 40, &targets()[0], Keep::Values);
+    let sound = batch(&[random_ids(267, 40, 1)]);
+    let mut refused = |change: &dyn Fn(&mut Batch)| {
+        let mut batch = sound.clone();
+        change(&mut batch);
+        trainer.accumulate(&batch).unwrap_err().to_string()
+    };
+    assert_eq!(refused(&|batch| batch.ids.truncate(3)), "3 ids are given, 40 are wanted");
+    assert_eq!(refused(&|batch| batch.span.truncate(3)), "3 span are given, 80 are wanted");
+    for change in
+        [(|batch| batch.ids[3] = 267) as fn(&mut Batch), |batch| batch.ids[3] = -1, |batch| batch.targets[0] = 300]
+    {
+        assert!(refused(&change).contains("outside the model's vocabulary"));
+    }
+    for change in
+        [(|batch| batch.span[4] = 3) as fn(&mut Batch), |batch| batch.span[5] = 41, |batch| batch.span[4] = -1]
+    {
+        assert!(refused(&change).contains("span of token"));
+    }
+    assert!(trainer.accumulate(&sound).unwrap().is_finite());
 }

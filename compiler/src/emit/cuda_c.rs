@@ -357,13 +357,15 @@ impl<'a> Body<'a> {
         let (first, rest): (Vec<ExprId>, Vec<ExprId>) =
             kept.into_iter().partition(|&id| self.nest.reads_only(id, |buffer| buffer.is_weight));
         let weights = first.len();
+        // Several may follow from the same value of the row.
+        let mut defined = BTreeSet::new();
         for (position, id) in first.into_iter().chain(rest).enumerate() {
             if position == weights {
                 w.line("wait();");
             }
             let ty = c_type(self.nest.type_of(id));
             let (row, columnar) = self.schedule(&[id]);
-            for &id in &row {
+            for &id in row.iter().filter(|id| defined.insert(**id)) {
                 self.define(w, id);
             }
             self.column_function(w, &format!("compute_{id}"), &columnar, ty, &id.to_string());
