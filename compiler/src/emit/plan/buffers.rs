@@ -12,6 +12,7 @@ use crate::egraph::cost;
 use crate::lower::cpu;
 use crate::optimiser::GRADIENT;
 use crate::schedule::{Kind, Schedule};
+use crate::training::ACCUMULATE;
 use crate::weights::StoredTensor;
 
 impl Emitter<'_> {
@@ -124,36 +125,51 @@ impl Emitter<'_> {
                 self.fixed[graph_index].insert(value, Place { buffer, offset: round_offset(rounds, stride) });
             }
         }
-        if let Some((_, accumulate)) = self.entries.training {
-            self.interface(accumulate, max_tokens)?;
-        }
-        self.interface(self.entries.last, max_tokens)
+        let called: Vec<usize> = match self.entries.training {
+            Some((_, accumulate)) => vec![accumulate, self.entries.last],
+            None => vec![self.entries.last],
+        };
+        // Inputs lie side by side, because a GPU gets those that were written in one copy.
+        let names = called.iter().map(|&entry| self.signature(entry)).collect::<Result<Vec<_>, _>>()?;
+        called.iter().try_for_each(|&entry| self.inputs(entry, max_tokens))?;
+        called.iter().zip(names).try_for_each(|(&entry, names)| self.outputs(entry, names, max_tokens))?;
+        self.plan.vocab = vocabulary(&program.graphs[called[0]]);
+        Ok(())
     }
 
-    /// Inputs and outputs of an entry.
-    fn interface(&mut self, entry_index: usize, max_tokens: u64) -> Result<(), PlanEmitError> {
+    /// The names of an entry's results, if it is called as the runtime does.
+    fn signature(&self, entry_index: usize) -> Result<&'static [&'static str], PlanEmitError> {
         const CHOOSING: [&str; 7] = ["ids", "seq", "pos", "span", "rows", "settings", "draws"];
         const TRAINING: [&str; 4] = ["ids", "span", "targets", "first"];
         let entry = &self.program.graphs[entry_index];
         let names: Vec<String> = entry.inputs.iter().map(|&input| entry.label(input)).collect();
-        let is_accumulate = entry_index != self.entries.last;
-        let outputs: &[&str] = match (self.entries.training, entry.outputs.len()) {
-            (Some(_), 1) if is_accumulate && names == TRAINING => &["loss"],
-            (Some(_), 1) if !is_accumulate && names == ["settings"] => &["norm"],
-            (None, 1) if names == CHOOSING[..5] => &["logits"],
-            (None, 2) if names == CHOOSING => &["logits", "next"],
+        let is_last = entry_index == self.entries.last;
+        match (self.entries.training, entry.outputs.len()) {
+            (Some(_), 1) if !is_last && names == TRAINING => Ok(&["loss"]),
+            (Some(_), 1) if is_last && names == ["settings"] => Ok(&["norm"]),
+            (None, 1) if names == CHOOSING[..5] => Ok(&["logits"]),
+            (None, 2) if names == CHOOSING => Ok(&["logits", "next"]),
             (_, n) => {
                 let found = format!("it takes ({}) and returns {n} values", names.join(", "));
-                return Err(PlanEmitError::Signature(found));
+                Err(PlanEmitError::Signature(found))
             }
-        };
+        }
+    }
+
+    fn inputs(&mut self, entry_index: usize, max_tokens: u64) -> Result<(), PlanEmitError> {
+        let entry = &self.program.graphs[entry_index];
         for &input in &entry.inputs {
             let bytes = self.bytes(entry, input, max_tokens)?;
             let buffer = self.shared_buffer(entry.label(input), Role::Input, bytes, 1);
             self.plan.inputs.push(io(entry, input, entry.label(input), buffer));
             self.fixed[entry_index].insert(input, Place { buffer, offset: Expr::from(0) });
         }
-        for (&output, name) in entry.outputs.iter().zip(outputs) {
+        Ok(())
+    }
+
+    fn outputs(&mut self, entry_index: usize, names: &[&str], max_tokens: u64) -> Result<(), PlanEmitError> {
+        let entry = &self.program.graphs[entry_index];
+        for (&output, name) in entry.outputs.iter().zip(names) {
             if self.schedules.any[entry_index].views.is_weight_time(output) {
                 return Err(PlanEmitError::Signature(format!("{name} do not depend on the inputs")));
             }
@@ -162,21 +178,20 @@ impl Emitter<'_> {
             self.plan.outputs.push(io(entry, output, (*name).to_owned(), buffer));
             self.results[entry_index].push((output, Place { buffer, offset: Expr::from(0) }));
         }
-        if *outputs != ["norm"] {
-            self.plan.vocab = vocabulary(entry);
-        }
         Ok(())
     }
 }
 
-/// How many ids a graph knows: the rows of the table that it looks its `ids` up in, or the logits of a row.
+/// How many ids a graph knows: the logits of a row, or of a step of training the rows of the table that it looks its `ids` up in.
 fn vocabulary(entry: &Graph) -> u64 {
     let tables = entry.values.ids().filter_map(|id| match (entry.op(id), entry.operands(id)) {
         (Some(Op::Gather(_)), &[table, ids]) if entry.label(ids) == "ids" => entry.ty(table).shape.0[0].as_const(),
         _ => None,
     });
-    let logits = entry.ty(entry.outputs[0]).shape.last_const();
-    if entry.outputs.len() == 1 && logits == Some(1) { tables.min().unwrap_or(0) } else { logits.unwrap_or(0) }
+    match entry.name == ACCUMULATE {
+        true => tables.min().unwrap_or(0),
+        false => entry.ty(entry.outputs[0]).shape.last_const().unwrap_or(0),
+    }
 }
 
 /// Whether single rows of a value are read, and nothing else of it.
