@@ -43,15 +43,19 @@ impl Bands {
         1.0 - (1.0 - similarity.powi(self.rows as i32)).powi(self.n as i32)
     }
 
-    /// The probability at every twentieth, one a line, for people to choose by.
+    /// The probability at every twentieth.
+    pub fn points(self) -> impl Iterator<Item = (f64, f64)> {
+        let similarities = (6..=20).map(|step: u32| f64::from(step) / 20.0);
+        similarities.map(move |similarity| (similarity, self.probability(similarity)))
+    }
+
+    /// The same, one a line, for people to choose by.
     pub fn curve(self) -> String {
-        let line = |step: u32| {
-            let similarity = f64::from(step) / 20.0;
-            let probability = self.probability(similarity);
+        let line = |(similarity, probability): (f64, f64)| {
             let bar = "#".repeat((probability * 50.0).round() as usize);
             format!("{similarity:.2}  {probability:.4}  {bar}\n")
         };
-        (6..=20).map(line).collect()
+        self.points().map(line).collect()
     }
 }
 
@@ -115,7 +119,7 @@ pub fn band_keys(signature: &[u32], bands: Bands) -> impl Iterator<Item = u64> {
 }
 
 /// In a group of more documents than this each is compared with so many before it only: the chain connects them all, and no group costs its square.
-const MAX_GROUP: usize = 256;
+pub const MAX_GROUP: usize = 256;
 
 /// The candidate pairs of one group: documents that share a band's key, in ascending order.
 pub fn pairs(group: &[u32]) -> impl Iterator<Item = (u32, u32)> {

@@ -7,7 +7,6 @@ use std::sync::{Arc, OnceLock};
 use curation::Secrets;
 use curation::duplicates::{jaccard, shingles};
 use curation::judge::Criteria;
-use curation::licence::PERMISSIVE;
 use datafusion::arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Float64Array, ListArray, StringArray, StructArray, UInt64Array,
 };
@@ -58,9 +57,9 @@ pub fn all() -> Vec<Arc<ScalarUDF>> {
     ]
 }
 
-/// The columns of the licence of a folder that documents of a source name.
+/// The columns of what a folder of a source says of licences.
 fn project() -> Fields {
-    ["source", "folder", "licence"].map(|name| field(name, DataType::Utf8)).to_vec().into()
+    ["source", "folder", "said", "licence"].map(|name| field(name, DataType::Utf8)).to_vec().into()
 }
 
 /// The columns of two contents, by their hashes.
@@ -108,17 +107,18 @@ impl ScalarUDFImpl for Function {
     }
 }
 
-/// `projects(share)`: the licences of folders that its documents with paths of their own name.
+/// `projects(share)`: what the folders of its documents with paths of their own say of licences.
 fn projects(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
     #[derive(Serialize)]
     struct Row {
         source: String,
         folder: String,
+        said: String,
         licence: String,
     }
     let rows = each_share(&arguments[0], |share, _| {
         let rows = share.projects()?.into_iter();
-        Ok(rows.map(|(source, folder, licence)| Row { source, folder, licence }).collect())
+        Ok(rows.map(|[source, folder, said, licence]| Row { source, folder, said, licence }).collect())
     })?;
     lists(rows, project())
 }
@@ -146,27 +146,41 @@ fn documents_of(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
     lists(documents, document())
 }
 
-/// `judge(share, documents)`: the verdict on each.
-fn judge(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
-    // Rules and vocabulary are built once for a process, whatever it runs.
+/// The rules for credentials, which are built once for a process, whatever it runs.
+pub(crate) fn secrets() -> Result<&'static Secrets, EngineError> {
     static SECRETS: OnceLock<Secrets> = OnceLock::new();
-    let secrets = match SECRETS.get() {
-        Some(secrets) => secrets,
+    match SECRETS.get() {
+        Some(secrets) => Ok(secrets),
         None => {
             let built = Secrets::built_in()?;
-            SECRETS.get_or_init(|| built)
+            Ok(SECRETS.get_or_init(|| built))
         }
-    };
-    let bpe = tiktoken_rs::cl100k_base_singleton();
-    let count_tokens = |text: &str| bpe.encode_ordinary(text).len();
+    }
+}
+
+/// The tokens by which texts are told from random characters.
+pub(crate) fn count_tokens(text: &str) -> usize {
+    tiktoken_rs::cl100k_base_singleton().encode_ordinary(text).len()
+}
+
+/// `judge(share, documents)`: the verdict on each.
+fn judge(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
+    let secrets = secrets()?;
     let documents = arguments[1].as_list::<i32>();
     let verdicts = each_share(&arguments[0], |share, row| {
-        let licences = (!share.common.any_licence).then_some(PERMISSIVE);
+        let settings = &share.common.settings;
+        let licences: Option<Vec<&str>> =
+            settings.licences.as_ref().map(|licences| licences.iter().map(String::as_str).collect());
         let evaluations = share.common.evaluations.as_ref().map(Sets::built).transpose()?;
-        let evaluations = evaluations.as_deref();
-        let criteria = Criteria { secrets, count_tokens: &count_tokens, licences, evaluations };
+        let criteria = Criteria {
+            secrets,
+            count_tokens: &count_tokens,
+            licences: licences.as_deref(),
+            evaluations: evaluations.as_deref(),
+            rules: &settings.rule_sets(),
+        };
         let documents = rows_of(documents.value(row).as_struct());
-        Ok(documents.iter().map(|document| Verdict::of(document, criteria)).collect::<Vec<_>>())
+        Ok(documents.iter().map(|document| Verdict::of(document, criteria, settings.bands())).collect::<Vec<_>>())
     })?;
     lists(verdicts, verdict::schema().fields().clone())
 }

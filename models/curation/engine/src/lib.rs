@@ -9,6 +9,7 @@
 //! * [`functions`]: the stages, as functions over columns.
 //! * [`place`]: where plans run.
 //! * [`mod@copies`]: what a corpus has twice, as plans.
+//! * [`mod@kernels`]: Triton kernels, as an output of their own.
 //! * [`output`]: Parquet, JSONL, and the report.
 //! * [`mod@run`]: all of it.
 //!
@@ -24,6 +25,7 @@ pub mod verdict;
 pub mod functions;
 pub mod place;
 pub mod copies;
+pub mod kernels;
 pub mod output;
 pub mod run;
 pub mod keep;

@@ -6,18 +6,25 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use curation::duplicates::Bands;
+use curation::licence::PERMISSIVE;
+use curation::quality::RuleSet;
 use serde_json::Value;
 use support::{corpus, output};
 use tritter_curation_engine::EngineError;
 use tritter_curation_engine::corpus::Wanted;
 use tritter_curation_engine::place::Place;
-use tritter_curation_engine::run::{Done, Options, run};
+use tritter_curation_engine::run::{Done, Options, THRESHOLD, run};
 
 fn options(inputs: &[PathBuf], out: &Path, n_threads: usize) -> Options {
     Options {
         inputs: inputs.to_vec(),
         wanted: Wanted::Languages,
-        any_licence: false,
+        licences: Some(PERMISSIVE.iter().map(|licence| (*licence).to_owned()).collect()),
+        rules: vec![RuleSet::StarCoder],
+        bands: Bands::DEFAULT,
+        threshold: THRESHOLD,
+        memory: 1 << 30,
         evaluations: None,
         out: out.to_owned(),
         place: Place::Here,
