@@ -118,15 +118,17 @@ pub fn band_keys(signature: &[u32], bands: Bands) -> impl Iterator<Item = u64> {
         .map(|(band, rows)| rows.iter().fold(mix(band as u64), |key, row| mix(key ^ u64::from(*row))))
 }
 
-/// In a group of more documents than this each is compared with so many before it only: the chain connects them all, and no group costs its square.
+/// A group of more documents than this is cut into blocks, so that no group costs its square.
 pub const MAX_GROUP: usize = 256;
 
-/// The candidate pairs of one group: documents that share a band's key, in ascending order.
+/// The candidate pairs of one group: documents that share a band's key, in ascending order. Of a large group each is compared with those of its block, and the
+/// first of the next block with all of this one: the chain connects them.
 pub fn pairs(group: &[u32]) -> impl Iterator<Item = (u32, u32)> {
-    group
-        .iter()
-        .enumerate()
-        .flat_map(|(at, rhs)| group[at.saturating_sub(MAX_GROUP)..at].iter().map(|lhs| (*lhs, *rhs)))
+    let blocks = (0..group.len()).step_by(MAX_GROUP);
+    blocks.flat_map(|start| {
+        let block = &group[start..group.len().min(start + MAX_GROUP + 1)];
+        block.iter().enumerate().flat_map(move |(at, rhs)| block[..at].iter().map(|lhs| (*lhs, *rhs)))
+    })
 }
 
 /// The share of equal slots: an estimate of the Jaccard similarity, with a standard deviation of `sqrt(s * (1 - s) / slots)`.

@@ -1,11 +1,12 @@
 //! Finds what a corpus has twice, as plans over verdicts: contents are grouped by the keys of their bands, the pairs of each group are compared by their
-//! texts, and what is connected is one cluster. The nodes are contents, by their hashes, so that neither the order of documents nor that of partitions
+//! shingles, and what is connected is one cluster. The nodes are contents, by their hashes, so that neither the order of documents nor that of partitions
 //! matters, and exact copies are one node.
 //!
 //! Plans sort, group and join in the memory that their engine has, and go on in files where it ends; what goes from plan to plan is files. In memory are the
-//! contents of near pairs, 36 bytes each, and the copies that were found.
+//! hashes of contents that share a band, some 50 bytes each, and the copies that were found.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,46 +18,40 @@ use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use crate::error::EngineError;
 use crate::keep::Writer;
 use crate::place::{Cut, Engine, Sink, Table};
+use crate::shingles::{self, Content, Place, content};
 use crate::verdict::{self, field};
 
-/// Pairs of contents that share the key of a band. In a group of more than [`MAX_GROUP`] each is compared with so many before it: rows of one block go with
-/// those of the block before, so that no list is longer than two blocks.
+/// Pairs of contents that share the key of a band. A row of a group goes to its block, and the first one of a block to the one before too, as
+/// [`curation::duplicates::pairs`] has it: no list is longer than that.
 fn candidates() -> String {
     format!(
-        "WITH keys AS (SELECT DISTINCT blake3, key FROM (SELECT blake3, unnest(bands) AS key FROM verdicts)),
-        shared AS (SELECT key, count(*) AS size FROM keys GROUP BY key HAVING count(*) > 1),
-        numbered AS (
-            SELECT keys.key AS key, size, blake3,
-                CAST(row_number() OVER (PARTITION BY keys.key ORDER BY blake3) AS BIGINT) - 1 AS n
-            FROM keys JOIN shared ON keys.key = shared.key
-        ),
-        blocks AS (
-            SELECT key, blake3, unnest(
-                CASE WHEN n / {MAX_GROUP} < (size - 1) / {MAX_GROUP} THEN make_array(n / {MAX_GROUP}, n / {MAX_GROUP} + 1)
-                ELSE make_array(n / {MAX_GROUP}) END
-            ) AS block FROM numbered
-        )
-        SELECT DISTINCT pair['l'] AS l, pair['r'] AS r FROM (
+        "SELECT DISTINCT pair['l'] AS l, pair['r'] AS r FROM (
             SELECT unnest(pairs(contents)) AS pair FROM (
-                SELECT array_agg(blake3) AS contents FROM blocks GROUP BY key, block
+                SELECT array_agg(blake3) AS contents FROM (
+                    SELECT key, blake3, unnest(
+                        CASE WHEN 0 < n AND n % {MAX_GROUP} = 0 THEN make_array(n / {MAX_GROUP} - 1, n / {MAX_GROUP})
+                        ELSE make_array(n / {MAX_GROUP}) END
+                    ) AS block
+                    FROM (
+                        SELECT key, blake3, CAST(row_number() OVER (PARTITION BY key ORDER BY blake3) AS BIGINT) - 1 AS n,
+                            lead(blake3) OVER (PARTITION BY key ORDER BY blake3) AS next
+                        FROM (SELECT blake3, unnest(bands) AS key FROM (SELECT DISTINCT blake3, bands FROM verdicts))
+                    )
+                    WHERE 0 < n OR next IS NOT NULL
+                ) GROUP BY key, block
             )
         )"
     )
 }
 
-/// Those of them that are similar.
-const NEAR: &str = "
-    WITH contents AS (
-        SELECT blake3, min(text) AS text FROM verdicts
-        WHERE blake3 IN (SELECT l FROM candidates UNION SELECT r FROM candidates) GROUP BY blake3
-    )
-    SELECT l, r FROM (
-        SELECT c.l, l.text AS l_text, c.r, r.text AS r_text
-        FROM candidates c JOIN contents l ON l.blake3 = c.l JOIN contents r ON r.blake3 = c.r
-    ) WHERE similarity(l, l_text, r, r_text) >= ";
+/// How many keys a plan has in its hands at once: a row of a document has one for each band.
+const N_KEYS: usize = 1 << 17;
 
-/// How many rows of texts a plan has in its hands at once.
-const N_TEXTS: usize = 256;
+/// Those of them that are similar, by their shingles.
+fn near(shingles: &Place, threshold: f64) -> String {
+    let folder = shingles.folder.to_string_lossy().replace('\'', "''");
+    format!("SELECT l, r FROM candidates WHERE similarity('{folder}', '{}', l, r) >= {threshold:?}", shingles.hash)
+}
 
 /// The documents of all contents that are there twice, or near another. The first one of a cluster stays: by path, then by content, then by where it is.
 const MEMBERS: &str = "
@@ -91,16 +86,15 @@ impl Copies {
     }
 }
 
-/// The hash of a content.
-type Content = [u8; 32];
-
 /// Finds all copies in files of verdicts. Pairs go from plan to plan as files in `folder`.
 pub async fn find(
     engine: &Engine,
     cut: Cut,
     verdicts: &[PathBuf],
     folder: &Path,
+    n_bands: usize,
     threshold: f64,
+    n_threads: usize,
 ) -> Result<Copies, EngineError> {
     if verdicts.is_empty() {
         return Ok(Copies::default());
@@ -110,12 +104,15 @@ pub async fn find(
     let candidates_file = [folder.join("candidates.parquet")];
     let near_file = [folder.join("near.parquet")];
     let write = |path: &Path| Writer::new(path, &pairs).map(Pairs);
-    let found = engine.query(cut, &[verdicts], &candidates(), || write(&candidates_file[0])).await?;
+    let rows = Cut { n_rows: (N_KEYS / n_bands).clamp(1, cut.n_rows), ..cut };
+    let found = engine.query(rows, &[verdicts], &candidates(), || write(&candidates_file[0])).await?;
     found.0.finish()?;
     let candidates = Table { name: "candidates", files: &candidates_file, schema: &pairs };
-    let texts = Cut { n_rows: cut.n_rows.min(N_TEXTS), ..cut };
-    let near = format!("{NEAR}{threshold:?}");
-    engine.query(texts, &[verdicts, candidates], &near, || write(&near_file[0])).await?.0.finish()?;
+    let contents = contents_of(&candidates_file[0])?;
+    let shingles = shingles::write(verdicts.files, &contents, folder, n_threads)?;
+    drop(contents);
+    let near = near(&shingles, threshold);
+    engine.query(cut, &[candidates], &near, || write(&near_file[0])).await?.0.finish()?;
     let connected = Connected::read(&near_file[0])?;
     let near = Table { name: "near", files: &near_file, schema: &pairs };
     let members = engine.query(cut, &[verdicts, near], MEMBERS, || Ok(Members::of(&connected))).await?;
@@ -142,18 +139,30 @@ struct Connected(HashMap<Content, u32>);
 
 impl Connected {
     fn read(pairs: &Path) -> Result<Connected, EngineError> {
-        let file = std::fs::File::open(pairs).map_err(EngineError::at(pairs))?;
-        let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(ParquetRecordBatchReaderBuilder::build);
         let mut found = Edges::default();
-        for batch in reader.map_err(EngineError::of_parquet(pairs))? {
-            let batch = batch?;
-            let (l, r) = (batch.column(0).as_string::<i32>(), batch.column(1).as_string::<i32>());
-            for row in 0..batch.num_rows() {
-                found.add(content(l.value(row))?, content(r.value(row))?);
-            }
-        }
+        each_pair(pairs, |l, r| found.add(l, r))?;
         Ok(found.connected())
     }
+}
+
+/// The contents of a file of pairs.
+fn contents_of(pairs: &Path) -> Result<HashSet<Content>, EngineError> {
+    let mut contents = HashSet::new();
+    each_pair(pairs, |l, r| contents.extend([l, r]))?;
+    Ok(contents)
+}
+
+fn each_pair(pairs: &Path, mut each: impl FnMut(Content, Content)) -> Result<(), EngineError> {
+    let file = File::open(pairs).map_err(EngineError::at(pairs))?;
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(ParquetRecordBatchReaderBuilder::build);
+    for batch in reader.map_err(EngineError::of_parquet(pairs))? {
+        let batch = batch?;
+        let (l, r) = (batch.column(0).as_string::<i32>(), batch.column(1).as_string::<i32>());
+        for row in 0..batch.num_rows() {
+            each(content(l.value(row))?, content(r.value(row))?);
+        }
+    }
+    Ok(())
 }
 
 /// Pairs of contents by numbers.
@@ -178,12 +187,6 @@ impl Edges {
         let numbers = self.numbers.into_iter();
         Connected(numbers.map(|(content, number)| (content, clusters[number as usize])).collect())
     }
-}
-
-/// The bytes of a hash.
-fn content(hash: &str) -> Result<Content, EngineError> {
-    let parsed = blake3::Hash::from_hex(hash);
-    parsed.map(|hash| *hash.as_bytes()).map_err(|_| EngineError::Hash(hash.to_owned()))
 }
 
 /// Takes the documents of clusters in the order in which the first one stays.

@@ -55,6 +55,9 @@ pub enum EngineError {
     /// The description of a partition does not parse. Always a bug in this crate, or damage on the way to an executor.
     #[error("the description of a partition is damaged: {0}")]
     Description(serde_json::Error),
+    /// What went from plan to plan is of another run.
+    #[error("{0}: another run writes to the same output; wait until it has ended, and run the command again")]
+    OtherRun(PathBuf),
     /// A hash that a plan gave back is none. Always damage on the way from an executor.
     #[error("`{0}` is no hash of a content")]
     Hash(String),

@@ -1,11 +1,10 @@
 //! The stages as functions of a query engine. A row is a partition until it is judged: it goes in as a description and comes out as the rows of its
 //! documents, so that a plan moves descriptions between machines, and texts only where two of them are compared.
 
-use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use curation::Secrets;
-use curation::duplicates::{jaccard, shingles};
 use curation::judge::Criteria;
 use datafusion::arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Float64Array, ListArray, StringArray, StructArray, UInt64Array,
@@ -21,6 +20,7 @@ use crate::evaluations::Sets;
 use crate::keep;
 use crate::read::Document;
 use crate::share::Share;
+use crate::shingles::{Place, Shingles, content};
 use crate::verdict::{self, Verdict, columns, field, item_field, list};
 
 /// A function over columns.
@@ -53,7 +53,7 @@ pub fn all() -> Vec<Arc<ScalarUDF>> {
         new("judge", vec![text(), documents], pure, verdicts.clone(), judge),
         new("keep", vec![text(), text(), verdicts], files, DataType::UInt64, keep_verdicts),
         new("pairs", vec![list(text())], pure, rows(pair()), pairs),
-        new("similarity", vec![text(), text(), text(), text()], pure, DataType::Float64, similarity),
+        new("similarity", vec![text(), text(), text(), text()], files, DataType::Float64, similarity),
     ]
 }
 
@@ -216,18 +216,16 @@ fn pairs(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
     lists(rows.collect(), pair())
 }
 
-/// `similarity(l, l_text, r, r_text)`: of two contents, by their hashes and texts. The shingles of each are made once for a batch.
+/// `similarity(folder, hash, l, r)`: of two contents, by their shingles in that folder.
 fn similarity(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
-    let [l, l_text, r, r_text] = [0, 1, 2, 3].map(|at| arguments[at].as_string::<i32>());
-    let mut sets: HashMap<&str, Vec<u64>> = HashMap::new();
-    let mut similarities = Vec::with_capacity(l.len());
-    for row in 0..l.len() {
-        for (content, text) in [(l, l_text), (r, r_text)] {
-            sets.entry(content.value(row)).or_insert_with(|| shingles(text.value(row)));
-        }
-        similarities.push(jaccard(&sets[l.value(row)], &sets[r.value(row)]));
+    let [folder, hash, l, r] = [0, 1, 2, 3].map(|at| arguments[at].as_string::<i32>());
+    if l.is_empty() {
+        return Ok(Arc::new(Float64Array::from(Vec::<f64>::new())));
     }
-    Ok(Arc::new(Float64Array::from(similarities)))
+    let place = Place { folder: PathBuf::from(folder.value(0)), hash: hash.value(0).to_owned() };
+    let pairs = (0..l.len()).map(|row| Ok((content(l.value(row))?, content(r.value(row))?)));
+    let pairs = pairs.collect::<Result<Vec<_>, EngineError>>()?;
+    Ok(Arc::new(Float64Array::from(Shingles::open(&place)?.compare(pairs.into_iter())?)))
 }
 
 /// Runs a function on each description of a column, with its row.

@@ -29,6 +29,9 @@ const KERNELS: &str = "
     ) WHERE n = 1
     ORDER BY path, source, position, kernel['line']";
 
+/// How many kernels with their texts a sort has in its hands at once.
+const N_TEXTS: usize = 64;
+
 /// What was written.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Written {
@@ -59,6 +62,7 @@ pub async fn write(
             n: 0,
         })
     };
+    let cut = Cut { n_rows: cut.n_rows.min(N_TEXTS), ..cut };
     let kernels = engine.query(cut, &[table], KERNELS, new).await?;
     kernels.parquet.finish()?;
     kernels.jsonl.finish()?;

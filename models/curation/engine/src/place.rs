@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ballista_core::config::TaskSchedulingPolicy;
@@ -21,6 +22,7 @@ use datafusion::error::DataFusionError;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{FunctionRegistry, SessionStateBuilder};
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::StreamExt;
 use sysinfo::System;
@@ -87,6 +89,7 @@ pub struct Engine {
     /// What plans in this process sort, group and join with.
     runtime: Arc<RuntimeEnv>,
     memory: usize,
+    spilled: AtomicUsize,
 }
 
 impl Engine {
@@ -99,12 +102,17 @@ impl Engine {
             .with_memory_pool(Arc::new(FairSpillPool::new(memory)))
             .with_temp_file_path(spill)
             .build_arc()?;
-        Ok(Engine { place: place.clone(), runtime, memory })
+        Ok(Engine { place: place.clone(), runtime, memory, spilled: AtomicUsize::new(0) })
     }
 
     /// Where plans run.
     pub fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// How many bytes plans of this process have put into files for want of memory.
+    pub fn n_spilled(&self) -> usize {
+        self.spilled.load(Ordering::Relaxed)
     }
 
     /// Runs a query over tables, and gives its rows to a sink; to a new one for each attempt.
@@ -143,21 +151,23 @@ impl Engine {
                 .with_schema(table.schema.clone());
             context.register_table(table.name, Arc::new(ListingTable::try_new(config)?))?;
         }
-        let mut rows = context.sql(query).await?.execute_stream().await?;
+        let plan = context.sql(query).await?.create_physical_plan().await?;
+        let mut rows = execute_stream(plan.clone(), context.task_ctx())?;
         while let Some(batch) = rows.next().await {
             sink.add(batch?)?;
         }
+        self.spilled.fetch_add(spilled_bytes(plan.as_ref()), Ordering::Relaxed);
         Ok(sink)
     }
 
     fn context(&self, cut: Cut) -> Result<SessionContext, EngineError> {
         // With one task alone joins would keep a side in memory; in sorted runs they can go to disk.
         let n_tasks = cut.n_tasks.max(2);
-        // What each sort sets aside to merge its runs with, of a part of the memory that all tasks have it of.
-        let reserved = (self.memory / (8 * n_tasks)).min(MAX_SORT_RESERVE);
+        // What each sort sets aside to merge its runs with; the longest plan here has eight of them in each task, and others need memory too.
+        let reserved = (self.memory / (64 * n_tasks)).min(MAX_SORT_RESERVE);
         let config = SessionConfig::new_with_ballista()
             .with_target_partitions(n_tasks)
-            .with_batch_size(cut.n_rows)
+            .with_batch_size(cut.n_rows.min((self.memory / BATCH_SHARE).max(MIN_BATCH)))
             .with_sort_spill_reservation_bytes(reserved)
             .set_bool("datafusion.optimizer.prefer_hash_join", false);
         let state = SessionStateBuilder::new()
@@ -176,6 +186,17 @@ impl Engine {
         Ok(context)
     }
 }
+
+fn spilled_bytes(plan: &dyn ExecutionPlan) -> usize {
+    let own = plan.metrics().and_then(|metrics| metrics.spilled_bytes()).unwrap_or(0);
+    own + plan.children().into_iter().map(|child| spilled_bytes(child.as_ref())).sum::<usize>()
+}
+
+/// A batch of rows without texts is some hundred bytes a row, of which each of some thirty sorts and groups of a plan needs one at least.
+const BATCH_SHARE: usize = 1 << 15;
+
+/// Smaller batches cost more than they save. A single row is never cut.
+const MIN_BATCH: usize = 64;
 
 /// DataFusion's own choice.
 const MAX_SORT_RESERVE: usize = 10 << 20;

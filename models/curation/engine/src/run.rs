@@ -21,6 +21,7 @@ use crate::kernels::{self, Written};
 use crate::output::{self, Redactor};
 use crate::place::{Cut, Engine, Place, Table};
 use crate::share::{Common, STAGES, Settings, Share};
+use crate::shingles;
 use crate::verdict::field;
 
 /// The least similarity of what counts as a near copy, where nothing else is asked for.
@@ -70,6 +71,8 @@ pub struct Done {
     pub n_kept: usize,
     /// The bytes of all documents.
     pub n_bytes: u64,
+    /// The bytes that plans in this process put into files for want of memory.
+    pub n_spilled: usize,
 }
 
 /// What folders of documents with paths of their own say of licences.
@@ -127,7 +130,8 @@ pub async fn run(options: &Options) -> Result<Done, EngineError> {
     let missing: Vec<usize> = (0..shares.len()).filter(|at| !files[*at].exists()).collect();
     plans.judge(&shares, &keys, &missing).await?;
     let cut = plans.cut(shares.len());
-    let copies = copies::find(&engine, cut, &files, &work, options.threshold).await?;
+    let copies =
+        copies::find(&engine, cut, &files, &work, options.bands.n, options.threshold, options.n_threads).await?;
     let redactor = Redactor::new()?;
     let settings =
         report::Settings { rules: options.rules.clone(), bands: options.bands, threshold: options.threshold };
@@ -164,6 +168,7 @@ pub async fn run(options: &Options) -> Result<Done, EngineError> {
         kernels,
         n_partitions: files.len(),
         n_kept: files.len() - missing.len(),
+        n_spilled: engine.n_spilled(),
         n_bytes: written.parts.iter().map(|(_, n_bytes)| n_bytes).sum(),
     })
 }
@@ -174,6 +179,7 @@ fn clean(work: &Path) -> Result<(), EngineError> {
     for file in ["candidates.parquet", "near.parquet"].map(|name| work.join(name)) {
         fs::remove_file(&file).map_err(EngineError::at(&file))?;
     }
+    shingles::remove(work)?;
     // Engines take their own files away; what else is in it, the user has put there.
     for folder in ["shares", "spill"].map(|name| work.join(name)) {
         if fs::read_dir(&folder).map_err(EngineError::at(&folder))?.next().is_none() {

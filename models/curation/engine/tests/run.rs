@@ -200,3 +200,26 @@ fn a_corpus_without_documents_is_no_success() {
     let error = runtime.block_on(run(&options)).expect_err("there is nothing to judge");
     assert!(matches!(error, EngineError::Empty), "{error}");
 }
+
+#[test]
+fn what_has_no_room_in_memory_goes_to_files_and_changes_no_byte() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = folder.path().join("corpus");
+    corpus(&source, 400);
+    let inputs = [source.clone()];
+    // Of many bands there are many keys.
+    let bands = Bands { n: 128, rows: 8 };
+    let roomy = Options { bands, ..options(&inputs, &folder.path().join("roomy"), 2) };
+    let first = done(&roomy);
+    assert_eq!(first.n_spilled, 0);
+    let narrow = Options { memory: 24 << 20, out: folder.path().join("narrow"), ..roomy.clone() };
+    let second = done(&narrow);
+    assert!(second.n_spilled > 0, "nothing went to files");
+    assert_eq!(second.hash, first.hash);
+    assert_eq!(output(&narrow.out), output(&roomy.out));
+    // What is not enough for anything is said so, and by the option that changes it.
+    let none = Options { memory: 1000, out: folder.path().join("none"), ..roomy.clone() };
+    let runtime = tokio::runtime::Builder::new_multi_thread().build().expect("a runtime");
+    let error = runtime.block_on(run(&none)).expect_err("1,000 bytes are too few");
+    assert!(error.to_string().contains("--memory"), "{error}");
+}

@@ -323,7 +323,7 @@ fn rule_set(text: &str) -> Result<RuleSet, String> {
 }
 
 /// The least memory that plans are given: what sorts and joins keep in any case.
-const MIN_MEMORY: usize = 16 << 20;
+const MIN_MEMORY: usize = 32 << 20;
 
 /// A size in bytes, or with a unit: KB, MB, GB as thousands, KiB, MiB, GiB as 1,024.
 fn memory(text: &str) -> Result<usize, String> {

@@ -18,6 +18,7 @@ pub(crate) fn start(options: &Options, is_json: bool) -> anyhow::Result<()> {
             "partitions": done.n_partitions,
             "kept_partitions": done.n_kept,
             "bytes": done.n_bytes,
+            "spilled_bytes": done.n_spilled,
             "seconds": seconds,
             "report": done.report.page(),
         });
@@ -29,6 +30,10 @@ pub(crate) fn start(options: &Options, is_json: bool) -> anyhow::Result<()> {
         0 => String::new(),
         n_kept => format!("; {n_kept} of {} partitions from an earlier run", done.n_partitions),
     };
-    eprintln!("{seconds:.1} s, {megabytes_per_second:.1} MB/s in all{kept}");
+    let spilled = match done.n_spilled {
+        0 => String::new(),
+        n_spilled => format!("; {:.1} MB went to files for want of memory", n_spilled as f64 / 1e6),
+    };
+    eprintln!("{seconds:.1} s, {megabytes_per_second:.1} MB/s in all{kept}{spilled}");
     Ok(())
 }
