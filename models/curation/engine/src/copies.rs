@@ -10,7 +10,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use curation::duplicates::{MAX_GROUP, clusters};
+use curation::duplicates::clusters;
 use datafusion::arrow::array::{AsArray, RecordBatch};
 use datafusion::arrow::datatypes::{DataType, Schema, SchemaRef, UInt64Type};
 use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -21,28 +21,18 @@ use crate::place::{Cut, Engine, Sink, Table};
 use crate::shingles::{self, Content, Place, content};
 use crate::verdict::{self, field};
 
-/// Pairs of contents that share the key of a band. A row of a group goes to its block, and the first one of a block to the one before too, as
-/// [`curation::duplicates::pairs`] has it: no list is longer than that.
-fn candidates() -> String {
-    format!(
-        "SELECT DISTINCT pair['l'] AS l, pair['r'] AS r FROM (
-            SELECT unnest(pairs(contents)) AS pair FROM (
-                SELECT array_agg(blake3) AS contents FROM (
-                    SELECT key, blake3, unnest(
-                        CASE WHEN 0 < n AND n % {MAX_GROUP} = 0 THEN make_array(n / {MAX_GROUP} - 1, n / {MAX_GROUP})
-                        ELSE make_array(n / {MAX_GROUP}) END
-                    ) AS block
-                    FROM (
-                        SELECT key, blake3, CAST(row_number() OVER (PARTITION BY key ORDER BY blake3) AS BIGINT) - 1 AS n,
-                            lead(blake3) OVER (PARTITION BY key ORDER BY blake3) AS next
-                        FROM (SELECT blake3, unnest(bands) AS key FROM (SELECT DISTINCT blake3, bands FROM verdicts))
-                    )
-                    WHERE 0 < n OR next IS NOT NULL
-                ) GROUP BY key, block
-            )
-        )"
-    )
-}
+/// Pairs of contents that share the key of a band. A content of a group goes to its block, so that no list is longer than that.
+const CANDIDATES: &str = "
+    SELECT DISTINCT pair['l'] AS l, pair['r'] AS r FROM (
+        SELECT unnest(pairs(contents)) AS pair FROM (
+            SELECT array_agg(blake3) AS contents FROM (
+                SELECT key, blake3, unnest(blocks(n)) AS block FROM (
+                    SELECT key, blake3, row_number() OVER (PARTITION BY key ORDER BY blake3) AS n
+                    FROM (SELECT blake3, unnest(bands) AS key FROM (SELECT DISTINCT blake3, bands FROM verdicts))
+                )
+            ) GROUP BY key, block HAVING 1 < count(*)
+        )
+    )";
 
 /// How many keys a plan has in its hands at once: a row of a document has one for each band.
 const N_KEYS: usize = 1 << 17;
@@ -105,7 +95,7 @@ pub async fn find(
     let near_file = [folder.join("near.parquet")];
     let write = |path: &Path| Writer::new(path, &pairs).map(Pairs);
     let rows = Cut { n_rows: (N_KEYS / n_bands).clamp(1, cut.n_rows), ..cut };
-    let found = engine.query(rows, &[verdicts], &candidates(), || write(&candidates_file[0])).await?;
+    let found = engine.query(rows, &[verdicts], CANDIDATES, || write(&candidates_file[0])).await?;
     found.0.finish()?;
     let candidates = Table { name: "candidates", files: &candidates_file, schema: &pairs };
     let contents = contents_of(&candidates_file[0])?;

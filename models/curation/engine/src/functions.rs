@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use curation::Secrets;
+use curation::duplicates::MAX_GROUP;
 use curation::judge::Criteria;
+use datafusion::arrow::array::builder::{ListBuilder, UInt64Builder};
 use datafusion::arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Float64Array, ListArray, StringArray, StructArray, UInt64Array,
 };
@@ -52,6 +54,7 @@ pub fn all() -> Vec<Arc<ScalarUDF>> {
         new("documents", vec![text(), text()], files, documents.clone(), documents_of),
         new("judge", vec![text(), documents], pure, verdicts.clone(), judge),
         new("keep", vec![text(), text(), verdicts], files, DataType::UInt64, keep_verdicts),
+        new("blocks", vec![DataType::UInt64], pure, list(DataType::UInt64), blocks),
         new("pairs", vec![list(text())], pure, rows(pair()), pairs),
         new("similarity", vec![text(), text(), text(), text()], files, DataType::Float64, similarity),
     ]
@@ -195,6 +198,23 @@ fn keep_verdicts(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
         Ok(verdicts.len() as u64)
     })?;
     Ok(Arc::new(UInt64Array::from(counts)))
+}
+
+/// `blocks(n)`: the blocks that the content of this number of a group, from 1, goes to. The first one of a block links it to the one before, as
+/// [`curation::duplicates::pairs`] has it.
+fn blocks(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
+    let size = MAX_GROUP as u64;
+    let mut lists = ListBuilder::new(UInt64Builder::new());
+    for number in arguments[0].as_primitive::<UInt64Type>().values() {
+        let index = number.saturating_sub(1);
+        let block = index / size;
+        if index % size == 0 && 0 < block {
+            lists.values().append_value(block - 1);
+        }
+        lists.values().append_value(block);
+        lists.append(true);
+    }
+    Ok(Arc::new(lists.finish()))
 }
 
 /// `pairs(contents)`: the candidates of a group. The group is put in order first: engines gather it in any.

@@ -165,7 +165,9 @@ impl Engine {
         let n_tasks = cut.n_tasks.max(2);
         // What each sort sets aside to merge its runs with; the longest plan here has eight of them in each task, and others need memory too.
         let reserved = (self.memory / (64 * n_tasks)).min(MAX_SORT_RESERVE);
+        // The scheduler's adaptive planner plans some of these without end: each stage that ends adds another.
         let config = SessionConfig::new_with_ballista()
+            .with_ballista_adaptive_query_planner(false)
             .with_target_partitions(n_tasks)
             .with_batch_size(cut.n_rows.min((self.memory / BATCH_SHARE).max(MIN_BATCH)))
             .with_sort_spill_reservation_bytes(reserved)
