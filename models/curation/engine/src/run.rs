@@ -161,6 +161,9 @@ pub async fn run(options: &Options) -> Result<Done, EngineError> {
     });
     keep::write_bytes(&out.join("manifest.json"), format!("{manifest:#}\n").as_bytes())?;
     output::remove_others(&work.join("verdicts"), output::is_hash, &keys.into_iter().collect::<BTreeSet<String>>())?;
+    let n_spilled = engine.n_spilled();
+    // It takes its own files away with it.
+    drop(engine);
     clean(&work)?;
     Ok(Done {
         report: written.report,
@@ -168,7 +171,7 @@ pub async fn run(options: &Options) -> Result<Done, EngineError> {
         kernels,
         n_partitions: files.len(),
         n_kept: files.len() - missing.len(),
-        n_spilled: engine.n_spilled(),
+        n_spilled,
         n_bytes: written.parts.iter().map(|(_, n_bytes)| n_bytes).sum(),
     })
 }
@@ -180,7 +183,7 @@ fn clean(work: &Path) -> Result<(), EngineError> {
         fs::remove_file(&file).map_err(EngineError::at(&file))?;
     }
     shingles::remove(work)?;
-    // Engines take their own files away; what else is in it, the user has put there.
+    // What else is in them, the user has put there.
     for folder in ["shares", "spill"].map(|name| work.join(name)) {
         if fs::read_dir(&folder).map_err(EngineError::at(&folder))?.next().is_none() {
             fs::remove_dir(&folder).map_err(EngineError::at(&folder))?;
