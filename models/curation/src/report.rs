@@ -223,7 +223,7 @@ impl Report {
         let Bands { n, rows } = bands;
         let found = format!("near is a similarity of {threshold} or more; how likely {n} bands of {rows} find it");
         text.push_str(&format!("\n{found}\n"));
-        text.extend(bands.curve().lines().map(|line| format!("     {line}\n")));
+        text.extend(bands.curve().lines().map(|line| format!("     {}\n", line.trim_end())));
         section(&mut text, "kernels", [("Triton kernels".to_owned(), self.n_kernels)]);
         section(
             &mut text,
