@@ -359,6 +359,23 @@ fn tokenize_encodes_decodes_and_counts() {
     std::fs::write(&messages, r#"[{"role": "user", "content": "Hello"}]"#).unwrap();
     let line = succeed(&["tokenize", "encode", "cl100k_base", "--chat", path(&config), path(&messages)]);
     assert_eq!(line, "882 25 22691 100257\n");
+    let fails = |args: &[&str], message: &str| {
+        let output = tritter(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(text(&output.stderr).contains(message), "{}", text(&output.stderr));
+    };
+    let bad = folder.path().join("bad.json");
+    std::fs::write(&bad, "{\"chat_template\": \"{% for\"}").unwrap();
+    let chat = |config: &Path, file: &Path| {
+        ["tokenize", "encode", "cl100k_base", "--chat", path(config), path(file)].map(str::to_owned)
+    };
+    let said = |args: &[String], message: &str| fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), message);
+    said(&chat(&bad, &messages), &format!("error: cannot use {}", path(&bad)));
+    said(&chat(&config, &config), &format!("error: {} is no JSON list of messages", path(&config)));
+    std::fs::write(&ids, "100 101 4000000").unwrap();
+    fails(&["tokenize", "decode", "cl100k_base", path(&ids)], "cl100k_base has no id 4000000");
+    std::fs::write(&ids, "100 300").unwrap();
+    fails(&["tokenize", "decode", "bytes", path(&ids), "--json"], "bytes has no id 300, of 264 ids");
     assert_eq!(tritter(&["tokenize", "encode", "bytes", "--code", "auto", path(&ids)]).status.code(), Some(1));
     assert_eq!(tritter(&["tokenize", "encode", "no_such", path(&ids)]).status.code(), Some(1));
 }
@@ -384,6 +401,20 @@ fn tokenize_trains_a_vocabulary_and_cuts_parts_to_fill_in() {
     let ids = folder.path().join("ids");
     std::fs::write(&ids, succeed(&["tokenize", "encode", path(&out), path(&source)])).unwrap();
     assert_eq!(succeed(&["tokenize", "decode", path(&out), path(&ids)]), text);
+
+    // What is no source of a folder is left out, and what is given twice is read once.
+    let tree = folder.path().join("tree");
+    std::fs::create_dir_all(tree.join(".git")).unwrap();
+    std::fs::write(tree.join("a.py"), &text).unwrap();
+    for (name, bytes) in [(".git/config", &b"text"[..]), ("a.bin", b"\0\x01"), ("b.bin", b"\xff\xfe")] {
+        std::fs::write(tree.join(name), bytes).unwrap();
+    }
+    let spelt = tree.join("../tree/./");
+    let small = folder.path().join("small.json");
+    let args = ["tokenize", "train", path(&tree), path(&spelt), "--size", "300", "-o", path(&small), "--json"];
+    let report = json(&args);
+    assert_eq!((&report["documents"], &report["bytes"]), (&1.into(), &text.len().into()));
+    std::fs::remove_dir_all(&tree).unwrap();
 
     let cut = |options: &[&str]| {
         let args =

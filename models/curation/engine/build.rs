@@ -1,11 +1,11 @@
-//! Hashes the stages' sources and rules, and the versions of what they are built with, so that what was kept of an earlier run is known to be of the same.
+//! Hashes the sources and rules of stages and of the plans that drive them, and the versions of what they are built with, so that what was kept of an earlier run is known to be of the same.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 fn main() -> std::io::Result<()> {
     let mut files = Vec::new();
-    for folder in ["../src", "../rules"] {
+    for folder in ["../src", "../rules", "src"] {
         println!("cargo:rerun-if-changed={folder}");
         list(Path::new(folder), &mut files)?;
     }

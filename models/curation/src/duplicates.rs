@@ -43,15 +43,19 @@ impl Bands {
         1.0 - (1.0 - similarity.powi(self.rows as i32)).powi(self.n as i32)
     }
 
-    /// The probability at every twentieth, one a line, for people to choose by.
+    /// The probability at every twentieth.
+    pub fn points(self) -> impl Iterator<Item = (f64, f64)> {
+        let similarities = (6..=20).map(|step: u32| f64::from(step) / 20.0);
+        similarities.map(move |similarity| (similarity, self.probability(similarity)))
+    }
+
+    /// The same, one a line, for people to choose by.
     pub fn curve(self) -> String {
-        let line = |step: u32| {
-            let similarity = f64::from(step) / 20.0;
-            let probability = self.probability(similarity);
+        let line = |(similarity, probability): (f64, f64)| {
             let bar = "#".repeat((probability * 50.0).round() as usize);
             format!("{similarity:.2}  {probability:.4}  {bar}\n")
         };
-        (6..=20).map(line).collect()
+        self.points().map(line).collect()
     }
 }
 
@@ -114,15 +118,17 @@ pub fn band_keys(signature: &[u32], bands: Bands) -> impl Iterator<Item = u64> {
         .map(|(band, rows)| rows.iter().fold(mix(band as u64), |key, row| mix(key ^ u64::from(*row))))
 }
 
-/// In a group of more documents than this each is compared with so many before it only: the chain connects them all, and no group costs its square.
-const MAX_GROUP: usize = 256;
+/// A group of more documents than this is cut into blocks, so that no group costs its square.
+pub const MAX_GROUP: usize = 256;
 
-/// The candidate pairs of one group: documents that share a band's key, in ascending order.
+/// The candidate pairs of one group: documents that share a band's key, in ascending order. Of a large group each is compared with those of its block, and the
+/// first of the next block with all of this one: the chain connects them.
 pub fn pairs(group: &[u32]) -> impl Iterator<Item = (u32, u32)> {
-    group
-        .iter()
-        .enumerate()
-        .flat_map(|(at, rhs)| group[at.saturating_sub(MAX_GROUP)..at].iter().map(|lhs| (*lhs, *rhs)))
+    let blocks = (0..group.len()).step_by(MAX_GROUP);
+    blocks.flat_map(|start| {
+        let block = &group[start..group.len().min(start + MAX_GROUP + 1)];
+        block.iter().enumerate().flat_map(move |(at, rhs)| block[..at].iter().map(|lhs| (*lhs, *rhs)))
+    })
 }
 
 /// The share of equal slots: an estimate of the Jaccard similarity, with a standard deviation of `sqrt(s * (1 - s) / slots)`.

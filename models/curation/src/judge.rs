@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use crate::contamination::{Evaluations, Overlap};
 use crate::licence;
 use crate::lines::Lines;
-use crate::quality::code::{Language, Measures, STARCODER, measure, starcoder};
+use crate::quality::code::{Language, Measures, measure};
+use crate::quality::{self, Rejection, RuleSet, Verdict};
 use crate::secrets::{CountTokens, Secret, Secrets, redact};
 use crate::security::find_dangers;
 
@@ -97,6 +98,8 @@ pub struct Judgement {
     pub findings: Vec<Finding>,
     /// What was counted.
     pub measures: Measures,
+    /// What the rule sets say.
+    pub quality: Vec<(RuleSet, Verdict)>,
     /// The text without its secrets; `None` if it has none.
     pub redacted: Option<String>,
 }
@@ -112,6 +115,8 @@ pub struct Criteria<'a> {
     pub licences: Option<&'a [&'a str]>,
     /// The evaluation sets that nothing may be of.
     pub evaluations: Option<&'a Evaluations>,
+    /// The rule sets for quality.
+    pub rules: &'a [RuleSet],
 }
 
 /// The share of comments and documentation of educational code. Of CPython 3.12's library without its tests a quarter of the files has more than 0.39 and
@@ -125,30 +130,37 @@ pub const EDUCATIONAL_COMPLEXITY: f64 = 10.0;
 /// The mean of McCabe's number above which code is an example of what not to do: twice McCabe's bound. Of the crates 4 files in 1,000 are above.
 pub const NEGATIVE_COMPLEXITY: f64 = 20.0;
 
-/// What each label means, in the order in which they are decided, for people.
-pub fn criteria() -> [(Label, String); 4] {
+/// A rule that is a finding only: code without comments can be learnt from.
+const NOT_REJECTED: &str = "comment_ratio";
+
+/// Every label with all its reasons and what each means, for people: labels and reasons in the order in which they are decided.
+pub fn reasons(rules: &[RuleSet]) -> Vec<(Label, &'static str, String)> {
     let percent = |share: f64| format!("{:.0} %", share * 100.0);
     let (least, most) = (percent(*EDUCATIONAL_COMMENTS.start()), percent(*EDUCATIONAL_COMMENTS.end()));
-    [
-        (
-            Label::Rejected,
-            "a copy; no licence of the list; part of an evaluation set; or generated, encoded data, lines too long by StarCoder's rules"
-                .to_owned(),
-        ),
-        (
-            Label::Negative,
-            format!(
-                "a credential, since taken out; a finding of high severity; or a mean complexity of its functions above {NEGATIVE_COMPLEXITY}"
-            ),
-        ),
+    let mut reasons = vec![
+        (Label::Rejected, "duplicate", "another document, which is the same or near it, stays in its place".to_owned()),
+        (Label::Rejected, "licence", "its licence is not of the list, or it has none".to_owned()),
+        (Label::Rejected, "contamination", "it has a part of an evaluation set".to_owned()),
+    ];
+    for set in RuleSet::ALL.into_iter().filter(|set| rules.contains(set)) {
+        let rules = set.rules().iter().filter(|(reason, _)| *reason != NOT_REJECTED);
+        reasons
+            .extend(rules.map(|(reason, meaning)| (Label::Rejected, *reason, format!("{meaning} ({})", set.name()))));
+    }
+    reasons.extend([
+        (Label::Negative, "secrets", "it has a credential, since taken out".to_owned()),
+        (Label::Negative, "security", "it has a finding of high severity, or worse, of the rules for security".to_owned()),
+        (Label::Negative, "complexity", format!("the mean complexity of its functions is above {NEGATIVE_COMPLEXITY}")),
         (
             Label::Educational,
+            "documentation",
             format!(
                 "comments and documentation are {least} to {most} of it, and the mean complexity of its functions is up to {EDUCATIONAL_COMPLEXITY}"
             ),
         ),
-        (Label::Positive, "all others".to_owned()),
-    ]
+        (Label::Positive, "no fault", "all others".to_owned()),
+    ]);
+    reasons
 }
 
 /// Judges one document. `project` is the licence of the project that it is in, which holds where the document has no tag of its own.
@@ -173,11 +185,13 @@ pub fn judge(path: &str, text: &str, project: Option<&str>, criteria: Criteria<'
         let message = Cow::Owned(secret.rule.description.clone());
         found(format!("secrets/{}", secret.rule.id), (secret.line, secret.column), severity, message);
     }
-    let quality = starcoder(&measures, language).err();
-    if let Some(reason) = quality {
-        let place = (measures.generated.unwrap_or(1), 1);
-        let message = STARCODER.iter().find(|(rule, _)| *rule == reason).map_or(reason, |(_, message)| message);
-        found(format!("starcoder/{reason}"), place, Severity::Low, message.into());
+    let quality = quality::judge(criteria.rules, text, &measures, language);
+    for (set, verdict) in &quality {
+        if let Err(rejection) = verdict {
+            let place = (measures.generated.filter(|_| rejection.reason == "generated").unwrap_or(1), 1);
+            let rule = format!("{}/{}", set.name(), rejection.reason);
+            found(rule, place, Severity::Low, rejected(*set, rejection).into());
+        }
     }
     let dangers = language.map_or(Vec::new(), |language| find_dangers(language.name, text));
     for danger in &dangers {
@@ -197,12 +211,14 @@ pub fn judge(path: &str, text: &str, project: Option<&str>, criteria: Criteria<'
         .licences
         .is_none_or(|allowed| licence.as_deref().is_some_and(|licence| licence::is_allowed(licence, allowed)));
     let complexity = measures.complexity_per_function();
+    let mut rejections = quality.iter().filter_map(|(_, verdict)| verdict.err());
+    let rejection = rejections.find(|rejection| rejection.reason != NOT_REJECTED);
     let (label, reason) = if !is_allowed {
         (Label::Rejected, "licence")
     } else if is_contaminated {
         (Label::Rejected, "contamination")
-    } else if let Some(reason) = quality.filter(|reason| *reason != "comment_ratio") {
-        (Label::Rejected, reason)
+    } else if let Some(rejection) = rejection {
+        (Label::Rejected, rejection.reason)
     } else if !secrets.is_empty() {
         (Label::Negative, "secrets")
     } else if dangers.iter().any(|danger| Severity::High <= danger.rule.severity) {
@@ -220,7 +236,20 @@ pub fn judge(path: &str, text: &str, project: Option<&str>, criteria: Criteria<'
     let redacted =
         (!secrets.is_empty()).then(|| String::from_utf8_lossy(&redact(text.as_bytes(), &secrets)).into_owned());
     let language = language.map(|language| language.name);
-    Judgement { label, reason: reason.into(), language, licence, findings, measures, redacted }
+    Judgement { label, reason: reason.into(), language, licence, findings, measures, quality, redacted }
+}
+
+/// What a rule says of a document, with the figure that it rejects for.
+fn rejected(set: RuleSet, rejection: &Rejection) -> String {
+    let Rejection { reason, figure, bound } = rejection;
+    let meaning = set.meaning(reason).unwrap_or(reason);
+    // What must not stand anywhere has no bound to be told.
+    if *bound == 0.0 {
+        return meaning.to_owned();
+    }
+    // Counts are whole, and shares have a few digits.
+    let short = |figure: f64| (figure * 1000.0).round() / 1000.0;
+    format!("{meaning}: {}, the bound is {}", short(*figure), short(*bound))
 }
 
 /// Of overlaps with several items at one place the one that has most of its item, and how many others there are.

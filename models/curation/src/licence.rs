@@ -4,6 +4,8 @@ use std::sync::LazyLock;
 
 use spdx::detection::{Store, TextData};
 
+use crate::quality::code::Language;
+
 /// The licences under which code may be trained on by default: those that ask for no more than attribution.
 pub const PERMISSIVE: &[&str] = &[
     "0BSD",
@@ -31,20 +33,68 @@ pub fn of_tag(text: &str) -> Option<&str> {
     (!tag.is_empty()).then_some(tag)
 }
 
-/// The licence that a manifest names: `Cargo.toml`, `pyproject.toml` or `package.json`, by the file's name.
-pub fn of_manifest(name: &str, text: &str) -> Option<String> {
-    let licence = match name {
-        "Cargo.toml" => text.parse::<toml::Table>().ok()?.get("package")?.get("license")?.as_str()?.to_owned(),
-        "pyproject.toml" => {
-            let table: toml::Table = text.parse().ok()?;
-            let licence = table.get("project")?.get("license")?;
-            licence.as_str().or_else(|| licence.get("text")?.as_str())?.to_owned()
+/// What a manifest says of licences.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Manifest {
+    /// The licence of its package.
+    pub package: Option<PackageLicence>,
+    /// The licence that the members of its Cargo workspace may inherit.
+    pub workspace: Option<String>,
+}
+
+/// The licence of a package.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PackageLicence {
+    /// This SPDX expression.
+    Is(String),
+    /// That of the Cargo workspace around it.
+    Inherited,
+}
+
+impl Manifest {
+    /// Whether manifests are named so.
+    pub fn is_one(name: &str) -> bool {
+        matches!(name, "Cargo.toml" | "pyproject.toml" | "package.json")
+    }
+
+    /// What `Cargo.toml`, `pyproject.toml` and `package.json` say, by the file's name; nothing of others, and of what does not parse.
+    pub fn read(name: &str, text: &str) -> Manifest {
+        match name {
+            "Cargo.toml" => text.parse().map_or(Manifest::default(), |table| Manifest::of_cargo(&table)),
+            "pyproject.toml" => {
+                let table = text.parse::<toml::Table>().ok();
+                let licence = table.as_ref().and_then(|table| table.get("project")?.get("license"));
+                let licence = licence.and_then(|licence| licence.as_str().or_else(|| licence.get("text")?.as_str()));
+                Manifest::of_package(licence)
+            }
+            "package.json" => {
+                let value = serde_json::from_str::<serde_json::Value>(text).ok();
+                Manifest::of_package(value.as_ref().and_then(|value| value.get("license")?.as_str()))
+            }
+            _ => Manifest::default(),
         }
-        "package.json" => serde_json::from_str::<serde_json::Value>(text).ok()?.get("license")?.as_str()?.to_owned(),
-        _ => return None,
-    };
-    // Cargo once wrote alternatives with a slash.
-    Some(licence.replace('/', " OR "))
+    }
+
+    fn of_package(licence: Option<&str>) -> Manifest {
+        Manifest { package: licence.map(|licence| PackageLicence::Is(expression(licence))), workspace: None }
+    }
+
+    fn of_cargo(table: &toml::Table) -> Manifest {
+        let expression = |value: &toml::Value| value.as_str().map(expression);
+        let licence = table.get("package").and_then(|package| package.get("license"));
+        let inherits = |licence: &toml::Value| licence.get("workspace").and_then(toml::Value::as_bool) == Some(true);
+        let package = licence.and_then(|licence| match expression(licence) {
+            Some(licence) => Some(PackageLicence::Is(licence)),
+            None => inherits(licence).then_some(PackageLicence::Inherited),
+        });
+        let workspace = table.get("workspace").and_then(|workspace| workspace.get("package")?.get("license"));
+        Manifest { package, workspace: workspace.and_then(expression) }
+    }
+}
+
+/// Cargo once wrote alternatives with a slash.
+fn expression(licence: &str) -> String {
+    licence.replace('/', " OR ")
 }
 
 /// The licences whose texts are known: those that most projects have, and those that most often are taken for them.
@@ -70,11 +120,18 @@ static TEXTS: LazyLock<Store> = LazyLock::new(|| {
     texts
 });
 
-/// The licence whose text a file has: the one of SPDX's list that has most pairs of words in common with it, or, where a file holds several texts, by phrases
-/// that stand in one and in no other. Files named otherwise than `LICENSE`, `LICENCE` and `COPYING` have none.
-pub fn of_licence_file(name: &str, text: &str) -> Option<&'static str> {
+/// Whether a file is named as licences are: `LICENSE`, `LICENCE` or `COPYING`, and what follows after a sign; sources that are named so are none.
+pub fn is_licence_file(name: &str) -> bool {
     let upper = name.to_ascii_uppercase();
-    if !["LICENSE", "LICENCE", "COPYING"].iter().any(|start| upper.starts_with(start)) {
+    let rest = ["LICENSE", "LICENCE", "COPYING"].iter().find_map(|start| upper.strip_prefix(start));
+    let is_text = Language::of(name).is_none_or(|language| ["markdown", "text", "html"].contains(&language.name));
+    rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric())) && is_text
+}
+
+/// The licence whose text a file has: the one of SPDX's list that has most pairs of words in common with it, or, where a file holds several texts, by phrases
+/// that stand in one and in no other. Files whose names [`is_licence_file`] refuses have none.
+pub fn of_licence_file(name: &str, text: &str) -> Option<&'static str> {
+    if !is_licence_file(name) {
         return None;
     }
     let nearest = TEXTS.analyze(&TextData::new(text));
@@ -118,6 +175,11 @@ fn by_phrases(text: &str) -> Option<&'static str> {
     } else {
         return None;
     })
+}
+
+/// Whether a licence has this name on SPDX's list, whatever the case of its letters.
+pub fn is_known(id: &str) -> bool {
+    spdx::identifiers::LICENSES.iter().any(|licence| licence.name.eq_ignore_ascii_case(id))
 }
 
 /// Whether an SPDX expression can be met by licences of the list alone: either side of an `OR`, both of an `AND`; an exception after `WITH` only adds rights.

@@ -10,7 +10,9 @@ use minijinja::Environment;
 use minijinja::value::Serde;
 use serde_json::{Value, json};
 
-use crate::judge::{Judgement, Label, Severity, criteria};
+use crate::duplicates::Bands;
+use crate::judge::{Judgement, Label, Severity, reasons};
+use crate::quality::RuleSet;
 use distribution::Distribution;
 
 /// How many places of a rule are shown, and how many copies of a document.
@@ -48,9 +50,21 @@ impl Entry<'_> {
     }
 }
 
+/// What a corpus was judged by, as far as a report says it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// The rule sets for quality.
+    pub rules: Vec<RuleSet>,
+    /// How signatures were cut into bands.
+    pub bands: Bands,
+    /// The least similarity of near copies.
+    pub threshold: f64,
+}
+
 /// What a corpus was found to be.
 #[derive(Debug)]
 pub struct Report {
+    settings: Settings,
     all: Count,
     n_kernels: usize,
     labels: BTreeMap<(Label, String), Count>,
@@ -100,9 +114,11 @@ struct Cluster {
     copies: Vec<String>,
 }
 
-impl Default for Report {
-    fn default() -> Self {
+impl Report {
+    /// A report without documents.
+    pub fn new(settings: Settings) -> Report {
         Report {
+            settings,
             all: Count::default(),
             n_kernels: 0,
             labels: BTreeMap::new(),
@@ -115,9 +131,7 @@ impl Default for Report {
             documents: blake3::Hasher::new(),
         }
     }
-}
 
-impl Report {
     /// Counts a document. `is_exact` says of a copy that it is one byte for byte.
     pub fn add(&mut self, entry: &Entry<'_>, is_exact: bool) {
         let judgement = entry.judgement;
@@ -192,9 +206,12 @@ impl Report {
         );
         let labels = self.labels.iter().map(|((label, reason), count)| (format!("{}: {reason}", label.name()), count));
         section(&mut text, "labels", labels.map(|(name, count)| (name, count.n_documents)));
-        text.push_str("\nlabels mean\n");
-        for (label, criterion) in criteria() {
-            text.push_str(&format!("{:>11}  {criterion}\n", label.name()));
+        text.push_str("\nlabels and their reasons mean\n");
+        let mut last = None;
+        for (label, reason, meaning) in reasons(&self.settings.rules) {
+            let name = if last == Some(label) { "" } else { label.name() };
+            text.push_str(&format!("{name:>11}  {reason}: {meaning}\n"));
+            last = Some(label);
         }
         let rules = self.rules.iter().map(|(name, rule)| (format!("{name} ({})", rule.severity.name()), rule.n));
         section(&mut text, "findings", rules);
@@ -202,6 +219,11 @@ impl Report {
         section(&mut text, "languages", self.languages.iter().map(count));
         section(&mut text, "licences", self.licences.iter().map(count));
         section(&mut text, "near-duplicates", self.copies().map(|(name, n)| (name.to_owned(), n)));
+        let Settings { bands, threshold, .. } = &self.settings;
+        let Bands { n, rows } = bands;
+        let found = format!("near is a similarity of {threshold} or more; how likely {n} bands of {rows} find it");
+        text.push_str(&format!("\n{found}\n"));
+        text.extend(bands.curve().lines().map(|line| format!("     {}\n", line.trim_end())));
         section(&mut text, "kernels", [("Triton kernels".to_owned(), self.n_kernels)]);
         section(
             &mut text,
@@ -231,7 +253,7 @@ impl Report {
     }
 
     /// Everything that the page shows, in the order in which it does.
-    fn page(&self) -> Value {
+    pub fn page(&self) -> Value {
         let share = |n: usize| percent(n, self.all.n_documents);
         let counts = |counts: &BTreeMap<String, Count>| -> Vec<Value> {
             let mut counts: Vec<(&String, &Count)> = counts.iter().collect();
@@ -239,19 +261,26 @@ impl Report {
             let row = |(name, count): (&String, &Count)| json!({ "name": name, "documents": count.n_documents, "share": share(count.n_documents), "mb": megabytes(count.n_bytes) });
             counts.into_iter().map(row).collect()
         };
-        let criteria = criteria();
+        let meanings = reasons(&self.settings.rules);
         let labels: Vec<Value> = Label::ALL
             .iter()
             .map(|label| {
-                let reasons: Vec<(&str, Count)> = self.reasons(*label);
-                let n: usize = reasons.iter().map(|(_, count)| count.n_documents).sum();
-                let n_bytes: usize = reasons.iter().map(|(_, count)| count.n_bytes).sum();
-                let reasons: Vec<Value> = reasons
+                let counted = self.reasons(*label);
+                let n: usize = counted.iter().map(|(_, count)| count.n_documents).sum();
+                let n_bytes: usize = counted.iter().map(|(_, count)| count.n_bytes).sum();
+                // Those that no document has say what the others were not rejected for.
+                let others = meanings.iter().filter(|(other, reason, _)| other == label && !counted.iter().any(|(name, _)| name == reason));
+                let others = others.map(|(_, reason, _)| (*reason, Count::default()));
+                let reasons: Vec<Value> = counted
                     .iter()
-                    .map(|(reason, count)| json!({ "name": reason, "documents": count.n_documents, "share": share(count.n_documents), "mb": megabytes(count.n_bytes) }))
+                    .copied()
+                    .chain(others)
+                    .map(|(reason, count)| {
+                        let meaning = meanings.iter().find(|(other, name, _)| other == label && *name == reason).map(|(_, _, meaning)| meaning);
+                        json!({ "name": reason, "meaning": meaning, "documents": count.n_documents, "share": share(count.n_documents), "mb": megabytes(count.n_bytes) })
+                    })
                     .collect();
-                let criterion = criteria.iter().find(|(other, _)| other == label).map(|(_, criterion)| criterion);
-                json!({ "name": label.name(), "documents": n, "share": share(n), "mb": megabytes(n_bytes), "criterion": criterion, "reasons": reasons })
+                json!({ "name": label.name(), "documents": n, "share": share(n), "mb": megabytes(n_bytes), "reasons": reasons })
             })
             .collect();
         let mut clusters: Vec<(&String, &Cluster)> = self.clusters.iter().collect();
@@ -272,6 +301,14 @@ impl Report {
                 json!({ "name": name, "documents": source.count.n_documents, "mb": megabytes(source.count.n_bytes), "labels": labels })
             })
             .collect();
+        let curve: Vec<Value> = self
+            .settings
+            .bands
+            .points()
+            .map(|(similarity, probability)| {
+                json!({ "similarity": format!("{similarity:.2}"), "probability": format!("{probability:.4}"), "height": format!("{:.1}", probability * 100.0) })
+            })
+            .collect();
         json!({
             "documents": self.all.n_documents,
             "lines": self.all.n_lines,
@@ -283,6 +320,10 @@ impl Report {
             "languages": counts(&self.languages),
             "licences": counts(&self.licences),
             "n_clusters": self.clusters.len(),
+            "rules": self.settings.rules.iter().map(|set| set.name()).collect::<Vec<_>>(),
+            "threshold": self.settings.threshold,
+            "bands": { "n": self.settings.bands.n, "rows": self.settings.bands.rows },
+            "curve": curve,
             "copies": self.copies().map(|(name, n)| json!({ "name": name, "n": n })).collect::<Vec<_>>(),
             "clusters": clusters,
             "sources": sources,

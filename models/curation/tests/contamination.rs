@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use tritter_curation::Secrets;
 use tritter_curation::contamination::Evaluations;
 use tritter_curation::judge::{Criteria, Label, judge};
+use tritter_curation::quality::RuleSet;
 
 const ITEM: &str = "def below_threshold(l: list, t: int):
     \"\"\"Return True if all numbers in the list l are below threshold t.
@@ -95,6 +96,7 @@ fn a_document_with_a_part_of_an_item_is_rejected() {
         secrets: &secrets,
         count_tokens: &|text| text.len(),
         licences: None,
+        rules: &[RuleSet::StarCoder],
         evaluations: Some(&evaluations),
     };
     let judgement = judge("a.py", &format!("# A copy.\n{ITEM}"), None, criteria);

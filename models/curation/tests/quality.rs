@@ -1,7 +1,8 @@
 //! The rule sets for text of the web: each rule rejects for its own reason. Agreement with datatrove is measured by `compare/quality.py`.
 
-use tritter_curation::quality::web::{c4, fineweb, gopher_quality, gopher_repetition};
-use tritter_curation::quality::{Verdict, n_sentences, words};
+use tritter_curation::quality::code::{Language, measure};
+use tritter_curation::quality::web::{self, fineweb, gopher_quality, gopher_repetition};
+use tritter_curation::quality::{Reason, RuleSet, Verdict, judge, n_sentences, words};
 
 /// Sixty different words of usual length, in sentences.
 fn prose() -> String {
@@ -20,16 +21,54 @@ fn prose() -> String {
     (0..8).map(sentence).collect::<Vec<_>>().join("\n")
 }
 
-fn quality(text: &str) -> Verdict {
-    gopher_quality(text, &words(text))
+fn reason(verdict: Verdict) -> Result<(), Reason> {
+    verdict.map_err(|rejection| rejection.reason)
 }
 
-fn repetition(text: &str) -> Verdict {
-    gopher_repetition(text, &words(text))
+fn quality(text: &str) -> Result<(), Reason> {
+    reason(gopher_quality(text, &words(text)))
 }
 
-fn web(text: &str) -> Verdict {
-    fineweb(text, &words(text))
+fn repetition(text: &str) -> Result<(), Reason> {
+    reason(gopher_repetition(text, &words(text)))
+}
+
+fn web(text: &str) -> Result<(), Reason> {
+    reason(fineweb(text, &words(text)))
+}
+
+fn c4(text: &str) -> Result<String, Reason> {
+    web::c4(text).map_err(|rejection| rejection.reason)
+}
+
+#[test]
+fn sets_judge_together_and_every_reason_is_in_their_tables() {
+    let texts = [
+        prose(),
+        String::new(),
+        "Too short.".to_owned(),
+        "ab ".repeat(60),
+        "same line\n".repeat(4),
+        format!("{}\nThis is {{ a bracket.", prose()),
+    ];
+    for text in &texts {
+        let language = Language::of("a.md");
+        let measures = measure(text, language);
+        let verdicts = judge(&[RuleSet::FineWeb, RuleSet::C4, RuleSet::Gopher], text, &measures, language);
+        let sets: Vec<RuleSet> = verdicts.iter().map(|(set, _)| *set).collect();
+        assert_eq!(sets, [RuleSet::Gopher, RuleSet::C4, RuleSet::FineWeb]);
+        let verdict = |set| verdicts.iter().find(|(other, _)| *other == set).map(|(_, verdict)| reason(*verdict));
+        assert_eq!(verdict(RuleSet::FineWeb), Some(web(text)));
+        assert_eq!(verdict(RuleSet::C4), Some(c4(text).map(drop)));
+        assert_eq!(verdict(RuleSet::Gopher), Some(quality(text).and_then(|()| repetition(text))));
+        for (set, verdict) in &verdicts {
+            if let Err(rejection) = verdict {
+                assert!(set.meaning(rejection.reason).is_some(), "{} has no {}", set.name(), rejection.reason);
+            }
+        }
+    }
+    let short = gopher_quality("Two words.", &words("Two words.")).expect_err("it is too short");
+    assert_eq!((short.reason, short.figure, short.bound), ("gopher_short_doc", 2.0, 50.0));
 }
 
 #[test]

@@ -1,13 +1,25 @@
 //! The report of a corpus: what it counts, what it must not show, and that names cannot become markup.
 
 use tritter_curation::Secrets;
-use tritter_curation::judge::{Criteria, judge};
-use tritter_curation::report::{Entry, Report};
+use tritter_curation::duplicates::Bands;
+use tritter_curation::judge::{Criteria, judge, reasons};
+use tritter_curation::quality::RuleSet;
+use tritter_curation::report::{Entry, Report, Settings};
+
+/// What legends tell of; documents are judged by the first, since code is no prose.
+const RULES: [RuleSet; 2] = [RuleSet::StarCoder, RuleSet::Gopher];
 
 fn report(documents: &[(&str, &str, Option<&str>)]) -> Report {
     let secrets = Secrets::built_in().expect("the built-in rules are well formed");
-    let criteria = Criteria { secrets: &secrets, count_tokens: &|text| text.len(), licences: None, evaluations: None };
-    let mut report = Report::default();
+    let criteria = Criteria {
+        secrets: &secrets,
+        count_tokens: &|text| text.len(),
+        licences: None,
+        evaluations: None,
+        rules: &RULES[..1],
+    };
+    let settings = Settings { rules: RULES.to_vec(), bands: Bands { n: 20, rows: 5 }, threshold: 0.7 };
+    let mut report = Report::new(settings);
     for (path, text, copy_of) in documents {
         let judgement = judge(path, text, None, criteria);
         let blake3 = blake3::hash(text.as_bytes()).to_hex();
@@ -53,6 +65,23 @@ fn everything_is_counted_and_shown() {
     for outside in ["http:", "https:", "src=", "@import", "url("] {
         assert!(!page.contains(outside), "the page needs another file: {outside}");
     }
+}
+
+#[test]
+fn the_legend_has_every_reason_and_the_curve_of_the_bands() {
+    let report = report(&[]);
+    let (text, page) = (report.text(), report.html().expect("the page's template is well formed"));
+    let reasons = reasons(&RULES);
+    assert!(30 < reasons.len(), "{reasons:?}");
+    for (_, reason, meaning) in reasons {
+        assert!(text.contains(&format!("  {reason}: {meaning}\n")), "{reason} is not in\n{text}");
+        assert!(page.contains(&format!("<td>{reason}<span")), "{reason} is not in the page");
+    }
+    // 1 - (1 - 0.8^5)^20
+    for part in ["a similarity of 0.7 or more; how likely 20 bands of 5 find it", "0.80  0.9996  ####"] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    assert!(page.contains("20 bands of 5") && page.contains("title=\"0.80: 0.9996\""));
 }
 
 #[test]

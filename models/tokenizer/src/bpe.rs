@@ -107,6 +107,11 @@ impl Bpe {
         self.tokens.get(id as usize).map_or(&[], |bytes| bytes)
     }
 
+    /// Whether an id has a meaning.
+    pub(crate) fn has(&self, id: u32) -> bool {
+        !self.bytes_of(id).is_empty() || self.special.values().any(|special| special.id == id)
+    }
+
     /// The ids of bytes: text is cut into words and merged, what is no text is taken byte by byte.
     pub(crate) fn encode(&self, bytes: &[u8]) -> Vec<u32> {
         // Few texts have more ids than half their bytes; what is not needed is never touched.

@@ -218,6 +218,17 @@ impl Tokenizer {
         String::from_utf8_lossy(&self.decode(ids)).into_owned()
     }
 
+    /// Whether an id is one of the vocabulary: it stands for bytes, or for a control that no bytes are of.
+    pub fn has(&self, id: u32) -> bool {
+        if let Some(layout) = &self.layout {
+            return id < layout.size() && layout.meaning(id) != Meaning::Nothing;
+        }
+        match &self.kind {
+            Kind::Bytes { .. } => id < self.vocab_len(),
+            Kind::Bpe(bpe) => bpe.has(id) || self.bos == Some(id) || self.eos.contains(&id),
+        }
+    }
+
     /// A decoder for ids that come one after another.
     pub fn stream(&self) -> StreamDecoder<'_> {
         StreamDecoder::new(self)

@@ -55,17 +55,31 @@ pub enum EngineError {
     /// The description of a partition does not parse. Always a bug in this crate, or damage on the way to an executor.
     #[error("the description of a partition is damaged: {0}")]
     Description(serde_json::Error),
+    /// What went from plan to plan is of another run.
+    #[error("{0}: another run writes to the same output; wait until it has ended, and run the command again")]
+    OtherRun(PathBuf),
+    /// A hash that a plan gave back is none. Always damage on the way from an executor.
+    #[error("`{0}` is no hash of a content")]
+    Hash(String),
     /// Columns are not what a function expects. Always a bug in this crate.
     #[error("internal error: {0}")]
     Columns(#[from] ArrowError),
     /// A plan could not be made or run.
-    #[error("{0}")]
-    Plan(#[from] Box<DataFusionError>),
+    #[error("{}", plan_failure(.0))]
+    Plan(Box<DataFusionError>),
+    /// Nothing answers where a scheduler should.
+    #[error("no scheduler answers at {address}: {error}")]
+    NoScheduler {
+        /// Where it should.
+        address: String,
+        /// What the system says.
+        error: std::io::Error,
+    },
     /// The scheduler or an executor cannot work.
-    #[error("{0}")]
+    #[error("the scheduler or executor cannot work: {0}")]
     Cluster(#[from] Box<BallistaError>),
     /// An address is none.
-    #[error("`{0}` is no address: write HOST:PORT")]
+    #[error("`{0}` is no address of a scheduler or an executor: write HOST:PORT")]
     Address(String),
     /// The report's template is not well formed. Always a bug of the library.
     #[error("internal error: the report cannot be written: {0}")]
@@ -83,6 +97,29 @@ impl EngineError {
         move |error| EngineError::Parquet { path: path.to_owned(), error }
     }
 }
+
+/// What went wrong in a plan, without the engines that carried it: an error of this crate as it is, and what has no room with what helps.
+fn plan_failure(error: &DataFusionError) -> String {
+    let root = error.find_root();
+    if let DataFusionError::External(cause) = root
+        && let Some(cause) = cause.downcast_ref::<EngineError>()
+    {
+        return cause.to_string();
+    }
+    let text = root.to_string();
+    if matches!(root, DataFusionError::ResourcesExhausted(_)) || text.contains(EXHAUSTED) {
+        return "the plans need more memory than they may take: give them more with --memory, or use fewer --threads"
+            .to_owned();
+    }
+    // From executors it comes as text, each layer before its cause.
+    match text.rsplit_once("External error: ") {
+        Some((_, cause)) => cause.lines().next().unwrap_or(cause).trim().to_owned(),
+        None => format!("a plan failed: {}", text.lines().next().unwrap_or(&text)),
+    }
+}
+
+/// How DataFusion's text of such an error begins.
+const EXHAUSTED: &str = "Resources exhausted";
 
 impl From<DataFusionError> for EngineError {
     fn from(error: DataFusionError) -> Self {

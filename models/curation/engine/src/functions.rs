@@ -1,13 +1,13 @@
 //! The stages as functions of a query engine. A row is a partition until it is judged: it goes in as a description and comes out as the rows of its
 //! documents, so that a plan moves descriptions between machines, and texts only where two of them are compared.
 
-use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use curation::Secrets;
-use curation::duplicates::{jaccard, shingles};
+use curation::duplicates::MAX_GROUP;
 use curation::judge::Criteria;
-use curation::licence::PERMISSIVE;
+use datafusion::arrow::array::builder::{ListBuilder, UInt64Builder};
 use datafusion::arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Float64Array, ListArray, StringArray, StructArray, UInt64Array,
 };
@@ -22,6 +22,7 @@ use crate::evaluations::Sets;
 use crate::keep;
 use crate::read::Document;
 use crate::share::Share;
+use crate::shingles::{Place, Shingles, content};
 use crate::verdict::{self, Verdict, columns, field, item_field, list};
 
 /// A function over columns.
@@ -53,14 +54,15 @@ pub fn all() -> Vec<Arc<ScalarUDF>> {
         new("documents", vec![text(), text()], files, documents.clone(), documents_of),
         new("judge", vec![text(), documents], pure, verdicts.clone(), judge),
         new("keep", vec![text(), text(), verdicts], files, DataType::UInt64, keep_verdicts),
+        new("blocks", vec![DataType::UInt64], pure, list(DataType::UInt64), blocks),
         new("pairs", vec![list(text())], pure, rows(pair()), pairs),
-        new("similarity", vec![text(), text(), text(), text()], pure, DataType::Float64, similarity),
+        new("similarity", vec![text(), text(), text(), text()], files, DataType::Float64, similarity),
     ]
 }
 
-/// The columns of the licence of a folder that documents of a source name.
+/// The columns of what a folder of a source says of licences.
 fn project() -> Fields {
-    ["source", "folder", "licence"].map(|name| field(name, DataType::Utf8)).to_vec().into()
+    ["source", "folder", "said", "licence"].map(|name| field(name, DataType::Utf8)).to_vec().into()
 }
 
 /// The columns of two contents, by their hashes.
@@ -108,17 +110,18 @@ impl ScalarUDFImpl for Function {
     }
 }
 
-/// `projects(share)`: the licences of folders that its documents with paths of their own name.
+/// `projects(share)`: what the folders of its documents with paths of their own say of licences.
 fn projects(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
     #[derive(Serialize)]
     struct Row {
         source: String,
         folder: String,
+        said: String,
         licence: String,
     }
     let rows = each_share(&arguments[0], |share, _| {
         let rows = share.projects()?.into_iter();
-        Ok(rows.map(|(source, folder, licence)| Row { source, folder, licence }).collect())
+        Ok(rows.map(|[source, folder, said, licence]| Row { source, folder, said, licence }).collect())
     })?;
     lists(rows, project())
 }
@@ -146,27 +149,41 @@ fn documents_of(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
     lists(documents, document())
 }
 
-/// `judge(share, documents)`: the verdict on each.
-fn judge(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
-    // Rules and vocabulary are built once for a process, whatever it runs.
+/// The rules for credentials, which are built once for a process, whatever it runs.
+pub(crate) fn secrets() -> Result<&'static Secrets, EngineError> {
     static SECRETS: OnceLock<Secrets> = OnceLock::new();
-    let secrets = match SECRETS.get() {
-        Some(secrets) => secrets,
+    match SECRETS.get() {
+        Some(secrets) => Ok(secrets),
         None => {
             let built = Secrets::built_in()?;
-            SECRETS.get_or_init(|| built)
+            Ok(SECRETS.get_or_init(|| built))
         }
-    };
-    let bpe = tiktoken_rs::cl100k_base_singleton();
-    let count_tokens = |text: &str| bpe.encode_ordinary(text).len();
+    }
+}
+
+/// The tokens by which texts are told from random characters.
+pub(crate) fn count_tokens(text: &str) -> usize {
+    tiktoken_rs::cl100k_base_singleton().encode_ordinary(text).len()
+}
+
+/// `judge(share, documents)`: the verdict on each.
+fn judge(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
+    let secrets = secrets()?;
     let documents = arguments[1].as_list::<i32>();
     let verdicts = each_share(&arguments[0], |share, row| {
-        let licences = (!share.common.any_licence).then_some(PERMISSIVE);
+        let settings = &share.common.settings;
+        let licences: Option<Vec<&str>> =
+            settings.licences.as_ref().map(|licences| licences.iter().map(String::as_str).collect());
         let evaluations = share.common.evaluations.as_ref().map(Sets::built).transpose()?;
-        let evaluations = evaluations.as_deref();
-        let criteria = Criteria { secrets, count_tokens: &count_tokens, licences, evaluations };
+        let criteria = Criteria {
+            secrets,
+            count_tokens: &count_tokens,
+            licences: licences.as_deref(),
+            evaluations: evaluations.as_deref(),
+            rules: &settings.rule_sets(),
+        };
         let documents = rows_of(documents.value(row).as_struct());
-        Ok(documents.iter().map(|document| Verdict::of(document, criteria)).collect::<Vec<_>>())
+        Ok(documents.iter().map(|document| Verdict::of(document, criteria, settings.bands())).collect::<Vec<_>>())
     })?;
     lists(verdicts, verdict::schema().fields().clone())
 }
@@ -181,6 +198,23 @@ fn keep_verdicts(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
         Ok(verdicts.len() as u64)
     })?;
     Ok(Arc::new(UInt64Array::from(counts)))
+}
+
+/// `blocks(n)`: the blocks that the content of this number of a group, from 1, goes to. The first one of a block links it to the one before, as
+/// [`curation::duplicates::pairs`] has it.
+fn blocks(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
+    let size = MAX_GROUP as u64;
+    let mut lists = ListBuilder::new(UInt64Builder::new());
+    for number in arguments[0].as_primitive::<UInt64Type>().values() {
+        let index = number.saturating_sub(1);
+        let block = index / size;
+        if index % size == 0 && 0 < block {
+            lists.values().append_value(block - 1);
+        }
+        lists.values().append_value(block);
+        lists.append(true);
+    }
+    Ok(Arc::new(lists.finish()))
 }
 
 /// `pairs(contents)`: the candidates of a group. The group is put in order first: engines gather it in any.
@@ -202,18 +236,16 @@ fn pairs(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
     lists(rows.collect(), pair())
 }
 
-/// `similarity(l, l_text, r, r_text)`: of two contents, by their hashes and texts. The shingles of each are made once for a batch.
+/// `similarity(folder, hash, l, r)`: of two contents, by their shingles in that folder.
 fn similarity(arguments: &[ArrayRef]) -> Result<ArrayRef, EngineError> {
-    let [l, l_text, r, r_text] = [0, 1, 2, 3].map(|at| arguments[at].as_string::<i32>());
-    let mut sets: HashMap<&str, Vec<u64>> = HashMap::new();
-    let mut similarities = Vec::with_capacity(l.len());
-    for row in 0..l.len() {
-        for (content, text) in [(l, l_text), (r, r_text)] {
-            sets.entry(content.value(row)).or_insert_with(|| shingles(text.value(row)));
-        }
-        similarities.push(jaccard(&sets[l.value(row)], &sets[r.value(row)]));
+    let [folder, hash, l, r] = [0, 1, 2, 3].map(|at| arguments[at].as_string::<i32>());
+    if l.is_empty() {
+        return Ok(Arc::new(Float64Array::from(Vec::<f64>::new())));
     }
-    Ok(Arc::new(Float64Array::from(similarities)))
+    let place = Place { folder: PathBuf::from(folder.value(0)), hash: hash.value(0).to_owned() };
+    let pairs = (0..l.len()).map(|row| Ok((content(l.value(row))?, content(r.value(row))?)));
+    let pairs = pairs.collect::<Result<Vec<_>, EngineError>>()?;
+    Ok(Arc::new(Float64Array::from(Shingles::open(&place)?.compare(pairs.into_iter())?)))
 }
 
 /// Runs a function on each description of a column, with its row.

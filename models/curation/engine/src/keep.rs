@@ -1,9 +1,10 @@
 //! Writes files so that nobody sees half of one: beside their place, and there once they are whole.
 
-use std::io::Write;
-use std::path::Path;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 
 use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::parquet::arrow::ArrowWriter;
 use datafusion::parquet::basic::{Compression, ZstdLevel};
 use datafusion::parquet::file::properties::WriterProperties;
@@ -11,20 +12,65 @@ use tempfile::NamedTempFile;
 
 use crate::error::EngineError;
 
-/// Writes batches of one schema, of which there is one at least, as Parquet.
-pub fn write(path: &Path, batches: &[RecordBatch]) -> Result<(), EngineError> {
-    let mut file = beside(path)?;
-    let parquet = EngineError::of_parquet(path);
-    if let [first, ..] = batches {
+/// A file of Parquet that is written batch by batch.
+pub struct Writer {
+    path: PathBuf,
+    writer: ArrowWriter<NamedTempFile>,
+}
+
+impl Writer {
+    /// Begins one.
+    pub fn new(path: &Path, schema: &SchemaRef) -> Result<Writer, EngineError> {
         let compression = Compression::ZSTD(ZstdLevel::default());
         let properties = WriterProperties::builder().set_compression(compression).build();
-        let mut writer = ArrowWriter::try_new(&mut file, first.schema(), Some(properties)).map_err(&parquet)?;
-        for batch in batches {
-            writer.write(batch).map_err(&parquet)?;
-        }
-        writer.close().map_err(&parquet)?;
+        let writer = ArrowWriter::try_new(beside(path)?, schema.clone(), Some(properties));
+        Ok(Writer { path: path.to_owned(), writer: writer.map_err(EngineError::of_parquet(path))? })
     }
-    move_to(file, path)
+
+    /// Adds a batch.
+    pub fn add(&mut self, batch: &RecordBatch) -> Result<(), EngineError> {
+        self.writer.write(batch).map_err(EngineError::of_parquet(&self.path))
+    }
+
+    /// Puts it in its place.
+    pub fn finish(self) -> Result<(), EngineError> {
+        let file = self.writer.into_inner().map_err(EngineError::of_parquet(&self.path))?;
+        move_to(file, &self.path)
+    }
+}
+
+/// Writes batches of one schema, of which there is one at least, as Parquet.
+pub fn write(path: &Path, batches: &[RecordBatch]) -> Result<(), EngineError> {
+    let [first, ..] = batches else { return Ok(()) };
+    let mut writer = Writer::new(path, &first.schema())?;
+    for batch in batches {
+        writer.add(batch)?;
+    }
+    writer.finish()
+}
+
+/// A file that is written piece by piece.
+pub struct Lines {
+    path: PathBuf,
+    file: BufWriter<NamedTempFile>,
+}
+
+impl Lines {
+    /// Begins one.
+    pub fn new(path: &Path) -> Result<Lines, EngineError> {
+        Ok(Lines { path: path.to_owned(), file: BufWriter::new(beside(path)?) })
+    }
+
+    /// Adds bytes.
+    pub fn add(&mut self, bytes: &[u8]) -> Result<(), EngineError> {
+        self.file.write_all(bytes).map_err(EngineError::at(&self.path))
+    }
+
+    /// Puts it in its place.
+    pub fn finish(self) -> Result<(), EngineError> {
+        let file = self.file.into_inner().map_err(|error| EngineError::at(&self.path)(error.into_error()))?;
+        move_to(file, &self.path)
+    }
 }
 
 /// Writes bytes.

@@ -8,7 +8,9 @@
 //! * [`verdict`]: what is written of a document.
 //! * [`functions`]: the stages, as functions over columns.
 //! * [`place`]: where plans run.
+//! * [`mod@shingles`]: what near copies are told by, on disk.
 //! * [`mod@copies`]: what a corpus has twice, as plans.
+//! * [`mod@kernels`]: Triton kernels, as an output of their own.
 //! * [`output`]: Parquet, JSONL, and the report.
 //! * [`mod@run`]: all of it.
 //!
@@ -23,7 +25,9 @@ pub mod read;
 pub mod verdict;
 pub mod functions;
 pub mod place;
+pub mod shingles;
 pub mod copies;
+pub mod kernels;
 pub mod output;
 pub mod run;
 pub mod keep;

@@ -5,7 +5,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use curation::report::{Entry, Report};
+use curation::Secrets;
+use curation::report::{Entry, Report, Settings};
+use curation::secrets::redact;
 use datafusion::arrow::array::{ArrayRef, AsArray, RecordBatch, RecordBatchReader, StringArray};
 use datafusion::arrow::datatypes::UInt64Type;
 use datafusion::arrow::json::writer::{LineDelimited, WriterBuilder};
@@ -13,8 +15,9 @@ use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::copies::{Copies, Copy};
 use crate::error::EngineError;
+use crate::functions;
 use crate::keep;
-use crate::verdict::Verdict;
+use crate::verdict::{INNER, Verdict};
 
 /// What was written.
 #[derive(Debug)]
@@ -34,12 +37,19 @@ struct Part {
 }
 
 /// Writes what was kept of each partition, in their order, with what is a copy known.
-pub fn write(kept: &[PathBuf], copies: &Copies, out: &Path, n_threads: usize) -> Result<Output, EngineError> {
+pub fn write(
+    kept: &[PathBuf],
+    copies: &Copies,
+    settings: Settings,
+    redactor: &Redactor,
+    out: &Path,
+    n_threads: usize,
+) -> Result<Output, EngineError> {
     let (parquet, jsonl) = (out.join("parquet"), out.join("jsonl"));
     for folder in [&parquet, &jsonl] {
         fs::create_dir_all(folder).map_err(EngineError::at(folder))?;
     }
-    let mut report = Report::default();
+    let mut report = Report::new(settings);
     let mut parts = Vec::new();
     let mut hasher = blake3::Hasher::new();
     for (round, files) in kept.chunks(n_threads.max(1)).enumerate() {
@@ -52,7 +62,7 @@ pub fn write(kept: &[PathBuf], copies: &Copies, out: &Path, n_threads: usize) ->
                     let (parquet, jsonl) = (&parquet, &jsonl);
                     scope.spawn(move || {
                         let to = |folder: &Path, ending: &str| folder.join(format!("{name}.{ending}"));
-                        write_part(file, copies, &to(parquet, "parquet"), &to(jsonl, "jsonl"))
+                        write_part(file, copies, redactor, &to(parquet, "parquet"), &to(jsonl, "jsonl"))
                     })
                 })
                 .collect();
@@ -113,15 +123,21 @@ fn name(part: usize) -> String {
     format!("part-{part:05}")
 }
 
-fn write_part(file: &Path, copies: &Copies, parquet: &Path, jsonl: &Path) -> Result<Part, EngineError> {
+fn write_part(
+    file: &Path,
+    copies: &Copies,
+    redactor: &Redactor,
+    parquet: &Path,
+    jsonl: &Path,
+) -> Result<Part, EngineError> {
     let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(file).map_err(EngineError::at(file))?);
     let reader = reader.and_then(ParquetRecordBatchReaderBuilder::build).map_err(EngineError::of_parquet(file))?;
     let schema = reader.schema();
-    let mut batches = vec![without_bands(&RecordBatch::new_empty(schema))?];
+    let mut batches = vec![without_inner(&RecordBatch::new_empty(schema))?];
     let mut exact = Vec::new();
     for batch in reader {
         let (batch, is_exact) = with_copies(&batch?, copies)?;
-        batches.push(without_bands(&batch)?);
+        batches.push(redactor.places(&without_inner(&batch)?)?);
         exact.extend(is_exact);
     }
     keep::write(parquet, &batches)?;
@@ -150,8 +166,8 @@ fn with_copies(batch: &RecordBatch, copies: &Copies) -> Result<(RecordBatch, Vec
     };
     let (sources, labels, reasons) = (text("source")?, text("label")?, text("reason")?);
     let positions = batch.column(schema.index_of("position")?).as_primitive::<UInt64Type>();
-    let copy = |row: usize| copies.get(&(sources.value(row).to_owned(), positions.value(row)));
-    let found: Vec<Option<&Copy>> = (0..batch.num_rows()).map(copy).collect();
+    let copy = |row: usize| copies.get(sources.value(row), positions.value(row));
+    let found: Vec<Option<Copy<'_>>> = (0..batch.num_rows()).map(copy).collect();
     let replaced = |column: &StringArray, by: &str| -> ArrayRef {
         let values = found.iter().enumerate();
         let values = values.map(|(row, copy)| if copy.is_some() { by } else { column.value(row) });
@@ -160,17 +176,52 @@ fn with_copies(batch: &RecordBatch, copies: &Copies) -> Result<(RecordBatch, Vec
     let mut columns = batch.columns().to_vec();
     columns[schema.index_of("label")?] = replaced(labels, "rejected");
     columns[schema.index_of("reason")?] = replaced(reasons, "duplicate");
-    let kept = found.iter().map(|copy| copy.map(|copy| copy.kept.as_str()));
+    let kept = found.iter().map(|copy| copy.as_ref().map(|copy| copy.kept));
     columns[schema.index_of("copy_of")?] = Arc::new(kept.collect::<StringArray>());
-    let is_exact = found.iter().map(|copy| copy.is_some_and(|copy| copy.is_exact)).collect();
+    let is_exact = found.iter().map(|copy| copy.as_ref().is_some_and(|copy| copy.is_exact)).collect();
     Ok((RecordBatch::try_new(schema, columns)?, is_exact))
 }
 
-/// The rows without the column that only the search for copies needs.
-fn without_bands(batch: &RecordBatch) -> Result<RecordBatch, EngineError> {
+/// The rows without the columns that other plans need.
+fn without_inner(batch: &RecordBatch) -> Result<RecordBatch, EngineError> {
     let schema = batch.schema();
-    let columns: Vec<usize> = (0..schema.fields().len()).filter(|at| schema.field(*at).name() != "bands").collect();
+    let columns: Vec<usize> =
+        (0..schema.fields().len()).filter(|at| !INNER.contains(&schema.field(*at).name().as_str())).collect();
     Ok(batch.project(&columns)?)
+}
+
+/// Takes credentials out of paths: what a text may not have in it its name may not either.
+pub struct Redactor {
+    secrets: &'static Secrets,
+}
+
+/// The columns that say where a document is.
+const PLACES: [&str; 4] = ["path", "source", "input", "copy_of"];
+
+impl Redactor {
+    /// One with the rules that texts are judged by.
+    pub fn new() -> Result<Redactor, EngineError> {
+        Ok(Redactor { secrets: functions::secrets()? })
+    }
+
+    /// A path without credentials.
+    pub fn path(&self, path: &str) -> String {
+        let found = self.secrets.find(path.as_bytes(), &functions::count_tokens);
+        String::from_utf8_lossy(&redact(path.as_bytes(), &found)).into_owned()
+    }
+
+    /// Rows whose places have none.
+    pub fn places(&self, batch: &RecordBatch) -> Result<RecordBatch, EngineError> {
+        let schema = batch.schema();
+        let mut columns = batch.columns().to_vec();
+        for (column, _) in
+            columns.iter_mut().zip(schema.fields()).filter(|(_, field)| PLACES.contains(&field.name().as_str()))
+        {
+            let texts = column.as_string::<i32>().iter();
+            *column = Arc::new(texts.map(|text| text.map(|text| self.path(text))).collect::<StringArray>());
+        }
+        Ok(RecordBatch::try_new(schema, columns)?)
+    }
 }
 
 fn add(report: &mut Report, verdict: &Verdict, is_exact: bool) {

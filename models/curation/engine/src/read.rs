@@ -1,12 +1,12 @@
 //! Reads documents: a file, the lines of a JSONL file that start between two bytes, a group of rows of a Parquet file.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::DataType;
+use datafusion::arrow::datatypes::{DataType, Field};
 use datafusion::parquet::arrow::ProjectionMask;
 use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::Serialize;
@@ -62,7 +62,7 @@ impl Line {
             Some(Value::String(text)) => Ok(Some(text.clone())),
             Some(_) => Err(serde_json::Error::custom(format!("`{}` is no text", names.join("` or `")))),
         };
-        let text = string(["text", "content"])?;
+        let text = string(TEXTS)?;
         let text = text.ok_or_else(|| serde_json::Error::custom("it has neither `text` nor `content`"))?;
         let path = match find(["path", "id"]) {
             Some(Value::Number(number)) => Some(number.to_string()),
@@ -107,6 +107,32 @@ pub fn read(unit: &Unit, root: &Path, mut each: impl FnMut(Document)) -> Result<
         Piece::Rows { group } => read_rows(unit, &path, group, give),
     }
 }
+
+/// Whether the lines of a file are documents, as the first that is not blank tells.
+pub fn has_lines(path: &Path) -> Result<bool, EngineError> {
+    let mut file = BufReader::new(File::open(path).map_err(EngineError::at(path))?.take(MAX_DOCUMENT));
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if file.read_until(b'\n', &mut line).map_err(EngineError::at(path))? == 0 {
+            return Ok(false);
+        }
+        if !line.trim_ascii().is_empty() {
+            return Ok(Line::parse(&line).is_ok());
+        }
+    }
+}
+
+/// Whether the rows of a file are documents: it is Parquet, with a column of texts.
+pub fn has_rows(path: &Path) -> Result<bool, EngineError> {
+    let file = File::open(path).map_err(EngineError::at(path))?;
+    let Ok(builder) = ParquetRecordBatchReaderBuilder::try_new(file) else { return Ok(false) };
+    let is_text = |column: &Field| TEXTS.contains(&column.name().as_str()) && column.data_type().is_string();
+    Ok(builder.schema().fields().iter().any(|column| is_text(column)))
+}
+
+/// What the field or column with the content may be called.
+const TEXTS: [&str; 2] = ["text", "content"];
 
 fn read_lines(
     unit: &Unit,
@@ -158,7 +184,7 @@ fn read_rows(
     for batch in reader {
         let batch = batch?;
         let column = |names: [&str; 2]| names.iter().find_map(|name| strings(&batch, name));
-        let texts = column(["text", "content"]).ok_or_else(|| EngineError::NoText(path.to_owned()))?;
+        let texts = column(TEXTS).ok_or_else(|| EngineError::NoText(path.to_owned()))?;
         let (texts, paths, licences) =
             (texts.as_string::<i32>(), column(["path", "id"]), column(["licence", "license"]));
         let value = |column: &Option<ArrayRef>, at: usize| {

@@ -5,21 +5,26 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use curation::duplicates::Bands;
+use curation::quality::RuleSet;
+use curation::report::{self, Report};
 use datafusion::arrow::array::{AsArray, RecordBatch, StringArray, UInt64Array};
 use datafusion::arrow::datatypes::{DataType, Schema, SchemaRef, UInt64Type};
 use serde_json::json;
 
 use crate::copies;
-use crate::corpus::{Corpus, Piece, Unit, Wanted};
+use crate::corpus::{Corpus, Piece, Projects, Unit, Wanted};
 use crate::error::EngineError;
 use crate::evaluations::{Item, Sets};
 use crate::keep;
-use crate::output;
-use crate::place::{Cut, Place, Table};
-use crate::share::{Common, STAGES, Share};
-use crate::verdict::{BANDS, field};
+use crate::kernels::{self, Written};
+use crate::output::{self, Redactor};
+use crate::place::{Cut, Engine, Place, Table};
+use crate::share::{Common, STAGES, Settings, Share};
+use crate::shingles;
+use crate::verdict::field;
 
-/// The least similarity of what counts as a near copy.
+/// The least similarity of what counts as a near copy, where nothing else is asked for.
 pub const THRESHOLD: f64 = 0.8;
 
 /// What to run, on what, where.
@@ -29,8 +34,16 @@ pub struct Options {
     pub inputs: Vec<PathBuf>,
     /// Which documents are looked at.
     pub wanted: Wanted,
-    /// Takes documents of any licence, and of none.
-    pub any_licence: bool,
+    /// The licences that are allowed; all, and none at all, if absent.
+    pub licences: Option<Vec<String>>,
+    /// The rule sets for quality.
+    pub rules: Vec<RuleSet>,
+    /// How signatures are cut into bands.
+    pub bands: Bands,
+    /// The least similarity of what counts as a near copy.
+    pub threshold: f64,
+    /// How many bytes plans in this process sort, group and join in; what they have no room for goes to files in the folder of the output.
+    pub memory: usize,
     /// Items of evaluation sets that nothing may be of, and how many words in a row count as an overlap.
     pub evaluations: Option<(Vec<Item>, usize)>,
     /// The folder of the output.
@@ -46,21 +59,25 @@ pub struct Options {
 /// What a run did.
 #[derive(Debug)]
 pub struct Done {
-    /// The report as text.
-    pub report: String,
+    /// The report.
+    pub report: Report,
     /// The hash of the output.
     pub hash: String,
+    /// The Triton kernels that were written.
+    pub kernels: Written,
     /// The partitions.
     pub n_partitions: usize,
     /// Those that were taken from an earlier run.
     pub n_kept: usize,
     /// The bytes of all documents.
     pub n_bytes: u64,
+    /// The bytes that plans in this process put into files for want of memory.
+    pub n_spilled: usize,
 }
 
-/// Licences of folders that documents with paths of their own name.
+/// What folders of documents with paths of their own say of licences.
 const PROJECTS: &str = "
-    SELECT project['source'] AS source, project['folder'] AS folder, project['licence'] AS licence
+    SELECT project['source'] AS source, project['folder'] AS folder, project['said'] AS said, project['licence'] AS licence
     FROM (SELECT unnest(projects(share)) AS project FROM shares)";
 
 /// The hash of each partition's content and stages.
@@ -85,6 +102,9 @@ pub async fn run(options: &Options) -> Result<Done, EngineError> {
     if corpus.units().next().is_none() {
         return Err(EngineError::Empty);
     }
+    let spill = work.join("spill");
+    fs::create_dir_all(&spill).map_err(EngineError::at(&spill))?;
+    let engine = Engine::new(&options.place, options.memory, &spill)?;
     let root = std::env::current_dir().map_err(EngineError::at(Path::new(".")))?;
     let sets = options.evaluations.as_ref().map(|(items, run)| Sets::write(items, *run, &work));
     let evaluations = sets.transpose()?;
@@ -92,23 +112,32 @@ pub async fn run(options: &Options) -> Result<Done, EngineError> {
         root,
         kept: work.join("verdicts"),
         wanted: options.wanted.clone(),
-        any_licence: options.any_licence,
+        settings: Settings {
+            licences: options.licences.clone(),
+            rules: options.rules.iter().map(|set| set.name().to_owned()).collect(),
+            bands: options.bands.n,
+            rows: options.bands.rows,
+        },
         evaluations,
         stages: STAGES.to_owned(),
     };
     let share = |units: Vec<Unit>| Share { common: common.clone(), units, projects: BTreeMap::new() };
     let mut shares: Vec<Share> = corpus.partitions(options.partition).into_iter().map(share).collect();
-    let plans = Plans { place: &options.place, folder: work.join("shares"), n_threads: options.n_threads };
+    let plans = Plans { engine: &engine, folder: work.join("shares"), n_threads: options.n_threads };
     plans.find_projects(&mut shares).await?;
     let keys = plans.keys(&shares).await?;
     let files: Vec<PathBuf> = shares.iter().zip(&keys).map(|(share, key)| share.kept(key)).collect();
     let missing: Vec<usize> = (0..shares.len()).filter(|at| !files[*at].exists()).collect();
     plans.judge(&shares, &keys, &missing).await?;
     let cut = plans.cut(shares.len());
-    let copies = copies::find(&options.place, cut, &files, &work, THRESHOLD).await?;
-    let written = output::write(&files, &copies, out, options.n_threads)?;
-    let text = written.report.text();
-    keep::write_bytes(&out.join("report.txt"), text.as_bytes())?;
+    let copies =
+        copies::find(&engine, cut, &files, &work, options.bands.n, options.threshold, options.n_threads).await?;
+    let redactor = Redactor::new()?;
+    let settings =
+        report::Settings { rules: options.rules.clone(), bands: options.bands, threshold: options.threshold };
+    let written = output::write(&files, &copies, settings, &redactor, out, options.n_threads)?;
+    let kernels = kernels::write(&engine, cut, &files, out, &redactor).await?;
+    keep::write_bytes(&out.join("report.txt"), written.report.text().as_bytes())?;
     let page = written.report.html().map_err(|error| EngineError::Report(error.to_string()))?;
     keep::write_bytes(&out.join("report.html"), page.as_bytes())?;
     let parts = keys
@@ -118,30 +147,58 @@ pub async fn run(options: &Options) -> Result<Done, EngineError> {
     let manifest = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "stages": STAGES,
-        "inputs": options.inputs,
+        "inputs": options.inputs.iter().map(|input| redactor.path(&input.to_string_lossy())).collect::<Vec<_>>(),
         "wanted": options.wanted,
-        "any_licence": options.any_licence,
+        "licences": options.licences,
+        "rules": common.settings.rules,
         "evaluations": common.evaluations.as_ref().map(|sets| json!({ "hash": sets.hash, "overlap": sets.run })),
-        "bands": BANDS.n,
-        "rows": BANDS.rows,
-        "similarity": THRESHOLD,
+        "bands": options.bands.n,
+        "rows": options.bands.rows,
+        "similarity": options.threshold,
         "output": written.hash,
+        "kernels": { "number": kernels.n, "hash": kernels.hash },
         "parts": parts.collect::<Vec<_>>(),
     });
     keep::write_bytes(&out.join("manifest.json"), format!("{manifest:#}\n").as_bytes())?;
     output::remove_others(&work.join("verdicts"), output::is_hash, &keys.into_iter().collect::<BTreeSet<String>>())?;
+    let n_spilled = engine.n_spilled();
+    // It takes its own files away with it.
+    drop(engine);
+    clean(&work)?;
     Ok(Done {
-        report: text,
+        report: written.report,
         hash: written.hash,
+        kernels,
         n_partitions: files.len(),
         n_kept: files.len() - missing.len(),
+        n_spilled,
         n_bytes: written.parts.iter().map(|(_, n_bytes)| n_bytes).sum(),
     })
 }
 
+/// Removes what went from plan to plan. The next run makes its own.
+fn clean(work: &Path) -> Result<(), EngineError> {
+    output::remove_others(&work.join("shares"), is_number, &BTreeSet::new())?;
+    for file in ["candidates.parquet", "near.parquet"].map(|name| work.join(name)) {
+        fs::remove_file(&file).map_err(EngineError::at(&file))?;
+    }
+    shingles::remove(work)?;
+    // What else is in them, the user has put there.
+    for folder in ["shares", "spill"].map(|name| work.join(name)) {
+        if fs::read_dir(&folder).map_err(EngineError::at(&folder))?.next().is_none() {
+            fs::remove_dir(&folder).map_err(EngineError::at(&folder))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_number(stem: &str) -> bool {
+    5 <= stem.len() && stem.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// The plans over partitions.
 struct Plans<'a> {
-    place: &'a Place,
+    engine: &'a Engine,
     /// Where the descriptions of partitions are put for plans to read.
     folder: PathBuf,
     n_threads: usize,
@@ -150,7 +207,7 @@ struct Plans<'a> {
 impl Plans<'_> {
     /// How plans over documents are cut: on a cluster as finely as its input, so that a few executors more find work.
     fn cut(&self, n_partitions: usize) -> Cut {
-        let n_tasks = match self.place {
+        let n_tasks = match self.engine.place() {
             Place::Here => self.n_threads,
             Place::Cluster(_) => n_partitions.clamp(1, 64),
         };
@@ -169,17 +226,23 @@ impl Plans<'_> {
             })
             .collect();
         let rows: Vec<Row<'_>> = mixed.iter().enumerate().map(|(at, share)| (at, share, "")).collect();
-        let mut projects: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-        let mut found: Vec<[String; 3]> = Vec::new();
+        let mut found: Vec<[String; 4]> = Vec::new();
         for batch in self.query(&rows, PROJECTS).await? {
             let text = |column: usize, row: usize| batch.column(column).as_string::<i32>().value(row).to_owned();
-            found.extend((0..batch.num_rows()).map(|row| [text(0, row), text(1, row), text(2, row)]));
+            found.extend((0..batch.num_rows()).map(|row| [0, 1, 2, 3].map(|column| text(column, row))));
         }
         // Of two pieces that name a licence for one folder, the same one whatever came first.
         found.sort();
-        for [source, folder, licence] in found {
-            projects.entry(source).or_default().entry(folder).or_insert(licence);
+        let mut said: BTreeMap<String, Projects> = BTreeMap::new();
+        for [source, folder, how, licence] in found {
+            said.entry(source).or_default().add_row(&folder, &how, &licence);
         }
+        let folders = |projects: &Projects| {
+            let folders = projects.folders();
+            folders.filter_map(|(folder, licence)| Some((folder.to_str()?.to_owned(), licence.to_owned()))).collect()
+        };
+        let projects: BTreeMap<String, BTreeMap<String, String>> =
+            said.into_iter().map(|(source, projects)| (source, folders(&projects))).collect();
         for share in shares {
             let sources: BTreeSet<&str> = share.units.iter().map(|unit| unit.source.as_str()).collect();
             let of_share = projects.iter().filter(|(source, _)| sources.contains(source.as_str()));
@@ -225,7 +288,9 @@ impl Plans<'_> {
             files.push(path);
         }
         let cut = Cut { n_tasks: rows.len(), n_rows: 1 };
-        self.place.query(cut, &[Table { name: "shares", files: &files, schema: &schema }], query).await
+        self.engine
+            .query(cut, &[Table { name: "shares", files: &files, schema: &schema }], query, || Ok(Vec::new()))
+            .await
     }
 }
 

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use curation::duplicates::Bands;
+use curation::quality::RuleSet;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::{Projects, Unit, Wanted};
@@ -13,6 +15,31 @@ use crate::read::{Document, read};
 /// The hash of the stages that this program has: their sources and their rules.
 pub const STAGES: &str = env!("TRITTER_STAGES");
 
+/// How documents are judged, as it goes to executors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The licences that are allowed; all, and none at all, if absent.
+    pub licences: Option<Vec<String>>,
+    /// The rule sets for quality, by their names.
+    pub rules: Vec<String>,
+    /// How many bands signatures are cut into.
+    pub bands: usize,
+    /// How many slots a band has.
+    pub rows: usize,
+}
+
+impl Settings {
+    /// How signatures are cut.
+    pub fn bands(&self) -> Bands {
+        Bands { n: self.bands, rows: self.rows }
+    }
+
+    /// The rule sets.
+    pub fn rule_sets(&self) -> Vec<RuleSet> {
+        self.rules.iter().filter_map(|name| RuleSet::of_name(name)).collect()
+    }
+}
+
 /// What all partitions of a run have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Common {
@@ -22,8 +49,8 @@ pub struct Common {
     pub kept: PathBuf,
     /// Which documents are looked at.
     pub wanted: Wanted,
-    /// Whether documents of any licence, and of none, are taken.
-    pub any_licence: bool,
+    /// How documents are judged.
+    pub settings: Settings,
     /// The evaluation sets that nothing may be of.
     pub evaluations: Option<Sets>,
     /// The hash of the stages that the run was planned for.
@@ -75,8 +102,8 @@ impl Share {
         Ok(documents)
     }
 
-    /// The folders of projects that documents with paths of their own name.
-    pub fn projects(&self) -> Result<Vec<(String, String, String)>, EngineError> {
+    /// What the folders of documents with paths of their own say of licences: source, folder, how, and licence.
+    pub fn projects(&self) -> Result<Vec<[String; 4]>, EngineError> {
         let mut found = Vec::new();
         for unit in &self.units {
             let mut projects = Projects::default();
@@ -85,9 +112,9 @@ impl Share {
                     projects.add(&document.path, &document.text);
                 }
             })?;
-            let folders = projects.folders();
-            found.extend(folders.filter_map(|(folder, licence)| {
-                Some((unit.source.clone(), folder.to_str()?.to_owned(), licence.to_owned()))
+            let rows = projects.rows();
+            found.extend(rows.filter_map(|(folder, said, licence)| {
+                Some([&unit.source, folder.to_str()?, said, licence].map(str::to_owned))
             }));
         }
         Ok(found)
@@ -100,7 +127,7 @@ impl Share {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         };
         add(&self.common.stages);
-        add(if self.common.any_licence { "any licence" } else { "permissive" });
+        add(&serde_json::to_string(&self.common.settings).expect("settings are lists of names, and numbers"));
         let evaluations = self.common.evaluations.as_ref();
         add(&evaluations.map_or(String::new(), |sets| format!("{} {}", sets.run, sets.hash)));
         for document in documents {

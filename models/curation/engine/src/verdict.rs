@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use curation::duplicates::{Bands, band_keys, signature};
 use curation::judge::{Criteria, Finding, Judgement, Label, Severity, judge};
-use curation::kernels::find_kernels;
+use curation::kernels::{Kernel, find_kernels};
 use curation::quality::code::{LANGUAGES, Measures};
+use curation::quality::{self, Rejection, RuleSet};
 use datafusion::arrow::array::{RecordBatch, StructArray};
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 use datafusion::arrow::error::ArrowError;
@@ -14,9 +15,6 @@ use datafusion::arrow::json::ReaderBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::read::Document;
-
-/// How signatures are cut into bands.
-pub const BANDS: Bands = Bands::DEFAULT;
 
 /// What is said of one document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,11 +45,16 @@ pub struct Verdict {
     pub findings: Vec<FindingRow>,
     /// What was counted.
     pub measures: Figures,
+    /// What each rule set says that it was judged by.
+    pub quality: Vec<QualityRow>,
     /// How many Triton kernels it has.
     pub kernels: u64,
-    /// The keys of its bands.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// The keys of its bands; the output has none.
+    #[serde(default)]
     pub bands: Vec<u64>,
+    /// Its Triton kernels; the output has them apart.
+    #[serde(default)]
+    pub kernel_rows: Vec<KernelRow>,
     /// Its content without its secrets; left out where only the figures are read.
     #[serde(skip_deserializing)]
     pub text: String,
@@ -74,6 +77,40 @@ pub struct FindingRow {
     pub excerpt: String,
 }
 
+/// What a rule set says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct QualityRow {
+    /// The rule set.
+    pub rules: String,
+    /// The first of its rules that rejects the document; none if it passes.
+    pub reason: Option<String>,
+    /// What the document has of what that rule counts.
+    pub figure: Option<f64>,
+    /// The most or the least that the rule takes.
+    pub bound: Option<f64>,
+}
+
+/// A Triton kernel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KernelRow {
+    /// The name of its function.
+    pub name: String,
+    /// The line of its `def`, from 1.
+    pub line: u64,
+    /// Whether it is under `triton.autotune`.
+    pub autotuned: bool,
+    /// Whether it is under `triton.heuristics`.
+    pub has_heuristics: bool,
+    /// The kernels of its module that it calls, directly or through others.
+    pub helpers: Vec<String>,
+    /// How many functions of its module launch it.
+    pub launchers: u64,
+    /// The same for copies, whatever their names.
+    pub key: String,
+    /// It and its module's imports, its helpers and its launchers.
+    pub text: String,
+}
+
 /// What was counted in a document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "they are the fields of `Measures`, by their names in the output")]
@@ -93,12 +130,12 @@ pub struct Figures {
 
 impl Verdict {
     /// Judges a document.
-    pub fn of(document: &Document, criteria: Criteria<'_>) -> Verdict {
+    pub fn of(document: &Document, criteria: Criteria<'_>, bands: Bands) -> Verdict {
         let Document { path, source, position, input, licence, text } = document;
         let judgement = judge(path, text, licence.as_deref(), criteria);
-        let kernels = if judgement.language == Some("python") { find_kernels(text).len() } else { 0 };
         let shown = judgement.redacted.as_deref().unwrap_or(text);
-        let bands = signature(shown, BANDS).map(|signature| band_keys(&signature, BANDS).collect());
+        let kernels = if judgement.language == Some("python") { find_kernels(shown) } else { Vec::new() };
+        let keys = signature(shown, bands).map(|signature| band_keys(&signature, bands).collect());
         Verdict {
             path: path.clone(),
             source: source.clone(),
@@ -113,8 +150,10 @@ impl Verdict {
             copy_of: None,
             findings: judgement.findings.iter().map(FindingRow::of).collect(),
             measures: Figures::of(&judgement.measures),
-            kernels: kernels as u64,
-            bands: bands.unwrap_or_default(),
+            quality: judgement.quality.iter().map(QualityRow::of).collect(),
+            kernels: kernels.len() as u64,
+            bands: keys.unwrap_or_default(),
+            kernel_rows: kernels.iter().map(|kernel| KernelRow::of(kernel, shown, &kernels)).collect(),
             text: shown.to_owned(),
         }
     }
@@ -142,8 +181,48 @@ impl Verdict {
                 encoded: figures.encoded,
                 generated: figures.generated_line.map(|line| line as usize),
             },
+            quality: self.quality.iter().map(QualityRow::verdict).collect::<Option<_>>()?,
             redacted: None,
         })
+    }
+}
+
+impl QualityRow {
+    fn of((set, verdict): &(RuleSet, quality::Verdict)) -> QualityRow {
+        let rejection = verdict.err();
+        QualityRow {
+            rules: set.name().to_owned(),
+            reason: rejection.map(|rejection| rejection.reason.to_owned()),
+            figure: rejection.map(|rejection| rejection.figure),
+            bound: rejection.map(|rejection| rejection.bound),
+        }
+    }
+
+    fn verdict(&self) -> Option<(RuleSet, quality::Verdict)> {
+        let set = RuleSet::of_name(&self.rules)?;
+        let verdict = match &self.reason {
+            None => Ok(()),
+            Some(reason) => {
+                let (reason, _) = set.rules().iter().find(|(name, _)| name == reason)?;
+                Err(Rejection { reason, figure: self.figure?, bound: self.bound? })
+            }
+        };
+        Some((set, verdict))
+    }
+}
+
+impl KernelRow {
+    fn of(kernel: &Kernel, source: &str, kernels: &[Kernel]) -> KernelRow {
+        KernelRow {
+            name: kernel.name.clone(),
+            line: kernel.line as u64,
+            autotuned: kernel.autotuned,
+            has_heuristics: kernel.has_heuristics,
+            helpers: kernel.helpers.clone(),
+            launchers: kernel.launchers.len() as u64,
+            key: kernel.key.clone(),
+            text: kernel.text(source, kernels),
+        }
     }
 }
 
@@ -213,6 +292,22 @@ pub fn schema() -> SchemaRef {
         field("encoded", DataType::Float64),
         field("generated_line", DataType::UInt64),
     ]);
+    let quality = structure(vec![
+        field("rules", DataType::Utf8),
+        field("reason", DataType::Utf8),
+        field("figure", DataType::Float64),
+        field("bound", DataType::Float64),
+    ]);
+    let kernel = structure(vec![
+        field("name", DataType::Utf8),
+        field("line", DataType::UInt64),
+        field("autotuned", DataType::Boolean),
+        field("has_heuristics", DataType::Boolean),
+        field("helpers", list(DataType::Utf8)),
+        field("launchers", DataType::UInt64),
+        field("key", DataType::Utf8),
+        field("text", DataType::Utf8),
+    ]);
     Arc::new(Schema::new(vec![
         field("path", DataType::Utf8),
         field("source", DataType::Utf8),
@@ -227,11 +322,16 @@ pub fn schema() -> SchemaRef {
         field("copy_of", DataType::Utf8),
         field("findings", list(finding)),
         field("measures", measures),
+        field("quality", list(quality)),
         field("kernels", DataType::UInt64),
         field("bands", list(DataType::UInt64)),
+        field("kernel_rows", list(kernel)),
         field("text", DataType::Utf8),
     ]))
 }
+
+/// The columns that later plans need, and the output does not have.
+pub const INNER: [&str; 2] = ["bands", "kernel_rows"];
 
 /// A column that may have no value, as all of engines' functions may.
 pub fn field(name: &str, data_type: DataType) -> Field {

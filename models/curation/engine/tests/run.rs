@@ -6,18 +6,25 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use curation::duplicates::Bands;
+use curation::licence::PERMISSIVE;
+use curation::quality::RuleSet;
 use serde_json::Value;
 use support::{corpus, output};
 use tritter_curation_engine::EngineError;
 use tritter_curation_engine::corpus::Wanted;
 use tritter_curation_engine::place::Place;
-use tritter_curation_engine::run::{Done, Options, run};
+use tritter_curation_engine::run::{Done, Options, THRESHOLD, run};
 
 fn options(inputs: &[PathBuf], out: &Path, n_threads: usize) -> Options {
     Options {
         inputs: inputs.to_vec(),
         wanted: Wanted::Languages,
-        any_licence: false,
+        licences: Some(PERMISSIVE.iter().map(|licence| (*licence).to_owned()).collect()),
+        rules: vec![RuleSet::StarCoder],
+        bands: Bands::DEFAULT,
+        threshold: THRESHOLD,
+        memory: 1 << 30,
         evaluations: None,
         out: out.to_owned(),
         place: Place::Here,
@@ -192,4 +199,27 @@ fn a_corpus_without_documents_is_no_success() {
     let runtime = tokio::runtime::Builder::new_multi_thread().build().expect("a runtime");
     let error = runtime.block_on(run(&options)).expect_err("there is nothing to judge");
     assert!(matches!(error, EngineError::Empty), "{error}");
+}
+
+#[test]
+fn what_has_no_room_in_memory_goes_to_files_and_changes_no_byte() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = folder.path().join("corpus");
+    corpus(&source, 400);
+    let inputs = [source.clone()];
+    // Of many bands there are many keys.
+    let bands = Bands { n: 128, rows: 8 };
+    let roomy = Options { bands, ..options(&inputs, &folder.path().join("roomy"), 2) };
+    let first = done(&roomy);
+    assert_eq!(first.n_spilled, 0);
+    let narrow = Options { memory: 24 << 20, out: folder.path().join("narrow"), ..roomy.clone() };
+    let second = done(&narrow);
+    assert!(second.n_spilled > 0, "nothing went to files");
+    assert_eq!(second.hash, first.hash);
+    assert_eq!(output(&narrow.out), output(&roomy.out));
+    // What is not enough for anything is said so, and by the option that changes it.
+    let none = Options { memory: 1000, out: folder.path().join("none"), ..roomy.clone() };
+    let runtime = tokio::runtime::Builder::new_multi_thread().build().expect("a runtime");
+    let error = runtime.block_on(run(&none)).expect_err("1,000 bytes are too few");
+    assert!(error.to_string().contains("--memory"), "{error}");
 }

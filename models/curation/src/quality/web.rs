@@ -4,9 +4,53 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use super::characters::{is_punctuation, is_space, is_terminal, lines, n_sentences};
-use super::{Reason, Verdict};
+use super::{Reason, Rejection, Verdict, at_least, at_most};
 
 const STOP_WORDS: [&str; 8] = ["the", "be", "to", "of", "and", "that", "have", "with"];
+
+/// The rules of [`gopher_quality`] and of [`gopher_repetition`] in their order, with what they say.
+pub const GOPHER: &[(Reason, &str)] = &[
+    ("gopher_short_doc", "fewer than 50 words"),
+    ("gopher_long_doc", "more than 100,000 words"),
+    ("gopher_below_avg_threshold", "words of fewer than 3 characters in the mean"),
+    ("gopher_above_avg_threshold", "words of more than 10 characters in the mean"),
+    ("gopher_too_many_hashes", "more than one `#` to 10 words"),
+    ("gopher_too_many_ellipsis", "more than one ellipsis to 10 words"),
+    ("gopher_too_many_bullets", "more than 90 % of its lines start with a bullet"),
+    ("gopher_too_many_end_ellipsis", "more than 30 % of its lines end with an ellipsis"),
+    ("gopher_below_alpha_threshold", "fewer than 80 % of its words have a letter"),
+    ("gopher_enough_stop_words", "fewer than two of eight common English words"),
+    ("empty", "no text"),
+    ("dup_para_frac", "more than 30 % of its paragraphs are copies of others in it"),
+    ("dup_para_char_frac", "more than 20 % of it is copies of its paragraphs"),
+    ("dup_line_frac", "more than 30 % of its lines are copies of others in it"),
+    ("dup_line_char_frac", "more than 20 % of it is copies of its lines"),
+    ("top_2_gram", "more than 20 % of it is the commonest two words in a row"),
+    ("top_3_gram", "more than 18 % of it is the commonest three words in a row"),
+    ("top_4_gram", "more than 16 % of it is the commonest four words in a row"),
+    ("duplicated_5_n_grams", "more than 15 % of it is five words in a row that stand in it before"),
+    ("duplicated_6_n_grams", "more than 14 % of it is six words in a row that stand in it before"),
+    ("duplicated_7_n_grams", "more than 13 % of it is seven words in a row that stand in it before"),
+    ("duplicated_8_n_grams", "more than 12 % of it is eight words in a row that stand in it before"),
+    ("duplicated_9_n_grams", "more than 11 % of it is nine words in a row that stand in it before"),
+    ("duplicated_10_n_grams", "more than 10 % of it is ten words in a row that stand in it before"),
+];
+
+/// The rules of [`c4`], with what they say.
+pub const C4: &[(Reason, &str)] = &[
+    ("lorem_ipsum", "has `lorem ipsum`"),
+    ("curly_bracket", "has a curly bracket"),
+    ("too_few_sentences", "fewer than five sentences in lines that end as sentences do"),
+];
+
+/// The rules of [`fineweb`] in their order, with what they say.
+pub const FINEWEB: &[(Reason, &str)] = &[
+    ("empty", "no text"),
+    ("line_punct_ratio", "fewer than 12 % of its lines end with a punctuation mark"),
+    ("short_line_ratio", "more than 67 % of its lines have 30 characters or fewer"),
+    ("char_dup_ratio", "more than 1 % of it is copies of its lines"),
+    ("list_ratio", "more than three line breaks to 10 words"),
+];
 
 /// Gopher's quality rules (arXiv 2112.11446, A.1.1); `words` are the document's.
 ///
@@ -17,46 +61,28 @@ pub fn gopher_quality(text: &str, words: &[&str]) -> Verdict {
     let n_words = words.len();
     let real = || words.iter().filter(|word| !word.chars().all(is_punctuation));
     let n_real = real().count();
-    if n_real < 50 {
-        return Err("gopher_short_doc");
-    }
-    if 100_000 < n_real {
-        return Err("gopher_long_doc");
-    }
+    at_least("gopher_short_doc", n_real as f64, 50.0)?;
+    at_most("gopher_long_doc", n_real as f64, 100_000.0)?;
     let n_chars: usize = real().map(|word| word.chars().count()).sum();
     let mean = ratio(n_chars, n_real);
-    if mean < 3.0 {
-        return Err("gopher_below_avg_threshold");
-    }
-    if 10.0 < mean {
-        return Err("gopher_above_avg_threshold");
-    }
-    if 0.1 < ratio(text.matches('#').count(), n_words) {
-        return Err("gopher_too_many_hashes");
-    }
-    if 0.1 < ratio(text.matches("...").count() + text.matches('…').count(), n_words) {
-        return Err("gopher_too_many_ellipsis");
-    }
+    at_least("gopher_below_avg_threshold", mean, 3.0)?;
+    at_most("gopher_above_avg_threshold", mean, 10.0)?;
+    at_most("gopher_too_many_hashes", ratio(text.matches('#').count(), n_words), 0.1)?;
+    let n_ellipses = text.matches("...").count() + text.matches('…').count();
+    at_most("gopher_too_many_ellipsis", ratio(n_ellipses, n_words), 0.1)?;
     let lines = lines(text);
     let share = |is: fn(&str) -> bool| ratio(lines.iter().filter(|line| is(line)).count(), lines.len());
-    if 0.9 < share(|line| line.trim_start_matches(is_space).starts_with(['•', '-'])) {
-        return Err("gopher_too_many_bullets");
-    }
+    let bullets = share(|line| line.trim_start_matches(is_space).starts_with(['•', '-']));
+    at_most("gopher_too_many_bullets", bullets, 0.9)?;
     let ends_open = |line: &str| {
         let line = line.trim_end_matches(is_space);
         line.ends_with("...") || line.ends_with('…')
     };
-    if 0.3 < share(ends_open) {
-        return Err("gopher_too_many_end_ellipsis");
-    }
+    at_most("gopher_too_many_end_ellipsis", share(ends_open), 0.3)?;
     let n_alphabetic = words.iter().filter(|word| word.chars().any(char::is_alphabetic)).count();
-    if ratio(n_alphabetic, n_words) < 0.8 {
-        return Err("gopher_below_alpha_threshold");
-    }
-    if STOP_WORDS.iter().filter(|word| words.contains(word)).count() < 2 {
-        return Err("gopher_enough_stop_words");
-    }
-    Ok(())
+    at_least("gopher_below_alpha_threshold", ratio(n_alphabetic, n_words), 0.8)?;
+    let n_stop_words = STOP_WORDS.iter().filter(|word| words.contains(word)).count();
+    at_least("gopher_enough_stop_words", n_stop_words as f64, 2.0)
 }
 
 /// Gopher's repetition rules (the same, table A1); `words` are the document's.
@@ -65,29 +91,17 @@ pub fn gopher_quality(text: &str, words: &[&str]) -> Verdict {
 ///
 /// The first rule that rejects it.
 pub fn gopher_repetition(text: &str, words: &[&str]) -> Verdict {
-    if text.is_empty() {
-        return Err("empty");
-    }
     let n_chars = text.chars().count();
+    at_least("empty", n_chars as f64, 1.0)?;
     let paragraphs = duplicates(split_at_newlines(text.trim_matches(is_space), 2));
-    if 0.3 < ratio(paragraphs.n, paragraphs.of) {
-        return Err("dup_para_frac");
-    }
-    if 0.2 < ratio(paragraphs.n_chars, n_chars) {
-        return Err("dup_para_char_frac");
-    }
+    at_most("dup_para_frac", ratio(paragraphs.n, paragraphs.of), 0.3)?;
+    at_most("dup_para_char_frac", ratio(paragraphs.n_chars, n_chars), 0.2)?;
     let lines = duplicates(split_at_newlines(text, 1));
-    if 0.3 < ratio(lines.n, lines.of) {
-        return Err("dup_line_frac");
-    }
-    if 0.2 < ratio(lines.n_chars, n_chars) {
-        return Err("dup_line_char_frac");
-    }
+    at_most("dup_line_frac", ratio(lines.n, lines.of), 0.3)?;
+    at_most("dup_line_char_frac", ratio(lines.n_chars, n_chars), 0.2)?;
     const TOP: [(usize, f64, Reason); 3] = [(2, 0.20, "top_2_gram"), (3, 0.18, "top_3_gram"), (4, 0.16, "top_4_gram")];
     for (n, bound, reason) in TOP {
-        if bound < ratio(top_n_gram_chars(words, n), n_chars) {
-            return Err(reason);
-        }
+        at_most(reason, ratio(top_n_gram_chars(words, n), n_chars), bound)?;
     }
     const ALL: [(usize, f64, Reason); 6] = [
         (5, 0.15, "duplicated_5_n_grams"),
@@ -99,9 +113,7 @@ pub fn gopher_repetition(text: &str, words: &[&str]) -> Verdict {
     ];
     let joined = Joined::of(words);
     for (n, bound, reason) in ALL {
-        if bound < ratio(duplicate_n_gram_chars(&joined, n), n_chars) {
-            return Err(reason);
-        }
+        at_most(reason, ratio(duplicate_n_gram_chars(&joined, n), n_chars), bound)?;
     }
     Ok(())
 }
@@ -113,25 +125,16 @@ pub fn gopher_repetition(text: &str, words: &[&str]) -> Verdict {
 /// The first rule that rejects it.
 pub fn fineweb(text: &str, words: &[&str]) -> Verdict {
     let lines: Vec<&str> = text.split('\n').filter(|line| !line.chars().all(is_space)).collect();
-    if lines.is_empty() {
-        return Err("empty");
-    }
+    at_least("empty", lines.len() as f64, 1.0)?;
     let share = |n: usize| ratio(n, lines.len());
-    if share(lines.iter().filter(|line| line.ends_with(is_terminal)).count()) < 0.12 {
-        return Err("line_punct_ratio");
-    }
-    if 0.67 < share(lines.iter().filter(|line| line.chars().count() <= 30).count()) {
-        return Err("short_line_ratio");
-    }
+    let n_ended = lines.iter().filter(|line| line.ends_with(is_terminal)).count();
+    at_least("line_punct_ratio", share(n_ended), 0.12)?;
+    let n_short = lines.iter().filter(|line| line.chars().count() <= 30).count();
+    at_most("short_line_ratio", share(n_short), 0.67)?;
     let n_newlines = text.matches('\n').count();
     let n_chars = text.chars().count() - n_newlines;
-    if 0.01 < ratio(duplicates(lines.into_iter()).n_chars, n_chars) {
-        return Err("char_dup_ratio");
-    }
-    if 0.3 < ratio(n_newlines, words.len()) {
-        return Err("list_ratio");
-    }
-    Ok(())
+    at_most("char_dup_ratio", ratio(duplicates(lines.into_iter()).n_chars, n_chars), 0.01)?;
+    at_most("list_ratio", ratio(n_newlines, words.len()), 0.3)
 }
 
 /// C4's rules (JMLR 21/140): the lines that stay, if the document does.
@@ -139,7 +142,7 @@ pub fn fineweb(text: &str, words: &[&str]) -> Verdict {
 /// # Errors
 ///
 /// The first rule that rejects it.
-pub fn c4(text: &str) -> Result<String, Reason> {
+pub fn c4(text: &str) -> Result<String, Rejection> {
     const POLICY: [&str; 6] =
         ["terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies"];
     let mut kept: Vec<Cow<'_, str>> = Vec::new();
@@ -157,24 +160,18 @@ pub fn c4(text: &str) -> Result<String, Reason> {
             continue;
         }
         let lower = line.to_lowercase();
-        if lower.contains("lorem ipsum") {
-            return Err("lorem_ipsum");
-        }
+        at_most("lorem_ipsum", lower.matches("lorem ipsum").count() as f64, 0.0)?;
         if lower.contains("javascript") {
             continue;
         }
-        if line.contains('{') {
-            return Err("curly_bracket");
-        }
+        at_most("curly_bracket", line.matches('{').count() as f64, 0.0)?;
         if POLICY.iter().any(|phrase| lower.contains(phrase)) {
             continue;
         }
         sentences += n_sentences(&line);
         kept.push(line);
     }
-    if sentences < 5 {
-        return Err("too_few_sentences");
-    }
+    at_least("too_few_sentences", sentences as f64, 5.0)?;
     Ok(kept.join("\n").trim_matches(is_space).to_owned())
 }
 

@@ -3,6 +3,7 @@
 mod fim;
 mod train;
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -132,9 +133,7 @@ impl Input {
         let bytes = ui::read(file)?;
         let text = || std::str::from_utf8(&bytes).with_context(|| format!("{} is no text", file.display()));
         let ids = if let Some(config) = &self.chat {
-            tokenizer.encode_with_special(
-                &chat(config, text()?).with_context(|| format!("cannot write {}", file.display()))?,
-            )
+            tokenizer.encode_with_special(&chat(config, file, text()?)?)
         } else if self.special {
             tokenizer.encode_with_special(text()?)
         } else {
@@ -171,17 +170,27 @@ struct Document {
     bytes: Vec<u8>,
 }
 
+/// Folders that hold no sources of the project they are in; those whose names start with a dot are none either.
+const SKIPPED: [&str; 4] = ["node_modules", "target", "__pycache__", "venv"];
+
 /// Gives the documents of files, of the files below directories in the order of their paths, and of `.jsonl` files, whose objects have a `text` (or
-/// `content`) and may have a `path`.
+/// `content`) and may have a `path`. A file that several inputs have is given once, and one below a directory that is no text is left out.
 fn each_document(inputs: &[PathBuf], mut found: impl FnMut(Document) -> Result<()>) -> Result<()> {
+    let mut given = BTreeSet::new();
     for input in inputs {
         let mut files = Vec::new();
         list(input, &mut files).with_context(|| format!("cannot list {}", input.display()))?;
         files.sort();
         for path in files {
+            if !given.insert(std::fs::canonicalize(&path).unwrap_or_else(|_| path.clone())) {
+                continue;
+            }
             let bytes = ui::read(&path)?;
             if path.extension().is_none_or(|extension| extension != "jsonl") {
-                found(Document { path, bytes })?;
+                let is_text = || !bytes.contains(&0) && std::str::from_utf8(&bytes).is_ok();
+                if path == *input || is_text() {
+                    found(Document { path, bytes })?;
+                }
                 continue;
             }
             for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
@@ -207,22 +216,29 @@ fn list(path: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
     }
     for entry in std::fs::read_dir(path)? {
         let entry = entry?;
-        // Links may lead round in a circle.
-        if !entry.file_type()?.is_symlink() {
+        let (kind, name) = (entry.file_type()?, entry.file_name());
+        let name = name.to_string_lossy();
+        let is_skipped = kind.is_dir() && (name.starts_with('.') || SKIPPED.contains(&&*name));
+        // Links may lead round in a circle. A directory that the user names is read, whatever its name.
+        if !kind.is_symlink() && !is_skipped {
             list(&entry.path(), files)?;
         }
     }
     Ok(())
 }
 
-/// The text of messages.
-fn chat(config: &Path, messages: &str) -> Result<String> {
+/// The text of a file's messages.
+fn chat(config: &Path, file: &Path, messages: &str) -> Result<String> {
     let json = String::from_utf8(ui::read(config)?).with_context(|| format!("{} is no text", config.display()))?;
-    let template = ChatTemplate::from_config(&json)?;
+    let template = ChatTemplate::from_config(&json).with_context(|| format!("cannot use {}", config.display()))?;
     let template = template.with_context(|| format!("{} has no chat template", config.display()))?;
-    let messages: Vec<Message> = serde_json::from_str(messages).context("the messages are no JSON list of objects")?;
+    let messages: Vec<Message> = serde_json::from_str(messages)
+        .with_context(|| format!("{} is no JSON list of messages, each with a role and a content", file.display()))?;
     let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
-    Ok(template.render(&messages, &options)?)
+    let text = template.render(&messages, &options);
+    text.with_context(|| {
+        format!("the template of {} does not take the messages of {}", config.display(), file.display())
+    })
 }
 
 fn encode(input: &Input) -> Result<()> {
@@ -250,6 +266,9 @@ fn decode(args: &Ids) -> Result<()> {
         "" => Vec::new(),
         text => ui::parse_ids(text).map_err(anyhow::Error::msg)?.0,
     };
+    if let Some(id) = ids.iter().find(|id| !tokenizer.has(**id)) {
+        bail!("{} has no id {id}, of {} ids", args.tokenizer, tokenizer.vocab_len());
+    }
     if args.json {
         return ui::print_json(&json!({"text": tokenizer.decode_text(&ids), "tokens": ids.len()}));
     }

@@ -9,6 +9,8 @@ use curation::contamination::Evaluations;
 use serde_json::json;
 use tritter_curation_engine::evaluations::{Item, read_items};
 
+use crate::report::{Report, Speed};
+
 /// The evaluation sets.
 #[derive(clap::Args)]
 pub(crate) struct Against {
@@ -28,38 +30,37 @@ impl Against {
         Ok(are_there.then(|| read_items(&self.against)).transpose()?.map(|items| (items, self.overlap)))
     }
 
-    fn build(&self) -> anyhow::Result<Option<Evaluations>> {
+    fn build(&self, report: &mut Report) -> anyhow::Result<Option<Evaluations>> {
         let Some((items, _)) = self.read()? else { return Ok(None) };
         let n_items = items.len();
         let start = Instant::now();
         let evaluations = Evaluations::new(items, self.overlap);
-        eprintln!(
-            "{} of {n_items} items are long enough; {} runs of {} words in {:.1} MB, {:.2} s",
-            evaluations.n_items(),
-            evaluations.n_runs(),
-            self.overlap,
-            evaluations.n_bytes() as f64 / 1e6,
-            start.elapsed().as_secs_f64()
+        let seconds = start.elapsed().as_secs_f64();
+        let (n_long, n_runs, n_bytes) = (evaluations.n_items(), evaluations.n_runs(), evaluations.n_bytes());
+        report.add(
+            json!({ "items": n_items, "long_items": n_long, "runs": n_runs, "run_words": self.overlap }),
+            &format!(
+                "{n_long} of {n_items} items are long enough; {n_runs} runs of {} words in {:.1} MB, {seconds:.2} s",
+                self.overlap,
+                n_bytes as f64 / 1e6,
+            ),
         );
         Ok(Some(evaluations))
     }
 }
 
-pub(crate) fn run(inputs: &[PathBuf], endings: &[String], against: &Against) -> anyhow::Result<()> {
-    let evaluations = against.build()?.context("there is nothing to look for")?;
+pub(crate) fn run(inputs: &[PathBuf], endings: &[String], against: &Against, mut report: Report) -> anyhow::Result<()> {
+    let evaluations = against.build(&mut report)?.context("there is nothing to look for")?;
     let documents = crate::read(inputs, endings)?;
-    let (mut n_contaminated, mut n_bytes) = (0, 0);
+    let mut n_contaminated = 0;
     let mut items = BTreeSet::new();
-    let mut seconds = 0.0;
+    let mut speed = Speed::default();
     for document in &documents {
-        let start = Instant::now();
-        let overlaps = evaluations.find(&document.text);
-        seconds += start.elapsed().as_secs_f64();
-        n_bytes += document.text.len();
+        let overlaps = speed.of(&document.text, || evaluations.find(&document.text));
         n_contaminated += usize::from(!overlaps.is_empty());
         for overlap in overlaps {
             items.insert(overlap.item);
-            let line = json!({
+            report.row(json!({
                 "path": document.path,
                 "line": overlap.line,
                 "column": overlap.column,
@@ -68,15 +69,11 @@ pub(crate) fn run(inputs: &[PathBuf], endings: &[String], against: &Against) -> 
                 "words": overlap.n_words,
                 "exact": overlap.is_exact,
                 "coverage": overlap.coverage,
-            });
-            crate::say(&line)?;
+            }))?;
         }
     }
-    eprintln!(
-        "{n_contaminated} of {} documents have parts of {} items; {}",
-        documents.len(),
-        items.len(),
-        crate::speed(n_bytes, seconds)
-    );
-    Ok(())
+    let n_items = items.len();
+    let text = format!("{n_contaminated} of {} documents have parts of {n_items} items", documents.len());
+    let fields = json!({ "contaminated_documents": n_contaminated, "contaminating_items": n_items });
+    report.end("overlaps", speed, fields, &text)
 }

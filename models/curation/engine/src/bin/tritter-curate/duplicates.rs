@@ -6,6 +6,8 @@ use std::time::Instant;
 use curation::duplicates::{Bands, Keep, find_duplicates, jaccard, near_pairs, originals, shingles, signature};
 use serde_json::json;
 
+use crate::report::{Report, Speed};
+
 pub(crate) fn run(
     inputs: &[PathBuf],
     endings: &[String],
@@ -13,38 +15,43 @@ pub(crate) fn run(
     threshold: f64,
     keep: Keep,
     check: bool,
+    mut report: Report,
 ) -> anyhow::Result<()> {
     let documents = crate::read(inputs, endings)?;
     let texts: Vec<&str> = documents.iter().map(|document| document.text.as_str()).collect();
-    eprint!("similarity, and how likely {} bands of {} find it:\n{}", bands.n, bands.rows, bands.curve());
-    let start = Instant::now();
-    let n_signed = texts.iter().filter_map(|text| signature(text, bands)).count();
-    let seconds = start.elapsed().as_secs_f64();
-    let n_bytes = texts.iter().map(|text| text.len()).sum();
-    eprintln!("{n_signed} signatures; {}", crate::speed(n_bytes, seconds));
+    let curve = bands.points().map(|(similarity, probability)| json!([similarity, probability])).collect::<Vec<_>>();
+    report.add(
+        json!({ "bands": bands.n, "rows": bands.rows, "threshold": threshold, "curve": curve }),
+        &format!("similarity, and how likely {} bands of {} find it:\n{}", bands.n, bands.rows, bands.curve()),
+    );
+    let mut speed = Speed::default();
+    let mut n_signed = 0;
+    for text in &texts {
+        n_signed += usize::from(speed.of(text, || signature(text, bands)).is_some());
+    }
+    report.add(
+        json!({ "signatures": n_signed, "signature_seconds": speed.seconds }),
+        &format!("{n_signed} signatures; {}", speed.text()),
+    );
     let start = Instant::now();
     let duplicates = find_duplicates(&texts, bands, threshold, keep);
+    speed.seconds = start.elapsed().as_secs_f64();
     for (index, kept) in duplicates.kept.iter().enumerate() {
         let kept = *kept as usize;
         if kept != index {
-            crate::say(&json!({ "path": documents[index].path, "kept": documents[kept].path }))?;
+            report.row(json!({ "path": documents[index].path, "kept": documents[kept].path }))?;
         }
     }
-    let seconds = start.elapsed().as_secs_f64();
     let (n_exact, n_near) = (duplicates.n_exact, duplicates.n_near);
-    eprintln!(
-        "{} documents: {n_exact} exact copies, {n_near} near ones; {}",
-        texts.len(),
-        crate::speed(n_bytes, seconds)
-    );
     if check {
-        compare_all(&texts, bands, threshold);
+        compare_all(&texts, bands, threshold, &mut report);
     }
-    Ok(())
+    let text = format!("{} documents: {n_exact} exact copies, {n_near} near ones", texts.len());
+    report.end("copies", speed, json!({ "exact": n_exact, "near": n_near }), &text)
 }
 
 /// Compares every pair of different documents, and says how many of those above the threshold the bands found, and how many of what they found is.
-fn compare_all(texts: &[&str], bands: Bands, threshold: f64) {
+fn compare_all(texts: &[&str], bands: Bands, threshold: f64, report: &mut Report) {
     let originals = originals(texts);
     let found = near_pairs(texts, &originals, bands, threshold);
     let mut sets: Vec<(u32, Vec<u64>)> = (0_u32..)
@@ -68,11 +75,14 @@ fn compare_all(texts: &[&str], bands: Bands, threshold: f64) {
     }
     expected.sort_unstable();
     let n_both = found.iter().filter(|pair| expected.binary_search(pair).is_ok()).count();
-    eprintln!(
-        "of {n_pairs} pairs {} have a similarity of {threshold} or more; the bands found {}; recall {:.4}, precision {:.4}",
-        expected.len(),
-        found.len(),
-        n_both as f64 / expected.len() as f64,
-        n_both as f64 / found.len() as f64
+    // Of nothing all is found.
+    let share = |of: usize| if of == 0 { 1.0 } else { n_both as f64 / of as f64 };
+    let (n_similar, n_found) = (expected.len(), found.len());
+    let (recall, precision) = (share(n_similar), share(n_found));
+    report.add(
+        json!({ "pairs": n_pairs, "similar_pairs": n_similar, "found_pairs": n_found, "recall": recall, "precision": precision }),
+        &format!(
+            "of {n_pairs} pairs {n_similar} have a similarity of {threshold} or more; the bands found {n_found}; recall {recall:.4}, precision {precision:.4}"
+        ),
     );
 }

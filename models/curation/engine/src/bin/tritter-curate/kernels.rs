@@ -6,12 +6,15 @@ use std::path::PathBuf;
 use curation::kernels::find_kernels;
 use serde_json::json;
 
-pub(crate) fn run(inputs: &[PathBuf], copies: bool) -> anyhow::Result<()> {
+use crate::report::{Report, Speed};
+
+pub(crate) fn run(inputs: &[PathBuf], copies: bool, mut report: Report) -> anyhow::Result<()> {
     let documents = crate::read(inputs, &[".py".to_owned()])?;
     let (mut n_found, mut n_files) = (0, 0);
     let mut keys = BTreeSet::new();
+    let mut speed = Speed::default();
     for document in &documents {
-        let kernels = find_kernels(&document.text);
+        let kernels = speed.of(&document.text, || find_kernels(&document.text));
         n_found += kernels.len();
         n_files += usize::from(!kernels.is_empty());
         for kernel in &kernels {
@@ -19,7 +22,7 @@ pub(crate) fn run(inputs: &[PathBuf], copies: bool) -> anyhow::Result<()> {
             if !is_first && !copies {
                 continue;
             }
-            let line = json!({
+            report.row(json!({
                 "path": document.path,
                 "line": kernel.line,
                 "name": kernel.name,
@@ -29,10 +32,10 @@ pub(crate) fn run(inputs: &[PathBuf], copies: bool) -> anyhow::Result<()> {
                 "n_launchers": kernel.launchers.len(),
                 "key": kernel.key,
                 "text": kernel.text(&document.text, &kernels),
-            });
-            crate::say(&line)?;
+            }))?;
         }
     }
-    eprintln!("{n_found} kernels in {n_files} of {} modules; {} without copies", documents.len(), keys.len());
-    Ok(())
+    let n_keys = keys.len();
+    let text = format!("{n_found} kernels in {n_files} of {} modules; {n_keys} without copies", documents.len());
+    report.end("kernels", speed, json!({ "found": n_found, "without_copies": n_keys }), &text)
 }

@@ -1,9 +1,12 @@
 //! `tritter-curate`: the stages of curation over directories, JSONL and Parquet, each alone or all together, on one machine or several.
+//!
+//! Results go to standard output, messages to standard error. Exit codes: 0 done, 1 failure, 2 wrong usage.
 
 mod contamination;
 mod duplicates;
 mod kernels;
 mod quality;
+mod report;
 mod run;
 mod secrets;
 mod security;
@@ -13,16 +16,18 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use std::num::NonZeroUsize;
-use std::path::Path;
 use std::time::Duration;
 
 use clap::Parser;
 use curation::duplicates::{Bands, Keep};
+use curation::licence::{PERMISSIVE, is_known};
+use curation::quality::RuleSet;
+use report::Report;
 use tritter_curation_engine::EngineError;
 use tritter_curation_engine::corpus::Wanted;
-use tritter_curation_engine::place::{Executor, Place, run_executor, run_scheduler};
+use tritter_curation_engine::place::{Executor, Place, default_memory, run_executor, run_scheduler};
 use tritter_curation_engine::read::{Document, read_all};
-use tritter_curation_engine::run::Options;
+use tritter_curation_engine::run::{Options, THRESHOLD};
 
 /// Says what of a code corpus to train on, and why.
 #[derive(Parser)]
@@ -30,11 +35,14 @@ use tritter_curation_engine::run::Options;
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    /// Prints one JSON object, in place of lines or of a report for people.
+    #[arg(long, global = true)]
+    json: bool,
 }
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Runs every stage: writes the documents as Parquet and JSONL, `report.html`, `report.txt` and `manifest.json`, and shows the report.
+    /// Runs every stage: writes the documents and the Triton kernels as Parquet and JSONL, `report.html`, `report.txt` and `manifest.json`, and shows the report.
     ///
     /// A second run over the same folder judges only what has changed since, and so ends what an interrupted one began.
     Run {
@@ -50,6 +58,18 @@ enum Command {
         /// Takes documents of any licence, and of none.
         #[arg(long)]
         any_licence: bool,
+        /// The licences that are taken, by their names on SPDX's list, with commas between them; if absent, those that ask for no more than attribution.
+        #[arg(long, value_name = "SPDX", value_delimiter = ',', value_parser = licence, conflicts_with = "any_licence")]
+        licences: Vec<String>,
+        /// The rule sets for quality, with commas between them: starcoder, gopher, c4, fineweb.
+        #[arg(long, value_name = "SETS", value_delimiter = ',', value_parser = rule_set, default_value = "starcoder")]
+        rules: Vec<RuleSet>,
+        #[command(flatten)]
+        similar: Similar,
+        /// How much memory plans sort, group and join in, such as 2GB or 512MB; what they have no room for goes to files in the output's folder. Half of what
+        /// the machine has if absent. Executors have their own.
+        #[arg(long, value_name = "SIZE", value_parser = memory)]
+        memory: Option<usize>,
         /// How many threads work; as many as there are cores if absent.
         #[arg(long, value_parser = few::<1024>)]
         threads: Option<NonZeroUsize>,
@@ -94,6 +114,9 @@ enum Command {
         /// How many tasks run at once; as many as there are cores if absent.
         #[arg(long, value_parser = few::<1024>)]
         threads: Option<NonZeroUsize>,
+        /// How much memory all tasks together sort, group and join in, such as 2GB or 512MB; half of what the machine has if absent.
+        #[arg(long, value_name = "SIZE", value_parser = memory)]
+        memory: Option<usize>,
         /// Where what goes between stages is put; a temporary folder if absent.
         #[arg(long)]
         folder: Option<PathBuf>,
@@ -130,15 +153,8 @@ enum Command {
         /// Only files whose name ends so; all text files if absent.
         #[arg(long)]
         ending: Vec<String>,
-        /// The least Jaccard similarity, over shingles of five words.
-        #[arg(long, default_value_t = 0.8, value_parser = similarity)]
-        threshold: f64,
-        /// How many bands.
-        #[arg(long, default_value_t = Bands::DEFAULT.n, value_parser = at_most_4096)]
-        bands: usize,
-        /// How many slots a band has.
-        #[arg(long, default_value_t = Bands::DEFAULT.rows, value_parser = at_most_4096)]
-        rows: usize,
+        #[command(flatten)]
+        similar: Similar,
         /// Keeps the longest document of a cluster in place of the first.
         #[arg(long)]
         longest: bool,
@@ -157,8 +173,40 @@ enum Command {
     },
 }
 
+/// What near copies are, and how they are found.
+#[derive(clap::Args)]
+struct Similar {
+    /// The least Jaccard similarity of near copies, over shingles of five words.
+    #[arg(long, default_value_t = THRESHOLD, value_parser = similarity)]
+    threshold: f64,
+    /// How many bands.
+    #[arg(long, default_value_t = Bands::DEFAULT.n, value_parser = at_most_4096)]
+    bands: usize,
+    /// How many slots a band has.
+    #[arg(long, default_value_t = Bands::DEFAULT.rows, value_parser = at_most_4096)]
+    rows: usize,
+}
+
+/// A signature of more slots is larger than most documents.
+const MAX_SLOTS: usize = 16_384;
+
+impl Similar {
+    fn bands(&self) -> anyhow::Result<Bands> {
+        let bands = Bands { n: self.bands, rows: self.rows };
+        let slots = bands.slots();
+        anyhow::ensure!(
+            slots <= MAX_SLOTS,
+            "{} bands of {} are {slots} slots: at most {MAX_SLOTS} make sense",
+            self.bands,
+            self.rows
+        );
+        Ok(bands)
+    }
+}
+
 fn main() -> ExitCode {
-    match run(Arguments::parse().command) {
+    let Arguments { command, json } = Arguments::parse();
+    match run(command, json) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads the output has had enough of it.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -179,43 +227,67 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command, is_json: bool) -> anyhow::Result<()> {
     match command {
-        Command::Run { inputs, ending, out, any_licence, threads, scheduler, partition_mib, against } => {
-            run::start(&Options {
+        Command::Run {
+            inputs,
+            ending,
+            out,
+            any_licence,
+            licences,
+            rules,
+            similar,
+            memory,
+            threads,
+            scheduler,
+            partition_mib,
+            against,
+        } => {
+            let permissive = || PERMISSIVE.iter().map(|licence| (*licence).to_owned()).collect();
+            let licences = if licences.is_empty() { permissive() } else { licences };
+            let options = Options {
                 inputs,
                 wanted: if ending.is_empty() { Wanted::Languages } else { Wanted::Endings(ending) },
-                any_licence,
+                licences: (!any_licence).then_some(licences),
+                rules: RuleSet::ALL.into_iter().filter(|set| rules.contains(set)).collect(),
+                bands: similar.bands()?,
+                threshold: similar.threshold,
+                memory: memory.unwrap_or_else(default_memory),
                 evaluations: against.read()?,
                 out,
                 place: scheduler.map_or(Place::Here, Place::Cluster),
                 n_threads: n_threads(threads),
                 partition: partition_mib.map(|mib| (mib.get() as u64) << 20),
-            })
+            };
+            run::start(&options, is_json)
         }
         Command::Scheduler { bind, timeout } => {
+            eprintln!("scheduler at {bind}");
             Ok(threads(n_threads(None))?.block_on(run_scheduler(&bind, Duration::from_secs(timeout)))?)
         }
-        Command::Executor { scheduler, bind, threads: n, folder } => {
+        Command::Executor { scheduler, bind, threads: n, memory, folder } => {
             let temporary = tempfile::tempdir()?;
             let folder = folder.as_deref().unwrap_or(temporary.path());
-            execute(&scheduler, &bind, n_threads(n), folder)
+            let n_tasks = n_threads(n);
+            let memory = memory.unwrap_or_else(default_memory);
+            eprintln!("executor of {n_tasks} tasks for the scheduler at {scheduler}");
+            let executor = Executor { scheduler: &scheduler, bind: &bind, n_tasks, folder, memory };
+            // What it is asked for while all tasks run is answered by threads of its own.
+            Ok(threads(n_threads(None))?.block_on(run_executor(executor))?)
         }
-        Command::Contamination { inputs, ending, against } => contamination::run(&inputs, &ending, &against),
-        Command::Secrets { inputs, ending } => secrets::run(&inputs, &ending),
-        Command::Security { inputs } => security::run(&inputs),
-        Command::Quality { inputs, ending } => quality::run(&inputs, &ending),
-        Command::Duplicates { inputs, ending, threshold, bands, rows, longest, check } => {
+        Command::Contamination { inputs, ending, against } => {
+            contamination::run(&inputs, &ending, &against, Report::new(is_json))
+        }
+        Command::Secrets { inputs, ending } => secrets::run(&inputs, &ending, Report::new(is_json)),
+        Command::Security { inputs } => security::run(&inputs, Report::new(is_json)),
+        Command::Quality { inputs, ending } => quality::run(&inputs, &ending, Report::new(is_json)),
+        Command::Duplicates { inputs, ending, similar, longest, check } => {
             let keep = if longest { Keep::Longest } else { Keep::First };
-            duplicates::run(&inputs, &ending, Bands { n: bands, rows }, threshold, keep, check)
+            let bands = similar.bands()?;
+            duplicates::run(&inputs, &ending, bands, similar.threshold, keep, check, Report::new(is_json))
         }
-        Command::Kernels { inputs, copies } => kernels::run(&inputs, copies),
+        Command::Kernels { inputs, copies } => kernels::run(&inputs, copies, Report::new(is_json)),
     }
-}
-
-fn execute(scheduler: &str, bind: &str, n_tasks: usize, folder: &Path) -> anyhow::Result<()> {
-    // What it is asked for while all tasks run is answered by threads of its own.
-    Ok(threads(n_threads(None))?.block_on(run_executor(Executor { scheduler, bind, n_tasks, folder }))?)
 }
 
 /// As many as are asked for, or as the machine has cores.
@@ -241,11 +313,36 @@ fn similarity(text: &str) -> Result<f64, String> {
     value.ok_or_else(|| format!("`{text}` is no similarity between 0 and 1"))
 }
 
-/// Bytes, the time that they took, and the rate, of which nothing has none.
-fn speed(n_bytes: usize, seconds: f64) -> String {
-    let megabytes = n_bytes as f64 / 1e6;
-    let rate = if seconds == 0.0 { 0.0 } else { megabytes / seconds };
-    format!("{megabytes:.1} MB in {seconds:.2} s, {rate:.1} MB/s")
+fn licence(text: &str) -> Result<String, String> {
+    if is_known(text) { Ok(text.to_owned()) } else { Err(format!("`{text}` is no licence of SPDX's list")) }
+}
+
+fn rule_set(text: &str) -> Result<RuleSet, String> {
+    let names = || RuleSet::ALL.map(RuleSet::name).join(", ");
+    RuleSet::of_name(text).ok_or_else(|| format!("`{text}` is none of {}", names()))
+}
+
+/// The least memory that plans are given: what sorts and joins keep in any case.
+const MIN_MEMORY: usize = 32 << 20;
+
+/// A size in bytes, or with a unit: KB, MB, GB as thousands, KiB, MiB, GiB as 1,024.
+fn memory(text: &str) -> Result<usize, String> {
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" | "k" => 1e3,
+        "mb" | "m" => 1e6,
+        "gb" | "g" => 1e9,
+        "tb" | "t" => 1e12,
+        "kib" => 1024.0,
+        "mib" => f64::from(1 << 20),
+        "gib" => f64::from(1 << 30),
+        other => return Err(format!("`{other}` is no unit: write such as 512MB or 2GiB")),
+    };
+    let number: f64 = number.parse().map_err(|_| format!("`{text}` is no size: write such as 512MB or 2GiB"))?;
+    let bytes = (number * factor) as usize;
+    if bytes < MIN_MEMORY { Err(format!("must be {} MiB or more", MIN_MEMORY >> 20)) } else { Ok(bytes) }
 }
 
 /// A number from 1 to as many as make sense.
@@ -266,5 +363,21 @@ fn positive(text: &str) -> Result<usize, String> {
         Ok(0) => Err("must be 1 or more".to_owned()),
         Ok(number) => Ok(number),
         Err(error) => Err(format!("{error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [("2GB", 2_000_000_000), ("1.5 GiB", 3 << 29), ("33554432", 32 << 20), ("64m", 64_000_000)]
+        {
+            assert_eq!(memory(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "GB", "1XB", "-1GB", "1MB", "1.2.3GB"] {
+            assert!(memory(wrong).is_err(), "{wrong}");
+        }
     }
 }

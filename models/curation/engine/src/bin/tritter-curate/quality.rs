@@ -1,36 +1,36 @@
 //! `tritter-curate quality`: the measures of every document and the reasons for which rule sets reject it.
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use curation::quality::code::{Language, measure, starcoder};
-use curation::quality::{web, words};
+use curation::quality::{Verdict, web, words};
 use serde_json::json;
 use tritter_curation_engine::verdict::Figures;
 
-pub(crate) fn run(inputs: &[PathBuf], endings: &[String]) -> anyhow::Result<()> {
+use crate::report::{Report, Speed};
+
+pub(crate) fn run(inputs: &[PathBuf], endings: &[String], mut report: Report) -> anyhow::Result<()> {
     let documents = crate::read(inputs, endings)?;
-    let mut n_bytes = 0;
-    let start = Instant::now();
+    let mut speed = Speed::default();
     for document in &documents {
         let text = document.text.as_str();
-        let words = words(text);
-        let language = Language::of(&document.path);
-        let measures = measure(text, language);
-        n_bytes += text.len();
-        let line = json!({
-            "path": document.path,
-            "language": language.map(|language| language.name),
-            "gopher_quality": web::gopher_quality(text, &words).err(),
-            "gopher_repetition": web::gopher_repetition(text, &words).err(),
-            "fineweb": web::fineweb(text, &words).err(),
-            "c4": web::c4(text).err(),
-            "starcoder": starcoder(&measures, language).err(),
-            "measures": Figures::of(&measures),
+        let row = speed.of(text, || {
+            let words = words(text);
+            let language = Language::of(&document.path);
+            let measures = measure(text, language);
+            let reason = |verdict: Verdict| verdict.err().map(|rejection| rejection.reason);
+            json!({
+                "path": document.path,
+                "language": language.map(|language| language.name),
+                "gopher_quality": reason(web::gopher_quality(text, &words)),
+                "gopher_repetition": reason(web::gopher_repetition(text, &words)),
+                "fineweb": reason(web::fineweb(text, &words)),
+                "c4": reason(web::c4(text).map(drop)),
+                "starcoder": reason(starcoder(&measures, language)),
+                "measures": Figures::of(&measures),
+            })
         });
-        crate::say(&line)?;
+        report.row(row)?;
     }
-    let seconds = start.elapsed().as_secs_f64();
-    eprintln!("{} documents; {}", documents.len(), crate::speed(n_bytes, seconds));
-    Ok(())
+    report.end("verdicts", speed, json!({}), &format!("{} documents", documents.len()))
 }

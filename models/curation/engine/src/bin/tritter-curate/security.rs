@@ -1,28 +1,25 @@
 //! `tritter-curate security`: what is dangerous in a corpus's Python, Rust and CUDA, and the stage's speed on it.
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use curation::quality::code::Language;
 use curation::security::{LANGUAGES, find_dangers};
 use serde_json::json;
 
-pub(crate) fn run(inputs: &[PathBuf]) -> anyhow::Result<()> {
+use crate::report::{Report, Speed};
+
+pub(crate) fn run(inputs: &[PathBuf], mut report: Report) -> anyhow::Result<()> {
     let documents = crate::read(inputs, &[])?;
-    let (mut n_found, mut n_documents, mut n_bytes) = (0, 0, 0);
-    let mut seconds = 0.0;
+    let mut n_found = 0;
+    let mut speed = Speed::default();
     for document in &documents {
         let Some(language) = Language::of(&document.path).filter(|language| LANGUAGES.contains(&language.name)) else {
             continue;
         };
-        n_documents += 1;
-        n_bytes += document.text.len();
-        let start = Instant::now();
-        let dangers = find_dangers(language.name, &document.text);
-        seconds += start.elapsed().as_secs_f64();
+        let dangers = speed.of(&document.text, || find_dangers(language.name, &document.text));
         n_found += dangers.len();
         for danger in dangers {
-            let line = json!({
+            report.row(json!({
                 "path": document.path,
                 "line": danger.line,
                 "column": danger.column,
@@ -30,10 +27,8 @@ pub(crate) fn run(inputs: &[PathBuf]) -> anyhow::Result<()> {
                 "severity": danger.rule.severity.name(),
                 "message": danger.message,
                 "bandit": danger.rule.bandit,
-            });
-            crate::say(&line)?;
+            }))?;
         }
     }
-    eprintln!("{n_found} findings in {n_documents} documents; {}", crate::speed(n_bytes, seconds));
-    Ok(())
+    report.end("findings", speed, json!({}), &format!("{n_found} findings in {} documents", speed.n_documents))
 }
