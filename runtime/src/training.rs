@@ -3,9 +3,23 @@
 //! A step is several calls of [`Trainer::accumulate`], one for each [`Batch`], and one of [`Trainer::update`]. What outlives a step are the
 //! states ([`Trainer::states`]), and nothing else: a trainer whose states were written back goes on as if it had never stopped, bit for bit.
 //!
+//! [`run::train`] is a run: it reads documents ([`shard`], [`corpus`]), packs them into batches ([`batches`]), lets a trainer compute, and keeps
+//! what must not be lost ([`checkpoint`]). It knows nothing of models or devices.
+//!
 //! Documents are packed behind each other into batches. The position of a token in its batch is both its place in the caches and its rotary
 //! position, so those of a document do not begin at zero. That is fine, since rotary attention depends on distances only, and each token sees
 //! none but the earlier tokens of its own document ([`ir::mask`]).
+
+pub mod shard;
+pub mod corpus;
+pub mod batches;
+pub mod schedule;
+pub mod config;
+pub mod storage;
+pub mod checkpoint;
+pub mod metrics;
+pub mod report;
+pub mod run;
 
 use std::path::Path;
 
