@@ -10,3 +10,6 @@ mod config;
 mod checkpoints;
 mod runs;
 mod killed;
+mod cli;
+#[path = "../common/mod.rs"]
+mod common;

@@ -107,7 +107,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn open(name: &str) -> Result<Tokenizer> {
+/// The tokenizer of a name, a file or a directory.
+pub(crate) fn open(name: &str) -> Result<Tokenizer> {
     if name == "bytes" {
         return Ok(Tokenizer::bytes());
     }
@@ -166,14 +167,14 @@ fn by_extension(file: &Path) -> Option<Language> {
 }
 
 /// A document of a corpus, with its name.
-struct Document {
-    path: PathBuf,
-    bytes: Vec<u8>,
+pub(crate) struct Document {
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: Vec<u8>,
 }
 
-/// Gives the documents of files, of the files below directories in the order of their paths, and of `.jsonl` files, whose objects have a `text` (or
+/// Gives the documents of files, of the files below directories but `.git` in the order of their paths, and of `.jsonl` files, whose objects have a `text` (or
 /// `content`) and may have a `path`.
-fn each_document(inputs: &[PathBuf], mut found: impl FnMut(Document) -> Result<()>) -> Result<()> {
+pub(crate) fn each_document(inputs: &[PathBuf], mut found: impl FnMut(Document) -> Result<()>) -> Result<()> {
     for input in inputs {
         let mut files = Vec::new();
         list(input, &mut files).with_context(|| format!("cannot list {}", input.display()))?;
@@ -207,8 +208,8 @@ fn list(path: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
     }
     for entry in std::fs::read_dir(path)? {
         let entry = entry?;
-        // Links may lead round in a circle.
-        if !entry.file_type()?.is_symlink() {
+        // Links may lead round in a circle, and what git keeps for itself is no document.
+        if !entry.file_type()?.is_symlink() && entry.file_name() != ".git" {
             list(&entry.path(), files)?;
         }
     }

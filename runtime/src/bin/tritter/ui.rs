@@ -105,7 +105,8 @@ impl ModelArgs {
     }
 }
 
-/// From now on Ctrl-C is asked for with [`is_interrupted`]; the second one ends the program at once.
+/// From now on Ctrl-C, and the signals with which systems end programs, are asked for with [`is_interrupted`]; the second one ends the program at
+/// once.
 pub(crate) fn listen_for_interrupt() -> Result<()> {
     ctrlc::set_handler(|| {
         if IS_INTERRUPTED.swap(true, Ordering::Relaxed) {
