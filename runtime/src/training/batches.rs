@@ -48,7 +48,7 @@ impl<'a> Batches<'a> {
         let order = order(corpus.documents(), seed, position.epoch);
         let document = usize::try_from(position.document).ok().and_then(|document| order.get(document))?;
         let is_inside = position.offset < corpus.length(*document as usize) as u64;
-        is_inside.then(|| Self { corpus, tokens, seed, position, order })
+        is_inside.then_some(Self { corpus, tokens, seed, position, order })
     }
 
     /// Where the next batch begins.

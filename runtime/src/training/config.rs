@@ -184,7 +184,7 @@ impl Config {
     /// What cannot be as it is for a trainer with so many tokens a call.
     pub fn problems_for(&self, tokens: usize) -> Vec<ConfigProblem> {
         let (batch, tokens) = (self.recipe.batch, tokens as u64);
-        let is_whole = 0 < tokens && batch % tokens == 0 && batch / tokens <= u64::from(u32::MAX);
+        let is_whole = 0 < tokens && batch.is_multiple_of(tokens) && batch / tokens <= u64::from(u32::MAX);
         let what = || format!("is {batch}, it must be a multiple of the {tokens} tokens of the artifact's calls");
         if is_whole { Vec::new() } else { vec![ConfigProblem { field: "batch".to_owned(), what: what() }] }
     }

@@ -66,7 +66,7 @@ fn figures(progress: &Progress, points: &[Point], steps: u64) -> Vec<(String, St
     let mut figures = vec![("steps".to_owned(), format!("{} of {steps}", progress.step))];
     if !recent.is_empty() {
         let mean = recent.iter().map(|point| point.loss).sum::<f64>() / recent.len() as f64;
-        figures.push((format!("loss, last {} steps", recent.len()), format!("{mean:.4}")));
+        figures.push((format!("loss of last {}", recent.len()), format!("{mean:.4}")));
     }
     figures.extend(progress.validation_loss.map(|loss| ("validation loss".to_owned(), format!("{loss:.4}"))));
     let best = points.iter().filter_map(|point| point.validation_loss).min_by(f64::total_cmp);

@@ -202,7 +202,7 @@ impl Run<'_> {
             let (point, tokens_per_s) = self.step()?;
             let newest = self.newest.clone();
             self.metrics.push(point).map_err(|error| unsaved(error, newest))?;
-            is_kept = point.step % config.checkpoint_every == 0;
+            is_kept = point.step.is_multiple_of(config.checkpoint_every);
             if is_kept {
                 self.keep(watch)?;
             }
@@ -235,7 +235,7 @@ impl Run<'_> {
         let norm = self.finite(step, "norm of the gradients", f64::from(norm))?;
         let tokens_per_s = recipe.batch as f64 / start.elapsed().as_secs_f64();
 
-        let due = config.validation.filter(|validation| step % validation.every == 0 || step == recipe.steps);
+        let due = config.validation.filter(|validation| step.is_multiple_of(validation.every) || step == recipe.steps);
         let validation_loss = due.map(|validation| self.validate(step, validation.batches)).transpose()?;
         let (loss, tokens) = (sum / batches as f64, self.progress.tokens + recipe.batch);
         let seconds = self.seconds_before + self.begin.elapsed().as_secs_f64();

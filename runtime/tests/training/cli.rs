@@ -98,7 +98,7 @@ fn shard_keeps_documents_apart_and_divides_them() {
         let source = path(sources.path());
         let args = ["--vocabulary", "bytes", "--validation", "0.2", "--shard-tokens", tokens];
         let text = succeed(&[&["shard", source, "-o", path(&data)][..], &args].concat());
-        assert!(text.contains("of text in") && text.contains("validation"), "{text}");
+        assert!(text.contains("bytes of text;") && text.contains("validation"), "{text}");
         (documents(&data, Split::Train), documents(&data, Split::Validation), names(&data).len())
     };
     let (train, validation, files) = write("one", "100000");

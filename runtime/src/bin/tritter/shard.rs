@@ -132,7 +132,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "validation": report(&all[1]),
         }));
     }
-    let mut text = format!("{n_bytes} bytes of text in {}; {left_out} files left out, which are none\n", out.display());
+    let mut text = format!("{n_bytes} bytes of text; {left_out} documents left out that are empty or no text\n");
     for Shards { split, written, documents, tokens, .. } in &all {
         text += &format!("{:<10} {tokens:>12} tokens of {documents} documents in {written} shards\n", split.name());
     }
