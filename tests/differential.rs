@@ -389,7 +389,7 @@ fn compare(recipe: &Recipe, lengths: (usize, usize), seed: u64) -> Result<Outcom
                 }
                 if bounded(&expected, &actual, bound).is_err() {
                     // Whose fault: the optimiser's if its program means something else, the back end's otherwise.
-                    let optimised = evaluate(&compiled.program, &parameters, &calls, None);
+                    let optimised = evaluate(&ir::verify(compiled.program.clone()).unwrap(), &parameters, &calls, None);
                     let culprit = if bounded(&expected, &optimised, bound).is_err() { "optimiser" } else { "back end" };
                     let optimised = ir::text::print(&compiled.program);
                     return Err(format!("the {culprit}: {mismatch}\n{calls:?}\n{}\noptimised:\n{optimised}", what()));

@@ -22,7 +22,7 @@ const STEEP: f64 = 1e4;
 /// derivatives is held to its definition by `filetests/autodiff`.
 fn is_rounded(op: &Op, ty: DType) -> bool {
     match op {
-        Op::Ternarise(_) | Op::TernaryScale(_) | Op::Quantize(_) | Op::QuantizeGroups(_) => true,
+        Op::Ternarise(_) | Op::TernaryScale(_) | Op::RowThreshold(_) | Op::Quantize(_) | Op::QuantizeGroups(_) => true,
         Op::RmsNormQuantize(_) => true,
         Op::Cast(_) | Op::KvAppend(_) => ty != DType::F32 && ty.is_float(),
         _ => false,

@@ -79,7 +79,7 @@ fn steps_of(drafts: &[Draft]) -> Vec<Step> {
             Draft::Write(to, from) => steps.extend(steps_of_one(*to, from)),
             Draft::Repeat(inner) => {
                 let inner = inner.iter().flat_map(|(to, from)| steps_of_one(*to, from)).collect();
-                steps.push(Step::Repeat { count: 3, steps: inner });
+                steps.push(Step::Repeat { count: 3, reverse: false, steps: inner });
             }
         }
     }
@@ -92,7 +92,7 @@ fn unrolled(steps: &[Step]) -> Vec<(BufferId, BufferId)> {
     for step in steps {
         match step {
             Step::Copy { from, to, .. } => touches.push((from.buffer, to.buffer)),
-            Step::Repeat { count, steps } => (0..*count).for_each(|_| touches.extend(unrolled(steps))),
+            Step::Repeat { count, steps, .. } => (0..*count).for_each(|_| touches.extend(unrolled(steps))),
             Step::Call(_) => unreachable!("there are only copies"),
         }
     }

@@ -129,8 +129,8 @@ fn five_steps_lead_where_the_reference_goes() {
             let mut outputs = Evaluator::new(&differentiated.program, &parameters).run(&fixture.inputs).unwrap();
             let loss = outputs[0].data[0];
             assert!((loss - theirs).abs() <= 1e-4, "{name}, step {step}: loss {loss} against {theirs}");
-            let settings = adamw.settings(step, 1e-3, 0.1).map(f64::from);
-            outputs[0] = Tensor::of(DType::F32, &[4], settings);
+            let settings = adamw.settings(step, 1e-3, 0.1, 1).map(f64::from);
+            outputs[0] = Tensor::of(DType::F32, &[5], settings);
             optimiser.run(&outputs).unwrap();
             for (key, value) in &mut parameters {
                 *value = optimiser.state(key).unwrap().clone();
@@ -279,7 +279,7 @@ fn adamw_clips_decays_and_keeps_masters() {
     let steps = [[0.3, -0.4, 1.2, 0.0, 0.1, -0.2], [0.0, 0.1, -0.1, 0.2, 0.0, 0.0], [3.0, 0.0, 0.0, -4.0, 0.0, 0.0]];
     let (mut mean, mut square) = ([[0.0; 2]; 3], [[0.0; 2]; 3]);
     for (step, slopes) in (1..).zip(steps) {
-        let settings = adamw.settings(step, 0.01, 0.1);
+        let settings = adamw.settings(step, 0.01, 0.1, 1);
         let inputs = [
             Tensor::of(DType::F32, &[4], settings.map(f64::from)),
             Tensor::of(DType::F32, &[2], slopes[..2].iter().copied()),

@@ -26,5 +26,5 @@ pub mod training;
 mod error;
 
 pub use error::CompileError;
-pub use pipeline::{Compiled, Options, Planned, PlanningOptions, compile, plan};
+pub use pipeline::{Compiled, Options, Planned, PlanningOptions, compile, compile_step, plan};
 pub use target::Target;

@@ -7,10 +7,10 @@
 //!
 //! | input | type | meaning |
 //! |---|---|---|
-//! | `settings` | f32 `[4]` | see [`AdamW::settings`]: what differs from step to step |
-//! | `KEY.gradient` | f32, `[rounds, ..]` for a parameter of the layers | the gradients, in the order given |
+//! | `settings` | f32 `[5]` | see [`AdamW::settings`]: what differs from step to step |
+//! | `KEY.gradient`, with `*` for `{}` | f32, `[rounds, ..]` for a parameter of the layers | the gradients, in the order given |
 //!
-//! The output is the global norm of the gradients, f32 `[1]`, before they were clipped.
+//! The output is the global norm of the gradients, f32 `[1]`, averaged and before they were clipped.
 //!
 //! A parameter that is not f32 has a master in f32, `KEY.master`, which is what the optimiser changes; the parameter is the master, rounded.
 
@@ -18,6 +18,7 @@ use ir::graph::Program;
 use ir::op::control::Scan;
 use ir::op::elementwise::{Add, Cast, Div, Minimum, Mul, Sqrt, Sub};
 use ir::op::movement::Slice;
+use ir::plan::training::settings;
 use ir::verify::VerifyErrors;
 use ir::vjp::{scalar, sum_to};
 use ir::{BuildError, Builder, DType, Dim, Shape, TensorType, ValueId, Verified, verify};
@@ -63,10 +64,14 @@ pub enum OptimiserError {
 }
 
 impl AdamW {
-    /// The settings of one step, counted from 1: the rate, the weight decay, `1 - beta1^step` and `sqrt(1 - beta2^step)`, each rounded once.
-    pub fn settings(&self, step: u64, rate: f64, decay: f64) -> [f32; 4] {
-        let left = |beta: f64| 1.0 - beta.powf(step as f64);
-        [rate as f32, decay as f32, left(self.beta1) as f32, left(self.beta2).sqrt() as f32]
+    /// The input `settings` of an update: see [`ir::plan::training::settings`].
+    pub fn settings(&self, step: u64, rate: f64, decay: f64, batches: u32) -> [f32; 5] {
+        settings(self.betas(), step, rate, decay, batches)
+    }
+
+    /// Both betas.
+    pub fn betas(&self) -> [f64; 2] {
+        [self.beta1, self.beta2]
     }
 
     /// The program that changes parameters by their gradients; `decays` says which of them decay.
@@ -84,28 +89,32 @@ impl AdamW {
             return Err(OptimiserError::NotFloat { key: key.clone(), ty: ty.clone() });
         }
         let mut b = Builder::new("update");
-        let settings = b.input("settings", f32_type(Shape::of(&[4])));
+        let settings = b.input("settings", f32_type(Shape::of(&[5])));
         let mut inputs = Vec::new();
         for gradient in gradients {
             let axis = gradient.rounds.map(|rounds| Dim::Const(u64::from(rounds)));
             let shape = axis.into_iter().chain(gradient.ty.shape.dims().iter().cloned()).collect();
             inputs.push(b.input(&gradient_name(&gradient.key), f32_type(shape)));
         }
-        let norm = global_norm(&mut b, &inputs)?;
+        let share = b.op(Slice { axis: 0, start: 4, end: 5 }, &[settings])?;
+        let sum_norm = global_norm(&mut b, &inputs)?;
+        let norm = b.named("norm", Mul {}, &[sum_norm, share])?;
         let scale = match self.clip {
             Some(clip) => {
                 let (clip, eps, one) = (f32_scalar(&mut b, clip), f32_scalar(&mut b, CLIP_EPS), scalar(&mut b, 1.0));
                 let padded = b.op(Add {}, &[norm, eps])?;
                 let ratio = b.op(Div {}, &[clip, padded])?;
-                b.named("clip", Minimum {}, &[ratio, one])?
+                let kept = b.op(Minimum {}, &[ratio, one])?;
+                b.named("clip", Mul {}, &[kept, share])?
             }
-            None => b.constant(Some("clip"), f32_type(Shape::of(&[1])), [1.0]),
+            None => share,
         };
         for (gradient, &input) in gradients.iter().zip(&inputs).filter(|(gradient, _)| gradient.rounds.is_none()) {
             self.update(&mut b, gradient, input, settings, scale, decays(&gradient.key))?;
         }
 
-        // One body for all parameters of as many rounds; it carries the scale through, since a scan carries something.
+        // One body for all parameters of as many rounds. The norm passes through all of them, so that whoever asks for it asks for them.
+        let mut carried = norm;
         let mut graphs = Vec::new();
         let mut counts: Vec<u32> = gradients.iter().filter_map(|gradient| gradient.rounds).collect();
         counts.sort_unstable();
@@ -113,20 +122,21 @@ impl AdamW {
         for count in counts {
             let name = format!("update.{count}");
             let mut body = Builder::new(&name);
-            let carried = body.input("clip", f32_type(Shape::of(&[1])));
-            let of_body = body.input("settings", f32_type(Shape::of(&[4])));
-            let mut operands = vec![scale, settings];
+            let norm = body.input("norm", f32_type(Shape::of(&[1])));
+            let clip = body.input("clip", f32_type(Shape::of(&[1])));
+            let of_body = body.input("settings", f32_type(Shape::of(&[5])));
+            let mut operands = vec![carried, scale, settings];
             let rolled = gradients.iter().zip(&inputs).filter(|(gradient, _)| gradient.rounds == Some(count));
             for (gradient, &input) in rolled {
                 let part = body.input(&gradient_name(&gradient.key), gradient.ty.with_dtype(DType::F32));
-                self.update(&mut body, gradient, part, of_body, carried, decays(&gradient.key))?;
+                self.update(&mut body, gradient, part, of_body, clip, decays(&gradient.key))?;
                 operands.push(input);
             }
-            let stacked = operands.len() as u32 - 2;
-            graphs.push(body.finish(&[carried]));
-            b.op(Scan { body: name.as_str().into(), count, stacked, reverse: 0 }, &operands)?;
+            let stacked = operands.len() as u32 - 3;
+            graphs.push(body.finish(&[norm]));
+            carried = b.op(Scan { body: name.as_str().into(), count, stacked, reverse: 0 }, &operands)?;
         }
-        graphs.push(b.finish(&[norm]));
+        graphs.push(b.finish(&[carried]));
         Ok(verify(Program { name: "adamw".to_owned(), symbols: Vec::new(), graphs })?)
     }
 
@@ -143,7 +153,7 @@ impl AdamW {
         let ParamGradient { key, ty, .. } = gradient;
         let wide = ty.with_dtype(DType::F32);
         let param = b.state(key, key, ty.clone());
-        let (master, master_key) = (ty.dtype != DType::F32, format!("{key}.master"));
+        let (master, master_key) = (ty.dtype != DType::F32, master_name(key));
         let weights = if master { b.state(&master_key, &master_key, wide.clone()) } else { param };
         let state = |b: &mut Builder, suffix: &str| {
             let key = format!("{key}.{suffix}");
@@ -190,6 +200,8 @@ impl AdamW {
     }
 }
 
+/// What the key of a sum of gradients ends in.
+pub const GRADIENT: &str = ".gradient";
 /// What the key of the mean of gradients ends in.
 pub const FIRST_MOMENT: &str = "first_moment";
 /// What the key of the mean of their squares ends in.
@@ -206,11 +218,17 @@ fn global_norm(b: &mut Builder, gradients: &[ValueId]) -> Result<ValueId, Optimi
             None => sum,
         });
     }
-    Ok(b.named("norm", Sqrt {}, &[total.ok_or(OptimiserError::Empty)?])?)
+    Ok(b.op(Sqrt {}, &[total.ok_or(OptimiserError::Empty)?])?)
 }
 
-fn gradient_name(key: &str) -> String {
-    format!("{key}.gradient")
+/// What the f32 form of a parameter in half precision is called.
+pub(crate) fn master_name(key: &str) -> String {
+    format!("{key}.master")
+}
+
+/// What the gradient of a parameter is called, all rounds together.
+pub(crate) fn gradient_name(key: &str) -> String {
+    format!("{}{GRADIENT}", key.replace("{}", "*"))
 }
 
 fn f32_type(shape: Shape) -> TensorType {

@@ -15,6 +15,7 @@ use crate::report::{Dump, Report};
 use crate::rewrite;
 use crate::schedule::Residency;
 use crate::target::{Hardware, Target};
+use crate::training::{Batch, Facts, Step};
 use crate::weights::WeightPlan;
 
 /// What a compilation may be told. No field has a default here: the binary chooses.
@@ -41,8 +42,8 @@ pub struct Options {
 /// All that an artifact is written from, but for the weights' values.
 #[derive(Debug)]
 pub struct Compiled {
-    /// The optimised program, which says how each stored tensor follows from the parameters.
-    pub program: Verified<Program>,
+    /// The optimised program, which says how each stored tensor follows from the parameters; of a step of training, the graphs of all its programs.
+    pub program: Program,
     /// The plan.
     pub plan: Plan,
     /// The generated machine code of a CPU.
@@ -76,7 +77,7 @@ pub struct PlanningOptions {
 #[derive(Debug)]
 pub struct Planned {
     /// The program in its final form.
-    pub program: Verified<Program>,
+    pub program: Program,
     /// The plan. Generated kernels of a CPU have no places in it.
     pub plan: Plan,
     /// The tensors to be stored.
@@ -89,10 +90,30 @@ pub struct Planned {
 ///
 /// If the program uses something that the target has no kernel for; and every failure that is a bug of tritter.
 pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -> Result<Compiled, CompileError> {
+    compile_programs(&[program], None, target, options)
+}
+
+/// Compiles a step of training; `context` and `sequences` of the options are its batch's.
+///
+/// # Errors
+///
+/// As [`compile`].
+pub fn compile_step(step: Step, target: &Target, options: &Options) -> Result<Compiled, CompileError> {
+    let Batch { sequences, context } = step.facts.batch;
+    let options = Options { context, sequences, ..options.clone() };
+    compile_programs(&step.programs, Some(step.facts), target, &options)
+}
+
+fn compile_programs(
+    programs: &[Verified<Program>],
+    training: Option<Facts>,
+    target: &Target,
+    options: &Options,
+) -> Result<Compiled, CompileError> {
     let mut stages = Stages { times: Vec::new(), dumps: Vec::new(), keep: options.dumps };
     let Options { rewrite, context, sequences, residency, budget, .. } = options.clone();
     let planning = PlanningOptions { rewrite, context, sequences, residency, budget };
-    let (program, rewriting, emitted) = stages.plan(&program, target, &planning)?;
+    let (program, rewriting, emitted) = stages.plan(programs, training, target, &planning)?;
     let Emitted { mut plan, weights, nests, specialised, fused } = emitted;
 
     // Machine code for the nests, whose places are then known to the plan; for a GPU, for the rows of the table too.
@@ -150,7 +171,8 @@ pub fn compile(program: Verified<Program>, target: &Target, options: &Options) -
 /// As [`compile`].
 pub fn plan(program: &Verified<Program>, target: &Target, options: &PlanningOptions) -> Result<Planned, CompileError> {
     let mut stages = Stages { times: Vec::new(), dumps: Vec::new(), keep: false };
-    let (program, _, Emitted { plan, weights, .. }) = stages.plan(program, target, options)?;
+    let (program, _, Emitted { plan, weights, .. }) =
+        stages.plan(std::slice::from_ref(program), None, target, options)?;
     Certificate::prove(&plan).map_err(CompileError::Budget)?;
     ir::plan::check(&plan)?;
     Ok(Planned { program, plan, weights })
@@ -167,14 +189,28 @@ impl Stages {
     /// The passes that need no code: the program in its final form, and its plan.
     fn plan(
         &mut self,
-        program: &Verified<Program>,
+        programs: &[Verified<Program>],
+        training: Option<Facts>,
         target: &Target,
         options: &PlanningOptions,
-    ) -> Result<(Verified<Program>, rewrite::Report, Emitted), CompileError> {
-        self.dump("source.tri", || ir::text::print(program));
+    ) -> Result<(Program, rewrite::Report, Emitted), CompileError> {
+        let all = |programs: &[Verified<Program>]| {
+            let graphs = programs.iter().flat_map(|program| program.graphs.iter().cloned()).collect();
+            Program { graphs, ..Program::clone(&programs[0]) }
+        };
+        self.dump("source.tri", || ir::text::print(&all(programs)));
 
         // The compute e-graph: equal programs, and the cheapest of them for this target.
-        let (program, rewriting) = self.time("optimise", || rewrite::optimise(program, target, &options.rewrite))?;
+        let mut rewriting = rewrite::Report { graphs: Vec::new() };
+        let optimised = self.time("optimise", || {
+            let optimised = programs.iter().map(|program| {
+                let (program, report) = rewrite::optimise(program, target, &options.rewrite)?;
+                rewriting.graphs.extend(report.graphs);
+                Ok(program)
+            });
+            optimised.collect::<Result<Vec<_>, CompileError>>()
+        })?;
+        let program = all(&optimised);
         self.dump("optimised.tri", || ir::text::print(&program));
         self.dump("rewriting.txt", || rewriting.to_string());
 
@@ -190,6 +226,7 @@ impl Stages {
             sequences: options.sequences,
             residency: options.residency,
             budget: options.budget,
+            training,
         };
         let emitted = self.time("plan", || emit::plan::emit(&program, &plan_options))?;
         self.dump("nests.txt", || {

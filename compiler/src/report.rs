@@ -144,7 +144,7 @@ fn count(plan: &Plan, steps: &[Step], times: u64, calls: &mut BTreeMap<String, u
         match step {
             Step::Call(call) => *calls.entry(plan.kernels[call.kernel.index()].name.clone()).or_insert(0) += times,
             Step::Copy { .. } => *calls.entry("copy".to_owned()).or_insert(0) += times,
-            Step::Repeat { count: rounds, steps } => count(plan, steps, times * u64::from(*rounds), calls),
+            Step::Repeat { count: rounds, steps, .. } => count(plan, steps, times * u64::from(*rounds), calls),
         }
     }
 }

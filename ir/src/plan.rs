@@ -13,6 +13,7 @@ pub mod grid;
 pub mod manifest;
 pub mod placement;
 pub mod predict;
+pub mod training;
 pub mod transit;
 pub mod tuning;
 
@@ -28,10 +29,11 @@ pub use grid::Grid;
 pub use manifest::{Manifest, Part};
 pub use placement::{Home, Placement, Segment, Slot, Source, Transit};
 pub use predict::{CallSizes, CallTime};
+pub use training::Training;
 pub use tuning::{KernelRate, Tuning, TuningError, TuningErrors};
 
 /// The version of the artifact format that this build writes and reads.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Every buffer starts at a multiple of this many bytes: a cache line, and the widest vector.
 pub const ALIGNMENT: u64 = 64;
@@ -89,6 +91,9 @@ pub struct Plan {
     pub kernels: Vec<Kernel>,
     /// In ascending order of tokens. A call takes the first that holds its tokens.
     pub phases: Vec<Phase>,
+    /// What a plan for training does beside the calls of its one phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<Training>,
 }
 
 /// How fast a machine is taken to be, measured or guessed.
@@ -244,7 +249,7 @@ pub enum Role {
     Output,
     /// Holds the slots that streamed weights are copied to.
     Slots,
-    /// Used within one call of one phase, in the slab. The number is the phase.
+    /// Used within one call of one phase, in the slab. The number is the phase among [`Plan::all_phases`].
     Scratch(usize),
 }
 
@@ -315,6 +320,9 @@ pub enum Step {
     Repeat {
         /// How often.
         count: u32,
+        /// Whether the rounds run from the last to the first.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        reverse: bool,
         /// What.
         steps: Vec<Step>,
     },
@@ -525,6 +533,12 @@ impl Plan {
     /// Nanoseconds that the copies of streamed weights are taken to need for a call.
     pub fn copy_ns(&self) -> u64 {
         self.placement.copied_bytes().map(|bytes| self.machine.copy_time(bytes)).fold(0, u64::saturating_add)
+    }
+
+    /// All phases: those of calls, and behind them start and update of a plan for training.
+    pub fn all_phases(&self) -> impl Iterator<Item = &Phase> {
+        let training = self.training.iter().flat_map(|training| [&training.start, &training.update]);
+        self.phases.iter().chain(training)
     }
 
     /// The phase that calls of so many tokens take.

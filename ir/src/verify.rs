@@ -117,8 +117,8 @@ pub enum Cause {
         /// Its type where it was met first.
         first: TensorType,
     },
-    /// A state is declared twice.
-    #[error("another state has the key `{0}`")]
+    /// A state stands in two graphs, and changes.
+    #[error("another state has the key `{0}`: a state that is updated stands in one graph")]
     DuplicateState(String),
     /// `{}` in a key outside a repeated body, or none in a state of a repeated body.
     #[error("key `{0}`: `{{}}` must stand in the states of repeated bodies, and nowhere outside repeated bodies")]
@@ -313,6 +313,15 @@ impl<'a> Ctx<'a> {
         MAX_RANK < ty.shape.rank() || MAX_ELEMENTS <= elements
     }
 
+    /// Whether some graph updates the state of this key.
+    fn changes(&self, key: &str) -> bool {
+        let mut updates =
+            self.program.graphs.iter().flat_map(|graph| graph.updates.iter().map(move |it| (graph, it.state)));
+        updates.any(|(graph, state)| {
+            matches!(graph.values.get(state).map(|value| &value.def), Some(Def::State { key: own }) if **own == *key)
+        })
+    }
+
     fn key(&mut self, graph: &'a Graph, id: ValueId, key: &'a str, is_entry: bool, is_state: bool) {
         let rolled = key.contains("{}");
         if rolled == is_entry && (rolled || is_state) {
@@ -323,7 +332,7 @@ impl<'a> Ctx<'a> {
         if first != ty {
             self.report(graph, Some(id), Cause::KeyType { key: key.to_owned(), first: first.clone() });
         }
-        if is_state && !self.states.insert(key) {
+        if is_state && !self.states.insert(key) && self.changes(key) {
             self.report(graph, Some(id), Cause::DuplicateState(key.to_owned()));
         }
     }

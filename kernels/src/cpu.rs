@@ -20,13 +20,16 @@ mod generic {
 
     pub(crate) mod args;
     pub(crate) mod attention;
+    pub(crate) mod attention_gradient;
     pub(crate) mod cache_row;
     pub(crate) mod dense;
     pub(crate) mod dense_q4;
     pub(crate) mod dense_q8;
     pub(crate) mod exp;
     pub(crate) mod kv_append;
+    pub(crate) mod mean_abs;
     pub(crate) mod sample;
+    pub(crate) mod scatter_add;
     pub(crate) mod ternary_f32;
     pub(crate) mod ternary_q8;
 }

@@ -395,6 +395,11 @@ pub fn find_cuda(name: &str) -> Option<&'static CudaKernelDesc> {
     CUDA_TABLE.iter().find(|desc| desc.name == name)
 }
 
+/// Two numbers for each key of a context fit into the shared memory that every block may have.
+fn keys_in_shared_memory(dim: Dims<'_>) -> bool {
+    (1..=5120).contains(&dim("ctx"))
+}
+
 /// So few tokens that blocks of one token leave most of a device idle.
 const FEW: RangeInclusive<u64> = 1..=16;
 
@@ -608,6 +613,19 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     rope_append!(rope_append_f32xbf16_f32__sm80__t2, [K_ROW = "RowBf16", V_ROW = "RowBf16"], BF16, BF16),
     rope_append!(rope_append_f32xq8q4_f32__sm80__t2, [K_ROW = "RowQ8", V_ROW = "RowQ4"], Q8, Q4),
     rope_append!(rope_append_f32xq4_f32__sm80__t2, [K_ROW = "RowQ4", V_ROW = "RowQ4"], Q4, Q4),
+    CudaKernelDesc {
+        takes: keys_in_shared_memory,
+        ..plain!(query_gradient_f32xf32_f32__cuda__t1, "plain/attention_gradient.cu", [OF_QUERIES = "1"], QueryGradient, [F32, F32] => F32, None, 128,
+            [Blocks::Dim("heads"), Blocks::Dim("n")])
+    },
+    CudaKernelDesc {
+        takes: keys_in_shared_memory,
+        ..plain!(cache_gradient_f32xf32_f32__cuda__t1, "plain/attention_gradient.cu", [OF_QUERIES = "0"], CacheGradient, [F32, F32] => F32, None, 512,
+            [Blocks::Product("seqs", "kv_heads"), ONE])
+    },
+    plain!(scatter_add_f32_f32__cuda__t1, "plain/scatter_add.cu", [], ScatterAdd, [F32] => F32, None, 128, [Blocks::Dim("rows"), ONE]),
+    plain!(mean_abs_f32_f32__cuda__t1, "plain/mean_abs.cu", [WEIGHT = "float"], MeanAbs, [F32] => F32, None, 512, [Blocks::Dim("n"), ONE]),
+    plain!(mean_abs_bf16_f32__cuda__t1, "plain/mean_abs.cu", [WEIGHT = "bf16"], MeanAbs, [BF16] => F32, None, 512, [Blocks::Dim("n"), ONE]),
     plain!(sample_f32_i32__cuda__t1, "sample.cu", [CLUSTER = "1"], Sample, [F32] => I32, None, 512, [ONE, Blocks::Dim("n")]),
     row!(sample_f32_i32__sm90__t8, "sample.cu", [CLUSTER = "8"], SM_90, ANY, Sample, [F32] => I32, None, 512, Shared::NONE,
         [Blocks::Count(8), Blocks::Dim("n"), ONE]),

@@ -44,7 +44,11 @@ impl KernelDesc {
             | Family::KvAppend
             | Family::RopeAppend
             | Family::RopeAttention
-            | Family::Sample => 1,
+            | Family::Sample
+            | Family::QueryGradient
+            | Family::CacheGradient
+            | Family::ScatterAdd
+            | Family::MeanAbs => 1,
         }
     }
 }
@@ -70,6 +74,14 @@ pub enum Family {
     RopeAttention,
     /// `out[n]`: an id for each row of logits.
     Sample,
+    /// The gradient of attention in its queries.
+    QueryGradient,
+    /// The gradient of attention in its keys or its values.
+    CacheGradient,
+    /// Sums of rows by id.
+    ScatterAdd,
+    /// `out[rows]`: the mean of the magnitudes of each row.
+    MeanAbs,
 }
 
 /// The ABI of a kernel: what each of its pointers and dims is.

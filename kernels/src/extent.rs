@@ -47,6 +47,20 @@ pub fn arg_bytes(desc: &KernelDesc, name: &str, dim: &dyn Fn(&str) -> i64, seque
         (Family::KvAppend, "cache") => {
             product(&[size("seqs"), size("ctx"), size("kv_heads"), row(Some(desc.output), size("hd"))])
         }
+        (Family::QueryGradient | Family::CacheGradient, "q" | "dy") => {
+            product(&[Some(4), size("n"), size("heads"), size("hd")])
+        }
+        (Family::QueryGradient, "out") => product(&[Some(4), size("n"), size("heads"), size("hd")]),
+        (Family::QueryGradient | Family::CacheGradient, "k" | "v") | (Family::CacheGradient, "out") => {
+            product(&[Some(4), size("seqs"), size("ctx"), size("kv_heads"), size("hd")])
+        }
+        (Family::QueryGradient | Family::CacheGradient, "seq" | "pos") => product(&[Some(4), size("n")]),
+        (Family::QueryGradient | Family::CacheGradient, "span") => product(&[Some(8), size("n")]),
+        (Family::ScatterAdd, "x") => product(&[Some(4), size("n"), size("width")]),
+        (Family::ScatterAdd, "ids") => product(&[Some(4), size("n")]),
+        (Family::ScatterAdd, "out") => product(&[Some(4), size("rows"), size("width")]),
+        (Family::MeanAbs, "w") => product(&[size("n"), row(input(0), size("k"))]),
+        (Family::MeanAbs, "out") => product(&[Some(4), size("n")]),
         (Family::Sample, "logits") => product(&[Some(4), size("n"), size("v")]),
         (Family::Sample, "settings") => product(&[Some(16), size("n")]),
         (Family::Sample, "draws") => product(&[Some(8), size("n")]),

@@ -118,6 +118,32 @@ static SAMPLE: Signature = Signature {
     grid: Grid::One("n"),
 };
 
+/// `q`, `dy`: f32 `[n, heads, hd]`; `k`, `v`: f32 `[seqs, kv_heads, ctx, hd]`; `seq`, `pos`, `span` as for attention; `out`: of the shape of `q`. What is
+/// computed is said by [`ir::op::attention::AttentionGradient`].
+static QUERY_GRADIENT: Signature = Signature {
+    args: &[read("q"), read("k"), read("v"), read("seq"), read("pos"), read("span"), read("dy"), write("out")],
+    dims: &["n", "heads", "kv_heads", "hd", "ctx", "window", "sinks", "scale_bits", "seqs"],
+    grid: Grid::Product("n", "heads"),
+};
+
+/// As [`QUERY_GRADIENT`] for the keys, or where `of_values` is not 0 for the values: `out` is of the shape of `k`.
+static CACHE_GRADIENT: Signature = Signature {
+    args: QUERY_GRADIENT.args,
+    dims: &["n", "heads", "kv_heads", "hd", "ctx", "window", "sinks", "scale_bits", "seqs", "of_values"],
+    grid: Grid::Product("seqs", "kv_heads"),
+};
+
+/// `x`: f32 `[n, width]`; `ids`: i32 `[n]`; `out`: f32 `[rows, width]`, the sums of the rows of each id.
+static SCATTER_ADD: Signature = Signature {
+    args: &[read("x"), read("ids"), write("out")],
+    dims: &["n", "rows", "width"],
+    grid: Grid::CeilDiv("rows", 64),
+};
+
+/// `w`: `[n, k]`; `out`: f32 `[n]`, the mean of the magnitudes of each row, and at least the f32 of `least_bits`.
+static MEAN_ABS: Signature =
+    Signature { args: &[read("w"), write("out")], dims: &["n", "k", "least_bits"], grid: Grid::One("n") };
+
 /// The signature that the rows of a family share; 4-bit weights have groups, and so a dim of their own.
 pub(crate) const fn signature(family: Family, inputs: &[DType]) -> &'static Signature {
     match (family, inputs) {
@@ -129,6 +155,10 @@ pub(crate) const fn signature(family: Family, inputs: &[DType]) -> &'static Sign
         (Family::RopeAppend, _) => &ROPE_APPEND,
         (Family::RopeAttention, _) => &ROPE_ATTENTION,
         (Family::Sample, _) => &SAMPLE,
+        (Family::QueryGradient, _) => &QUERY_GRADIENT,
+        (Family::CacheGradient, _) => &CACHE_GRADIENT,
+        (Family::ScatterAdd, _) => &SCATTER_ADD,
+        (Family::MeanAbs, _) => &MEAN_ABS,
     }
 }
 
@@ -233,6 +263,17 @@ pub static TABLE: &[KernelDesc] = &[
     row!(scalar::kv_append_f32_q8__scalar__t1, Scalar, KvAppend, [F32] => Q8, None, ANY),
     row!(scalar::kv_append_f32_q4__scalar__t1, Scalar, KvAppend, [F32] => Q4, None, ANY),
     row!(scalar::sample_f32_i32__scalar__t1, Scalar, Sample, [F32] => I32, None, ANY),
+    row!(scalar::query_gradient_f32xf32_f32__scalar__t1, Scalar, QueryGradient, [F32, F32] => F32, None, ANY),
+    row!(avx2::query_gradient_f32xf32_f32__avx2__t1, Avx2, QueryGradient, [F32, F32] => F32, None, ANY),
+    row!(avx512_vnni::query_gradient_f32xf32_f32__avx512vnni__t1, Avx512Vnni, QueryGradient, [F32, F32] => F32, None, ANY),
+    row!(neon::query_gradient_f32xf32_f32__neon__t1, Neon, QueryGradient, [F32, F32] => F32, None, ANY),
+    row!(scalar::cache_gradient_f32xf32_f32__scalar__t1, Scalar, CacheGradient, [F32, F32] => F32, None, ANY),
+    row!(avx2::cache_gradient_f32xf32_f32__avx2__t1, Avx2, CacheGradient, [F32, F32] => F32, None, ANY),
+    row!(avx512_vnni::cache_gradient_f32xf32_f32__avx512vnni__t1, Avx512Vnni, CacheGradient, [F32, F32] => F32, None, ANY),
+    row!(neon::cache_gradient_f32xf32_f32__neon__t1, Neon, CacheGradient, [F32, F32] => F32, None, ANY),
+    row!(scalar::scatter_add_f32_f32__scalar__r64, Scalar, ScatterAdd, [F32] => F32, None, ANY),
+    row!(scalar::mean_abs_f32_f32__scalar__r1, Scalar, MeanAbs, [F32] => F32, None, ANY),
+    row!(scalar::mean_abs_bf16_f32__scalar__r1, Scalar, MeanAbs, [BF16] => F32, None, ANY),
 ];
 
 #[cfg(test)]
@@ -269,6 +310,10 @@ mod tests {
                 Family::RopeAppend => "rope_append",
                 Family::RopeAttention => "rope_attention",
                 Family::Sample => "sample",
+                Family::QueryGradient => "query_gradient",
+                Family::CacheGradient => "cache_gradient",
+                Family::ScatterAdd => "scatter_add",
+                Family::MeanAbs => "mean_abs",
             };
             assert_eq!(name.op, op);
         }

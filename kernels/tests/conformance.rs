@@ -43,9 +43,20 @@ fn kv_appends_conform() {
 }
 
 #[test]
+fn gradients_conform() {
+    conform(Family::QueryGradient, training::gradients);
+    conform(Family::CacheGradient, training::gradients);
+    conform(Family::ScatterAdd, training::scatters);
+    conform(Family::MeanAbs, training::means);
+}
+
+#[test]
 fn samples_conform() {
     conform(Family::Sample, sample_cases);
 }
+
+#[path = "conformance/training.rs"]
+mod training;
 
 /// One call of a kernel, and what has to come out.
 struct Case {

@@ -339,6 +339,20 @@ pub(crate) fn ron_options() -> ron::Options {
 }
 
 impl Spec {
+    /// The same model with real weights where ternary ones are stored packed, for training: they are made ternary by the mean magnitude of their row
+    /// where each row has a scale of its own, and by that of the matrix otherwise.
+    #[must_use]
+    pub fn trainable(&self) -> Self {
+        let linear = match (self.linear.weights, self.linear.scale) {
+            (Weights::Packed, Scale::Row(_)) => Linear { weights: Weights::ThresholdRow(Float::F32), ..self.linear },
+            (Weights::Packed, _) => {
+                Linear { weights: Weights::Absmean(Float::F32), scale: Scale::Derived, ..self.linear }
+            }
+            _ => self.linear,
+        };
+        Self { linear, ..self.clone() }
+    }
+
     /// The spec as a file that [`read`] reads back.
     ///
     /// # Panics

@@ -359,6 +359,30 @@ pub enum RuntimeError {
         /// The last checkpoint. All that it has are finite numbers.
         checkpoint: Option<PathBuf>,
     },
+    /// An artifact that was compiled to be trained only.
+    #[error("{} was compiled for training; compile the model without it to run it", dir.display())]
+    ForTraining {
+        /// Its directory.
+        dir: PathBuf,
+    },
+    /// A batch of another size.
+    #[error("{found} {what} are given, {wanted} are wanted")]
+    BatchSize {
+        /// What of it.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// How many there must be.
+        wanted: usize,
+    },
+    /// A batch with a number that means nothing.
+    #[error("a batch has {value} among its {what}, which is outside the model's vocabulary or sequences")]
+    Batch {
+        /// What of it.
+        what: &'static str,
+        /// The number.
+        value: i64,
+    },
     /// The caller asked to stop.
     #[error("stopped")]
     Cancelled,

@@ -79,6 +79,7 @@ impl Cost {
 struct Prepared<P> {
     n: u64,
     m: u64,
+    /// Which of all phases.
     phase: usize,
     program: P,
     /// For each work of the program, where it came from.
@@ -157,7 +158,17 @@ impl<D: Device> Executor<D> {
     ///
     /// [`RuntimeError::TooManyTokens`] if no phase does, and what the device reports.
     pub fn run(&mut self, sizes: Sizes, trace: Option<&mut Trace>) -> Result<(), RuntimeError> {
-        self.prepare(sizes)?;
+        let phase = self.phase_of(sizes)?;
+        self.run_phase(phase, sizes, trace)
+    }
+
+    /// Runs the phase of this number among all.
+    ///
+    /// # Errors
+    ///
+    /// What the device reports.
+    pub fn run_phase(&mut self, phase: usize, sizes: Sizes, trace: Option<&mut Trace>) -> Result<(), RuntimeError> {
+        self.prepare(phase, sizes)?;
         let prepared = self.prepared.last().expect("a call was just prepared");
         match trace {
             None => self.device.run(&prepared.program, None),
@@ -177,7 +188,8 @@ impl<D: Device> Executor<D> {
     ///
     /// As [`Executor::run`].
     pub fn cost(&mut self, sizes: Sizes) -> Result<Cost, RuntimeError> {
-        self.prepare(sizes)?;
+        let phase = self.phase_of(sizes)?;
+        self.prepare(phase, sizes)?;
         let prepared = self.prepared.last().expect("a call was just prepared");
         let steps = flat_steps(&self.plan.phases[prepared.phase]);
         let of_steps = prepared.origins.iter().filter(|origin| origin.part == Part::Step);
@@ -189,28 +201,32 @@ impl<D: Device> Executor<D> {
         Ok(cost)
     }
 
-    /// Makes the last of `prepared` the one of these sizes.
-    fn prepare(&mut self, sizes: Sizes) -> Result<(), RuntimeError> {
-        let is_it = |prepared: &Prepared<_>| (prepared.n, prepared.m) == (sizes.n, sizes.m);
+    /// The phase that takes so many tokens.
+    fn phase_of(&self, sizes: Sizes) -> Result<usize, RuntimeError> {
+        let phase = self.plan.phases.iter().position(|phase| sizes.n <= phase.max_tokens);
+        let max = self.plan.phases.last().map_or(0, |phase| phase.max_tokens);
+        phase.ok_or(RuntimeError::TooManyTokens { tokens: sizes.n as usize, max })
+    }
+
+    /// Makes the last of `prepared` the one of this phase and these sizes.
+    fn prepare(&mut self, phase: usize, sizes: Sizes) -> Result<(), RuntimeError> {
+        let is_it = |prepared: &Prepared<_>| (prepared.phase, prepared.n, prepared.m) == (phase, sizes.n, sizes.m);
         if let Some(position) = self.prepared.iter().position(is_it) {
             let prepared = self.prepared.remove(position);
             self.prepared.push(prepared);
             return Ok(());
         }
-        let phase = self.plan.phases.iter().position(|phase| sizes.n <= phase.max_tokens);
-        let Some(phase) = phase else {
-            let max = self.plan.phases.last().map_or(0, |phase| phase.max_tokens);
-            return Err(RuntimeError::TooManyTokens { tokens: sizes.n as usize, max });
-        };
         let slots = placement::slots_buffer(&self.plan).map_or(0, |buffer| buffer.offset);
         let pieces = self.plan.placement.piece_numbers();
         let (plan, works, origins, uses) = (&self.plan, Vec::new(), Vec::new(), Vec::new());
         let mut resolver = Resolver { plan, sizes, slots, pieces, works, origins, uses };
         let mut position = 0;
-        for step in &self.plan.phases[phase].steps {
+        let Some(wanted) = self.plan.all_phases().nth(phase) else { unreachable!("callers name a phase") };
+        for step in &wanted.steps {
             match step {
-                Step::Repeat { count, steps } => {
+                Step::Repeat { count, reverse, steps } => {
                     for round in 0..u64::from(*count) {
+                        let round = if *reverse { u64::from(*count) - 1 - round } else { round };
                         for (inner, step) in steps.iter().enumerate() {
                             resolver
                                 .resolve(step, Origin { step: position + inner, round: Some(round), part: Part::Step });

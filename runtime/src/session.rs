@@ -39,6 +39,36 @@ pub fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// The device of an artifact, and the plan that it is for.
+///
+/// # Errors
+///
+/// If memory or threads cannot be had.
+pub(crate) fn open_device(artifact: Artifact, options: &Options) -> Result<(Plan, AnyDevice), RuntimeError> {
+    let Artifact { plan, weights, code, cubins, .. } = artifact;
+    if let Some(limit) = options.max_slab_bytes.filter(|limit| *limit < plan.slab_bytes) {
+        return Err(RuntimeError::MemoryLimit { needed: plan.slab_bytes, limit });
+    }
+    let kind = DeviceKind::of(&plan);
+    if let Some(wanted) = options.device.filter(|wanted| *wanted != kind) {
+        return Err(RuntimeError::Device { target: plan.target, wanted: wanted.name() });
+    }
+    let device = match kind {
+        DeviceKind::Cpu => {
+            let threads = options.threads.unwrap_or_else(default_threads);
+            let weights = match options.weights {
+                // What is streamed is not to be in memory, and the rest is copied there anyway.
+                _ if plan.placement.resident_bytes < plan.weights_bytes => weights,
+                WeightPages::Mapped => weights,
+                WeightPages::Copied => weights.copied()?,
+            };
+            AnyDevice::Cpu(CpuDevice::new(&plan, weights, &code, threads)?)
+        }
+        DeviceKind::Cuda => AnyDevice::Cuda(CudaDevice::new(&plan, &weights, &cubins)?),
+    };
+    Ok((plan, device))
+}
+
 /// One token of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token {
@@ -146,27 +176,11 @@ impl Session {
     ///
     /// If memory or threads cannot be had.
     pub fn new(artifact: Artifact, options: &Options) -> Result<Self, RuntimeError> {
-        let Artifact { plan, weights, code, cubins, tokenizer, bytes, .. } = artifact;
-        if let Some(limit) = options.max_slab_bytes.filter(|limit| *limit < plan.slab_bytes) {
-            return Err(RuntimeError::MemoryLimit { needed: plan.slab_bytes, limit });
+        if artifact.plan.training.is_some() {
+            return Err(RuntimeError::ForTraining { dir: artifact.weights.path().into() });
         }
-        let kind = DeviceKind::of(&plan);
-        if let Some(wanted) = options.device.filter(|wanted| *wanted != kind) {
-            return Err(RuntimeError::Device { target: plan.target, wanted: wanted.name() });
-        }
-        let device = match kind {
-            DeviceKind::Cpu => {
-                let threads = options.threads.unwrap_or_else(default_threads);
-                let weights = match options.weights {
-                    // What is streamed is not to be in memory, and the rest is copied there anyway.
-                    _ if plan.placement.resident_bytes < plan.weights_bytes => weights,
-                    WeightPages::Mapped => weights,
-                    WeightPages::Copied => weights.copied()?,
-                };
-                AnyDevice::Cpu(CpuDevice::new(&plan, weights, &code, threads)?)
-            }
-            DeviceKind::Cuda => AnyDevice::Cuda(CudaDevice::new(&plan, &weights, &cubins)?),
-        };
+        let (tokenizer, bytes) = (artifact.tokenizer.clone(), artifact.bytes);
+        let (plan, device) = open_device(artifact, options)?;
         let lengths = vec![0; plan.sequences as usize];
         let executor = Executor::new(plan, device);
         Ok(Self {

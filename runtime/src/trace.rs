@@ -121,12 +121,13 @@ impl Trace {
         times: &[Duration],
     ) {
         self.calls += 1;
-        let steps = flat_steps(&plan.phases[phase]);
+        let Some(of_call) = plan.all_phases().nth(phase) else { unreachable!("the phase was run") };
+        let steps = flat_steps(of_call);
         let mut start = Duration::ZERO;
         if let Some(timeline) = &mut self.timeline {
             start = begun.saturating_duration_since(timeline.begun);
             timeline.calls.push(CallSpan {
-                phase: plan.phases[phase].name.clone(),
+                phase: of_call.name.clone(),
                 tokens: sizes.n,
                 rows: sizes.m,
                 start,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use compiler::emit::nvrtc::Search;
 use compiler::schedule::Residency;
+use compiler::training::Step;
 use compiler::weights::{Checkpoint, RandomWeights, WeightSource};
 use compiler::{Compiled, Options, Target, artifact, rewrite};
 use ir::packing::TernaryLayout;
@@ -18,6 +19,7 @@ use kernels::Requires;
 use models::adapter::Adapters;
 use models::spec::KvFormat;
 use models::{BuildOptions, HeadFormat, Naming, Spec};
+use runtime::training::PlanTrainer;
 use runtime::{Session, Token};
 use tempfile::TempDir;
 
@@ -107,6 +109,15 @@ pub struct Built {
     pub params: Vec<ParamBinding>,
 }
 
+impl Built {
+    /// The checkpoint's name of a parameter of one round.
+    pub fn source_of(&self, key: &str) -> Option<String> {
+        let all = self.params.iter().flat_map(|param| (0..param.rounds.max(1)).map(move |round| (param, round)));
+        let mut found = all.filter(|(param, round)| param.key_of(*round) == key);
+        found.next().map(|(param, round)| param.source_of(round))
+    }
+}
+
 impl Model {
     /// A checkpoint.
     ///
@@ -186,6 +197,16 @@ impl Model {
         write(&compiled, &*self.weights(&built.params)?)
     }
 
+    /// A step of its training as an artifact in a directory of its own.
+    ///
+    /// # Errors
+    ///
+    /// If any step fails.
+    pub fn step_artifact(&self, step: Step, params: &[ParamBinding], build: &Build) -> anyhow::Result<TempDir> {
+        let compiled = compiler::compile_step(step, &build.target, &options(build))?;
+        write(&compiled, &*self.weights(params)?)
+    }
+
     /// The model, ready to run on so many threads. The artifact's directory is gone then; what is mapped stays.
     ///
     /// # Errors
@@ -209,9 +230,13 @@ fn open(directory: &Path) -> anyhow::Result<Checkpoint> {
 ///
 /// As [`compiler::compile`].
 pub fn compile(program: Verified<Program>, build: &Build) -> anyhow::Result<Compiled> {
+    Ok(compiler::compile(program, &build.target, &options(build))?)
+}
+
+fn options(build: &Build) -> Options {
     let rewrite = if build.optimise { rewrite::Options::all() } else { rewrite::Options::none() };
     let rewrite = rewrite::Options { packing: build.packing, ..rewrite };
-    let options = Options {
+    Options {
         rewrite,
         context: build.context.into(),
         sequences: build.sequences.into(),
@@ -220,8 +245,7 @@ pub fn compile(program: Verified<Program>, build: &Build) -> anyhow::Result<Comp
         residency: build.residency,
         budget: Budget::default(),
         allow_spills: false,
-    };
-    Ok(compiler::compile(program, &build.target, &options)?)
+    }
 }
 
 /// Writes an artifact to a directory of its own.
@@ -242,6 +266,17 @@ pub fn write(compiled: &Compiled, weights: &dyn WeightSource) -> anyhow::Result<
 /// As [`Session::open`].
 pub fn session(directory: &Path, threads: usize) -> anyhow::Result<Session> {
     Ok(Session::open(directory, &runtime::Options { threads: Some(threads), ..runtime::Options::default() })?)
+}
+
+/// Opens an artifact for training.
+///
+/// # Errors
+///
+/// As [`PlanTrainer::new`].
+pub fn trainer(directory: &Path, threads: usize) -> anyhow::Result<PlanTrainer> {
+    let options = runtime::Options { threads: Some(threads), ..runtime::Options::default() };
+    let artifact = runtime::Artifact::open(directory, None, &mut |_, _| ())?;
+    Ok(PlanTrainer::new(artifact, &options)?)
 }
 
 /// The logits after every token of one sequence, which starts anew, in calls of `chunk` tokens.

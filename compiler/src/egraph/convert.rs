@@ -94,7 +94,8 @@ pub fn store(source: &Graph, loaded: &Loaded, choices: &Choices) -> Result<Graph
         ctx.graph.outputs.push(value);
     }
     for update in &source.updates {
-        let (state, value) = (ctx.class(loaded.class(update.state))?, ctx.class(loaded.class(update.value))?);
+        // A state that is only written is no part of what was chosen.
+        let (state, value) = (ctx.leaf(update.state), ctx.class(loaded.class(update.value))?);
         ctx.graph.updates.push(Update { state, value });
     }
     Ok(ctx.graph)

@@ -17,10 +17,10 @@ use ir::entity::Id;
 use ir::graph::Def;
 use ir::packing::{RowFormat, TernaryLayout};
 use ir::plan::{
-    Access, Arg, Budget, Buffer, BufferId, Call, Code, Expr, Grid, Kernel, KernelId, Phase, Placement, Plan, Role,
-    Step, SymbolBound, VERSION, manifest,
+    Access, Arg, Budget, Buffer, BufferId, Call, Code, Expr, Grid, Io, Kernel, KernelId, Phase, Placement, Plan, Role,
+    Step, SymbolBound, Training, VERSION, manifest,
 };
-use ir::{Dim, Graph, Op, Program, TensorType, ValueId, Verified};
+use ir::{Dim, Graph, Op, Program, TensorType, ValueId};
 use kernels::{CudaKernelDesc, Family, Signature, Specialised};
 
 use crate::egraph::cost;
@@ -33,6 +33,7 @@ use crate::nest::Extent;
 use crate::schedule::memory::{self, Request};
 use crate::schedule::{Group, Kind, Residency, Schedule, ScheduleError};
 use crate::target::{Hardware, Machine};
+use crate::training::{ACCUMULATE, Facts, START};
 use crate::weights::WeightPlan;
 
 /// What the plan says of itself.
@@ -50,6 +51,8 @@ pub struct PlanOptions {
     pub residency: Residency,
     /// What running the plan may take.
     pub budget: Budget,
+    /// What is known of a program that is a step of training.
+    pub training: Option<Facts>,
 }
 
 /// Why there is no plan.
@@ -105,7 +108,7 @@ pub enum PlanEmitError {
     /// The entry has another signature than the runtime calls.
     #[error(
         "the entry must take (ids, seq, pos, span, rows) and return logits, or take (settings, draws) as well and also return the ids that it \
-         chose: {0}"
+         chose; for training it takes (ids, span, targets, first) and returns the loss, and the update takes (settings): {0}"
     )]
     Signature(String),
 }
@@ -134,8 +137,9 @@ pub struct Emitted {
 /// # Errors
 ///
 /// If a value has no place, or an op no kernel.
-pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitted, PlanEmitError> {
-    let max_tokens = program.symbols.iter().find(|decl| decl.symbol.name() == "n").map_or(0, |decl| decl.max);
+pub fn emit(program: &Program, options: &PlanOptions) -> Result<Emitted, PlanEmitError> {
+    let entries = Entries::of(program, options);
+    let max_tokens = max_tokens(program, options);
     let few: &[(&'static str, u64)] = match options.hardware {
         Hardware::Cpu { .. } => &[("decode", 1), ("batch", 16)],
         Hardware::Cuda(_) => &[("decode", 1), ("few", 8), ("batch", 16), ("short", 128), ("medium", 512)],
@@ -147,21 +151,30 @@ pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitte
     let grouped = || program.graphs.iter().map(group).collect::<Result<Vec<_>, _>>();
     let mut schedules = Schedules { any: grouped()?, phases: Vec::new() };
     let mut low = 1;
-    for (name, high) in few.iter().copied().chain([("prefill", max_tokens)]) {
-        let tokens = low..=high.min(max_tokens);
-        if tokens.is_empty() {
-            continue;
+    let phases: Vec<(&str, RangeInclusive<u64>, usize)> = match entries.training {
+        Some((start, accumulate)) => {
+            let phases = [(ACCUMULATE, accumulate), (START, start), ("update", entries.last)];
+            phases.map(|(name, entry)| (name, max_tokens..=max_tokens, entry)).into()
         }
-        low = tokens.end() + 1;
+        None => {
+            let ranges = few.iter().copied().chain([("prefill", max_tokens)]).filter_map(|(name, high)| {
+                let tokens = low..=high.min(max_tokens);
+                low = low.max(tokens.end() + 1);
+                (!tokens.is_empty()).then_some((name, tokens, entries.last))
+            });
+            ranges.collect()
+        }
+    };
+    for (name, tokens, entry) in phases {
         let graphs = match options.hardware {
             Hardware::Cpu { .. } => None,
             Hardware::Cuda(sm) => {
                 Some(grouped()?.into_iter().map(|schedule| cuda::fuse(schedule, &tokens, sm)).collect())
             }
         };
-        schedules.phases.push(PhaseSchedules { name, tokens, graphs });
+        schedules.phases.push(PhaseSchedules { name, tokens, entry, graphs });
     }
-    let mut emitter = Emitter::new(program, options, &schedules);
+    let mut emitter = Emitter::new(program, options, &schedules, entries);
     emitter.lower_nests()?;
     emitter.collect_weights()?;
     emitter.place_weights()?;
@@ -169,6 +182,35 @@ pub fn emit(program: &Verified<Program>, options: &PlanOptions) -> Result<Emitte
     let phases = schedules.phases.iter().enumerate().map(|(index, phase)| emitter.phase(index, phase));
     let phases = phases.collect::<Result<Vec<_>, _>>()?;
     emitter.finish(phases)
+}
+
+/// The graphs of a program that calls begin with.
+#[derive(Clone, Copy, Debug)]
+struct Entries {
+    /// Of a step of training: the one that gives parameters their first values, and the one that adds gradients up.
+    training: Option<(usize, usize)>,
+    /// The last of all graphs.
+    last: usize,
+}
+
+impl Entries {
+    fn of(program: &Program, options: &PlanOptions) -> Self {
+        let find = |name: &str| {
+            let is_it = |graph: &Graph| options.training.is_some() && graph.name == name;
+            program.graphs.iter().position(is_it)
+        };
+        Self { training: find(START).zip(find(ACCUMULATE)), last: program.graphs.len() - 1 }
+    }
+
+    fn all(self) -> impl Iterator<Item = usize> {
+        self.training.into_iter().flat_map(|(start, accumulate)| [start, accumulate]).chain([self.last])
+    }
+}
+
+/// The most tokens of a call.
+fn max_tokens(program: &Program, options: &PlanOptions) -> u64 {
+    let bound = program.symbols.iter().find(|decl| decl.symbol.name() == "n").map(|decl| decl.max);
+    bound.or(options.training.map(|facts| facts.batch.tokens())).unwrap_or(0)
 }
 
 /// The groups of all graphs.
@@ -183,6 +225,8 @@ struct Schedules<'a> {
 struct PhaseSchedules<'a> {
     name: &'static str,
     tokens: RangeInclusive<u64>,
+    /// The graph that it runs.
+    entry: usize,
     /// The groups of all graphs, where they may be others than for any number of tokens.
     graphs: Option<Vec<Schedule<'a>>>,
 }
@@ -209,6 +253,7 @@ struct Emitter<'a> {
     program: &'a Program,
     options: &'a PlanOptions,
     schedules: &'a Schedules<'a>,
+    entries: Entries,
     plan: Plan,
     /// Nests by their graphs and groups.
     nests: HashMap<NestKey, (KernelId, Lowered)>,
@@ -222,6 +267,10 @@ struct Emitter<'a> {
     weights: WeightPlan,
     /// The fixed places of weights, states and inputs, by graph.
     fixed: Vec<Places>,
+    /// The states of a step of training that the next one needs.
+    kept: Vec<Io>,
+    /// Where results are put, by graph.
+    results: Vec<Vec<(ValueId, Place)>>,
     /// Those of ternary weights, by graph and packing: only ternary matmuls read them, each in its own packing.
     packed: HashMap<(usize, ValueId, TernaryLayout), Place>,
     /// Bytes of the slab that all phases share: states, inputs, outputs.
@@ -230,13 +279,16 @@ struct Emitter<'a> {
 }
 
 impl<'a> Emitter<'a> {
-    fn new(program: &'a Program, options: &'a PlanOptions, schedules: &'a Schedules<'a>) -> Self {
+    fn new(program: &'a Program, options: &'a PlanOptions, schedules: &'a Schedules<'a>, entries: Entries) -> Self {
         let mut symbols: Vec<SymbolBound> = program
             .symbols
             .iter()
             .map(|decl| SymbolBound { name: decl.symbol.name().to_owned(), max: decl.max })
             .collect();
-        let max_tokens = program.symbols.iter().find(|decl| decl.symbol.name() == "n").map_or(0, |decl| decl.max);
+        let max_tokens = max_tokens(program, options);
+        if options.training.is_some() {
+            symbols.extend(["n", "m"].map(|name| SymbolBound { name: name.to_owned(), max: max_tokens }));
+        }
         symbols.push(SymbolBound { name: KEYS.to_owned(), max: max_tokens.saturating_mul(options.context) });
         let plan = Plan {
             version: VERSION,
@@ -256,11 +308,13 @@ impl<'a> Emitter<'a> {
             buffers: Vec::new(),
             kernels: Vec::new(),
             phases: Vec::new(),
+            training: None,
         };
         Self {
             program,
             options,
             schedules,
+            entries,
             plan,
             nests: HashMap::new(),
             names: HashMap::new(),
@@ -269,6 +323,8 @@ impl<'a> Emitter<'a> {
             specialised: Vec::new(),
             weights: WeightPlan::default(),
             fixed: program.graphs.iter().map(|_| Places::new()).collect(),
+            kept: Vec::new(),
+            results: program.graphs.iter().map(|_| Vec::new()).collect(),
             packed: HashMap::new(),
             shared_bytes: 0,
             arena_bytes: 0,
@@ -281,7 +337,19 @@ impl<'a> Emitter<'a> {
 
     /// Whether a graph runs at all: a body that is repeated no times needs nothing.
     fn runs(&self, graph: &Graph) -> bool {
-        self.program.rounds(&graph.name) != 0
+        self.rounds(graph) != 0
+    }
+
+    /// How often a graph runs when each entry does once.
+    fn rounds(&self, graph: &Graph) -> u64 {
+        if self.entries.all().any(|entry| self.program.graphs[entry].name == graph.name) {
+            return 1;
+        }
+        let callers = self.program.graphs.iter().flat_map(|caller| {
+            let bodies = caller.values.ids().filter_map(|id| caller.op(id)?.body());
+            bodies.filter(|(body, _)| *body == graph.name).map(move |(_, count)| u64::from(count) * self.rounds(caller))
+        });
+        callers.sum()
     }
 
     /// Generates the nests of all graphs; phases call the same where they have the same groups.
@@ -338,14 +406,10 @@ impl<'a> Emitter<'a> {
 
     fn phase(&mut self, index: usize, phase: &'a PhaseSchedules<'a>) -> Result<Phase, PlanEmitError> {
         let first_scratch = self.plan.buffers.len();
-        let entry_index = self.program.graphs.len() - 1;
         let schedules = phase.graphs.as_ref().unwrap_or(&self.schedules.any);
+        let (mut places, wanted) = (self.fixed[phase.entry].clone(), self.results[phase.entry].clone());
         let mut ctx = PhaseCtx { emitter: self, index, schedules, tokens: phase.tokens.clone() };
-        let mut places = ctx.emitter.fixed[entry_index].clone();
-        let outputs = ctx.emitter.program.entry().outputs.iter().zip(&ctx.emitter.plan.outputs);
-        let wanted: Vec<(ValueId, Place)> =
-            outputs.map(|(&value, io)| (value, Place { buffer: io.buffer, offset: Expr::from(0) })).collect();
-        let steps = ctx.graph(entry_index, &mut places, &wanted)?;
+        let steps = ctx.graph(phase.entry, &mut places, &wanted)?;
         let lifetimes = memory::lifetimes(&steps);
         let requests = (first_scratch..self.plan.buffers.len()).filter_map(|position| {
             let buffer = BufferId::new(position);
@@ -360,7 +424,13 @@ impl<'a> Emitter<'a> {
         Ok(Phase { name: phase.name.to_owned(), max_tokens: *phase.tokens.end(), steps })
     }
 
-    fn finish(mut self, phases: Vec<Phase>) -> Result<Emitted, PlanEmitError> {
+    fn finish(mut self, mut phases: Vec<Phase>) -> Result<Emitted, PlanEmitError> {
+        if let Some(Facts { betas, .. }) = self.options.training {
+            let update = phases.pop();
+            let states = std::mem::take(&mut self.kept);
+            self.plan.training =
+                phases.pop().zip(update).map(|(start, update)| Training { betas, states, start, update });
+        }
         self.plan.phases = phases;
         self.plan.slab_bytes = self.shared_bytes.saturating_add(self.arena_bytes);
         let mut nests: Vec<(KernelId, Lowered)> = self.nests.into_values().collect();
@@ -453,6 +523,10 @@ impl<'a> PhaseCtx<'_, 'a> {
         let graph = schedule.graph;
         let mut steps = Vec::new();
         for (value, place) in wanted {
+            // What is given is copied first: rounds overwrite what they carry.
+            if matches!(graph.values[schedule.views.resolve(*value).base].def, Def::Input) {
+                steps.push(self.copy(graph, *value, self.place(schedule, *value, places), place.clone()));
+            }
             // A value with storage of its own is computed right where it is wanted.
             if schedule.groups.iter().any(|group| group.outputs.contains(value)) && may_preplace(schedule, *value) {
                 places.insert(*value, place.clone());
@@ -464,12 +538,13 @@ impl<'a> PhaseCtx<'_, 'a> {
                 Kind::Nest => steps.push(self.nest_call(schedule, graph_index, group, places)?),
                 Kind::RopeAppend(group) => steps.push(self.rope_append(schedule, group, places)?),
                 Kind::Fused { product } => steps.push(self.fused_call(schedule, group, product, places)?),
-                Kind::Repeat => self.repeat(schedule, group.values[0], places, &mut steps)?,
+                Kind::Repeat => self.repeat(schedule, group, places, &mut steps)?,
             }
         }
         for (value, place) in wanted {
             let source = self.place(schedule, *value, places);
-            if source.buffer != place.buffer {
+            let is_given = matches!(graph.values[schedule.views.resolve(*value).base].def, Def::Input);
+            if source.buffer != place.buffer && !is_given {
                 steps.push(self.copy(graph, *value, source, place.clone()));
             }
         }
@@ -561,7 +636,15 @@ impl<'a> PhaseCtx<'_, 'a> {
                         operands[1..].iter().all(|&operand| schedule.views.is_weight_time(operand))
                     }
                     Family::Attention => self.has_old_caches(schedule, value, places),
-                    Family::KvAppend | Family::RopeAppend | Family::RopeAttention | Family::Sample => true,
+                    // They wait before anything else.
+                    Family::KvAppend
+                    | Family::RopeAppend
+                    | Family::RopeAttention
+                    | Family::Sample
+                    | Family::QueryGradient
+                    | Family::CacheGradient
+                    | Family::ScatterAdd
+                    | Family::MeanAbs => true,
                 };
                 (self.emitter.cuda_kernel(&launch, is_early), launch.grid, launch.dims)
             }
@@ -708,7 +791,8 @@ impl<'a> PhaseCtx<'_, 'a> {
 
 /// Whether a value can be computed in a buffer given from outside: it has storage of its own, and is no append to a cache.
 fn may_preplace(schedule: &Schedule<'_>, value: ValueId) -> bool {
-    schedule.views.resolve(value).base == value && !matches!(schedule.graph.op(value), Some(Op::Repeat(_)))
+    let is_of_rounds = matches!(schedule.graph.op(value), Some(Op::Repeat(_) | Op::Scan(_)));
+    schedule.views.resolve(value).base == value && !is_of_rounds
 }
 
 /// The arguments of a row of a table, whose places are in the order of its signature.

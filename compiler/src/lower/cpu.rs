@@ -2,7 +2,8 @@
 
 use std::ops::RangeInclusive;
 
-use ir::packing::TernaryLayout;
+use ir::op::attention::Operand;
+use ir::packing::{ABSMAX_FLOOR, TernaryLayout};
 use ir::plan::Expr;
 use ir::{DType, Graph, Op, Shape, TensorType, ValueId};
 use kernels::{Family, Isa, KernelDesc};
@@ -90,6 +91,13 @@ pub(crate) fn wanted(graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>
         Op::Attention(_) => (Family::Attention, vec![DType::F32, dtype(1), dtype(2)], DType::F32),
         Op::KvAppend(_) => (Family::KvAppend, vec![DType::F32], dtype(0)),
         Op::Sample(_) => (Family::Sample, vec![DType::F32], DType::I32),
+        Op::AttentionGradient(gradient) => {
+            let of_queries = gradient.of == Operand::Q;
+            let family = if of_queries { Family::QueryGradient } else { Family::CacheGradient };
+            (family, vec![dtype(0), dtype(1)], DType::F32)
+        }
+        Op::ScatterAdd(_) => (Family::ScatterAdd, vec![DType::F32], DType::F32),
+        Op::TernaryScale(_) | Op::RowThreshold(_) => (Family::MeanAbs, vec![dtype(0)], DType::F32),
         _ => (Family::DenseMatmul, Vec::new(), DType::F32),
     };
     let tokens = match op {
@@ -164,6 +172,25 @@ pub fn dim(graph: &Graph, value: ValueId, name: &str, x_stride: i64) -> Option<E
         (Op::KvAppend(_), "hd") => Some(size(0, 3)),
         (Op::Sample(_), "n") => Some(size(0, 0)),
         (Op::Sample(_), "v") => Some(size(0, 1)),
+        (Op::AttentionGradient(_), "n") => Some(size(0, 0)),
+        (Op::AttentionGradient(_), "heads") => Some(size(0, 1)),
+        (Op::AttentionGradient(_), "hd") => Some(size(0, 2)),
+        (Op::AttentionGradient(_), "seqs") => Some(size(1, 0)),
+        (Op::AttentionGradient(_), "kv_heads") => Some(size(1, 1)),
+        (Op::AttentionGradient(_), "ctx") => Some(size(1, 2)),
+        (Op::AttentionGradient(gradient), "window") => constant(u64::from(gradient.window)),
+        (Op::AttentionGradient(gradient), "sinks") => constant(u64::from(gradient.sinks)),
+        (Op::AttentionGradient(gradient), "scale_bits") => constant(u64::from((gradient.scale.get() as f32).to_bits())),
+        (Op::AttentionGradient(gradient), "of_values") => constant(u64::from(gradient.of == Operand::V)),
+        (Op::ScatterAdd(_), "n") => Some(size(0, 0)),
+        (Op::ScatterAdd(_), "width") => Some(size(0, 1)),
+        (Op::ScatterAdd(scatter), "rows") => scatter.shape.dims().first().map(Expr::from),
+        (Op::TernaryScale(_), "n") => constant(1),
+        (Op::TernaryScale(_), "k") => Some(Expr::product(graph.ty(operands[0]).shape.dims())),
+        (Op::TernaryScale(_), "least_bits") => constant(u64::from(ABSMAX_FLOOR.to_bits())),
+        (Op::RowThreshold(_), "n") => Some(size(0, 0)),
+        (Op::RowThreshold(_), "k") => Some(size(0, 1)),
+        (Op::RowThreshold(_), "least_bits") => constant(0),
         (Op::KvAppend(_), "x_stride") => constant(u64::try_from(x_stride).ok()?),
         _ => None,
     }

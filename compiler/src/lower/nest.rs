@@ -311,6 +311,7 @@ impl Ctx<'_, '_> {
             | Op::TernaryMatmulBase3(_)
             | Op::Ternarise(_)
             | Op::TernaryScale(_)
+            | Op::RowThreshold(_)
             | Op::KvAppend(_)
             | Op::Sample(_)
             | Op::Attention(_)

@@ -1,6 +1,6 @@
 //! Which values become one kernel, and in which order kernels run.
 //!
-//! Kinds of groups: one op that a row of the kernel table computes; one repeat; *nests*, sets of row-wise ops over the same rows, for which code
+//! Kinds of groups: one op that a row of the kernel table computes; one repeat or scan, with what its rounds leave; *nests*, sets of row-wise ops over the same rows, for which code
 //! is generated; on GPUs what [`super::rope_append`] finds, and for calls of few tokens what [`super::fuse`] makes of these. A value joins the nest of a producer if both have the same rows and no path
 //! between them leaves the nest and comes back. Row formats, rotary embeddings and joined tensors end a nest: their readers see whole rows.
 
@@ -88,6 +88,10 @@ fn is_kernel(op: &Op) -> bool {
             | Op::Attention(_)
             | Op::KvAppend(_)
             | Op::Sample(_)
+            | Op::AttentionGradient(_)
+            | Op::ScatterAdd(_)
+            | Op::TernaryScale(_)
+            | Op::RowThreshold(_)
     )
 }
 
@@ -180,7 +184,7 @@ fn materialise(graph: &Graph, live: &[bool], views: &mut Views<'_>) {
                     views.materialise(inputs[1]);
                 }
             }
-            op if is_kernel(op) || matches!(op, Op::Repeat(_)) => {
+            op if is_kernel(op) || op.body().is_some() => {
                 for &input in inputs {
                     need(input, views);
                 }
@@ -208,8 +212,15 @@ struct Ctx<'a> {
 impl Ctx<'_> {
     fn place(&mut self, id: ValueId, op: &Op) {
         let producers = self.producers(id);
+        if let Op::Stacked(_) = op {
+            let scan = self.graph.operands(id)[0];
+            let home = self.group_of[scan.index()].expect("a scan stands before what is read of it");
+            self.groups[home].values.push(id);
+            self.group_of[id.index()] = Some(home);
+            return;
+        }
         let kind = match op {
-            Op::Repeat(_) => Kind::Repeat,
+            Op::Repeat(_) | Op::Scan(_) => Kind::Repeat,
             op if is_kernel(op) => Kind::Kernel,
             _ => Kind::Nest,
         };

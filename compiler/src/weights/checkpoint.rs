@@ -74,6 +74,17 @@ impl Checkpoint {
         if errors.is_empty() { Ok(checkpoint) } else { Err(errors) }
     }
 
+    /// Opens one file.
+    ///
+    /// # Errors
+    ///
+    /// If it is missing or damaged.
+    pub fn open_file(path: &Path) -> Result<Self, CheckpointError> {
+        let mut checkpoint = Self { files: Vec::new(), tensors: HashMap::new() };
+        checkpoint.add(path)?;
+        Ok(checkpoint)
+    }
+
     /// The headers of all tensors, in order of their names.
     pub fn headers(&self) -> Vec<TensorInfo> {
         let header = |(name, (_, dtype, shape, _)): (&String, &(usize, Dtype, Vec<usize>, _))| TensorInfo {

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `t = ternarise(W)` by absmean | `W / a`, with `a` held | that of `t`, divided by `a`: through `t * a` it arrives as it was |
 //! | `t = ternarise(W)` by a row's threshold | `W`: its scale is a parameter of its own | that of `t` |
-//! | `a = ternary_scale(W)` | a constant | nothing |
+//! | `a = ternary_scale(W)`, `row_threshold(W)` | a constant | nothing |
 //! | `r * c = quantize(x)`, in rows or in groups | `x` | that of the dequantised value |
 //! | a row stored in a cache of few bits | the row | that of what is read back |
 //!
@@ -36,7 +36,7 @@ pub(crate) fn ternarise(
     }))
 }
 
-/// The gradient of real weights from that of their scale.
+/// The gradient of real weights from that of their scale or thresholds.
 pub(crate) fn ternary_scale() -> Gradient {
     Gradient::Zero(Zero::Held)
 }

@@ -142,6 +142,31 @@ impl OpDef for TernaryScale {
 }
 
 op! {
+    /// The thresholds `[m, 1]` of [`TernaryRule::ThresholdRow`]: `mean |W_j|` of each row, summed in f64 and rounded once.
+    RowThreshold = "row_threshold" (w) {}
+}
+
+impl OpDef for RowThreshold {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
+        let [w] = arity(inputs)?;
+        expect_float_matrix(w)?;
+        Ok(TensorType::new(DType::F32, Shape::new([w.shape.0[0].clone(), Dim::Const(1)])))
+    }
+
+    fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
+        let thresholds = inputs[0].rows().map(|row| {
+            let weights: Vec<f32> = row.iter().map(|&w| w as f32).collect();
+            vec![f64::from(mean_abs(&weights))]
+        });
+        Tensor::from_rows(out, thresholds)
+    }
+
+    fn vjp(&self, _: &mut Builder, _: &[ValueId], _: ValueId, _: ValueId) -> Result<Gradients, VjpError> {
+        Ok([straight_through::ternary_scale()].into_iter().collect())
+    }
+}
+
+op! {
     /// Ternary values as f32.
     Unpack = "unpack" (w) {}
 }

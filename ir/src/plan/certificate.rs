@@ -75,7 +75,7 @@ impl Certificate {
         let states = of_role(&|role| role == Role::State);
         let io = of_role(&|role| matches!(role, Role::Input | Role::Output));
         let shared = slots.saturating_add(states).saturating_add(io);
-        let phases = plan.phases.iter().enumerate().map(|(index, phase)| {
+        let phases = plan.all_phases().enumerate().map(|(index, phase)| {
             let scratch = plan.buffers.iter().filter(|buffer| buffer.role == Role::Scratch(index));
             let ends = scratch.filter_map(Buffer::end);
             (phase.name.clone(), ends.max().unwrap_or(shared).saturating_sub(shared))

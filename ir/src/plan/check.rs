@@ -248,7 +248,7 @@ pub fn check(plan: &Plan) -> Result<(), PlanErrors> {
         }
     }
     let mut lives = Vec::new();
-    for (index, phase) in plan.phases.iter().enumerate() {
+    for (index, phase) in plan.all_phases().enumerate() {
         let mut walk = Walk {
             plan,
             index,
@@ -345,7 +345,7 @@ impl Walk<'_> {
                     self.arg(&place, from, rounds);
                     self.arg(&place, to, rounds);
                 }
-                Step::Repeat { count, steps } => {
+                Step::Repeat { count, steps, .. } => {
                     if rounds.is_some() {
                         let place = place();
                         self.errors.push(PlanError::Nested { place });

@@ -294,7 +294,7 @@ pub fn check(plan: &Plan, errors: &mut Vec<PlacementError>) {
     let before = errors.len();
     segments(plan, errors);
     if errors.len() == before && plan.placement.pieces().next().is_some() {
-        plan.phases.iter().for_each(|phase| walk(plan, phase, errors));
+        plan.all_phases().for_each(|phase| walk(plan, phase, errors));
     }
 }
 
@@ -459,7 +459,7 @@ fn uses<'a>(plan: &Plan, phase: &'a Phase) -> Vec<Use<'a>> {
     };
     for step in &phase.steps {
         match step {
-            Step::Repeat { count, steps } => {
+            Step::Repeat { count, steps, .. } => {
                 for round in 0..u64::from(*count) {
                     steps.iter().for_each(|step| step_uses(step, round));
                 }

@@ -56,7 +56,7 @@ impl Plan {
         let mut time = CallTime { rest: self.machine.call_ns, ..CallTime::default() };
         for step in &phase.steps {
             match step {
-                Step::Repeat { count, steps } => {
+                Step::Repeat { count, steps, .. } => {
                     let round = steps.iter().map(|step| self.predict_ns(step, &lookup)).fold(0, u64::saturating_add);
                     time.rounds = time.rounds.saturating_add(round.saturating_mul(u64::from(*count)));
                 }

@@ -7,7 +7,9 @@ use half::bf16;
 use crate::cpu::entries;
 use crate::cpu::generic::attention::attention;
 use crate::cpu::generic::cache_row::{Bf16Row, F32Row, Q4Row, Q8Row};
-use crate::cpu::generic::{dense, dense_q4, dense_q8, kv_append, sample, ternary_f32, ternary_q8};
+use crate::cpu::generic::{
+    attention_gradient, dense, dense_q4, dense_q8, kv_append, mean_abs, sample, scatter_add, ternary_f32, ternary_q8,
+};
 use crate::cpu::lanes::{ByteDot, GroupedRow, LANES, Lanes, TernaryDot};
 use crate::math;
 
@@ -31,6 +33,11 @@ entries! {
     kv_append_f32_q8__scalar__t1 = kv_append::append_q8;
     kv_append_f32_q4__scalar__t1 = kv_append::append_q4;
     sample_f32_i32__scalar__t1 = sample::sample;
+    query_gradient_f32xf32_f32__scalar__t1 = attention_gradient::queries;
+    cache_gradient_f32xf32_f32__scalar__t1 = attention_gradient::caches;
+    scatter_add_f32_f32__scalar__r64 = scatter_add::scatter_add;
+    mean_abs_f32_f32__scalar__r1 = mean_abs::of_f32;
+    mean_abs_bf16_f32__scalar__r1 = mean_abs::of_bf16;
 }
 
 /// Lanes as an array.

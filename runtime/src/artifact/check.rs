@@ -13,20 +13,52 @@ use safetensors::SafeTensors;
 use crate::error::ArtifactProblem;
 use crate::executor::Sizes;
 
-/// The inputs of a decoder, in order, with their shapes: `ids`, `seq`, `pos` of the call's tokens, the `span` of keys that each sees, the
-/// `rows` whose logits are wanted, and the `settings` and `draws` that the token after each row is chosen with, if the program chooses one.
-const INPUTS: [(&str, &[&str], DType); 7] = [
-    ("ids", &["n"], DType::I32),
-    ("seq", &["n"], DType::I32),
-    ("pos", &["n"], DType::I32),
-    ("span", &["n", "2"], DType::I32),
-    ("rows", &["m"], DType::I32),
-    ("settings", &["m", "4"], DType::F32),
-    ("draws", &["m", "2"], DType::I32),
-];
+/// The inputs and outputs that a plan must have, in order: names, shapes and types.
+struct Interface {
+    inputs: Vec<(String, Vec<String>, DType)>,
+    outputs: Vec<(String, Vec<String>, DType)>,
+}
 
-/// The types of its outputs: the logits of the rows, and the tokens chosen after them.
-const OUTPUTS: [DType; 2] = [DType::F32, DType::I32];
+impl Interface {
+    /// A decoder takes `ids`, `seq`, `pos` of the call's tokens, the `span` of keys that each sees, the `rows` whose logits are wanted, and the `settings`
+    /// and `draws` that the token after each row is chosen with, if the program chooses one; it gives the logits of the rows, and the tokens chosen
+    /// after them.
+    ///
+    /// A step of training takes `ids` and `targets` of a whole batch, the `span` of keys that each token sees, whether it is the `first` of those that are
+    /// added up, and the `settings` of the update; it gives the loss and the norm of the gradients.
+    fn of(plan: &Plan) -> Self {
+        let io = |(name, shape, dtype): (&str, &[&str], DType)| {
+            (name.to_owned(), shape.iter().map(|&dim| dim.to_owned()).collect(), dtype)
+        };
+        if plan.training.is_some() {
+            let tokens = plan.phases.first().map_or(0, |phase| phase.max_tokens).to_string();
+            let inputs: [(&str, &[&str], DType); 5] = [
+                ("ids", &[&tokens], DType::I32),
+                ("span", &[&tokens, "2"], DType::I32),
+                ("targets", &[&tokens], DType::I32),
+                ("first", &["1"], DType::I32),
+                ("settings", &["5"], DType::F32),
+            ];
+            let outputs: [(&str, &[&str], DType); 2] = [("loss", &["1"], DType::F32), ("norm", &["1"], DType::F32)];
+            return Self { inputs: inputs.map(io).into(), outputs: outputs.map(io).into() };
+        }
+        let vocab = plan.vocab.to_string();
+        let inputs: [(&str, &[&str], DType); 7] = [
+            ("ids", &["n"], DType::I32),
+            ("seq", &["n"], DType::I32),
+            ("pos", &["n"], DType::I32),
+            ("span", &["n", "2"], DType::I32),
+            ("rows", &["m"], DType::I32),
+            ("settings", &["m", "4"], DType::F32),
+            ("draws", &["m", "2"], DType::I32),
+        ];
+        let outputs: [(&str, &[&str], DType); 2] =
+            [("logits", &["m", &vocab], DType::F32), ("next", &["m"], DType::I32)];
+        let chooses = 1 < plan.outputs.len();
+        let inputs = inputs.into_iter().take(if chooses { 7 } else { 5 }).map(io).collect();
+        Self { inputs, outputs: outputs.into_iter().take(1 + usize::from(chooses)).map(io).collect() }
+    }
+}
 
 /// The symbol that only costs may depend on, because prepared calls are kept by the values of the others.
 const KEYS: &str = "keys";
@@ -88,25 +120,20 @@ pub(super) fn interface(plan: &Plan, problems: &mut Vec<ArtifactProblem>) {
         }
     }
     let inputs: Vec<(String, Vec<String>)> = plan.inputs.iter().map(signature).collect();
-    let chooses = 1 < plan.outputs.len();
-    let expected: Vec<(String, Vec<String>)> = INPUTS
-        .iter()
-        .take(if chooses { INPUTS.len() } else { INPUTS.len() - 2 })
-        .map(|(name, shape, _)| ((*name).to_owned(), shape.iter().map(|&dim| dim.to_owned()).collect()))
-        .collect();
+    let interface = Interface::of(plan);
+    let expected: Vec<(String, Vec<String>)> =
+        interface.inputs.iter().map(|(name, shape, _)| (name.clone(), shape.clone())).collect();
     if inputs != expected {
         problem(format!("its inputs are {}, not {}", list(&inputs), list(&expected)));
     }
     let outputs: Vec<(String, Vec<String>)> = plan.outputs.iter().map(signature).collect();
-    let expected = [
-        ("logits".to_owned(), vec!["m".to_owned(), plan.vocab.to_string()]),
-        ("next".to_owned(), vec!["m".to_owned()]),
-    ];
-    if outputs != expected[..1 + usize::from(chooses)] {
-        problem(format!("its outputs are {}, not {}", list(&outputs), list(&expected[..1 + usize::from(chooses)])));
+    let expected: Vec<(String, Vec<String>)> =
+        interface.outputs.iter().map(|(name, shape, _)| (name.clone(), shape.clone())).collect();
+    if outputs != expected {
+        problem(format!("its outputs are {}, not {}", list(&outputs), list(&expected)));
     }
-    let inputs = plan.inputs.iter().zip(INPUTS).map(|(io, (_, _, dtype))| (io, dtype, Role::Input));
-    let outputs = plan.outputs.iter().zip(OUTPUTS).map(|(io, dtype)| (io, dtype, Role::Output));
+    let inputs = plan.inputs.iter().zip(&interface.inputs).map(|(io, (_, _, dtype))| (io, *dtype, Role::Input));
+    let outputs = plan.outputs.iter().zip(&interface.outputs).map(|(io, (_, _, dtype))| (io, *dtype, Role::Output));
     for (io, dtype, role) in inputs.chain(outputs) {
         let buffer = plan.buffer(io.buffer);
         if io.dtype != dtype {
@@ -124,7 +151,7 @@ pub(super) fn interface(plan: &Plan, problems: &mut Vec<ArtifactProblem>) {
 
 /// Nothing but costs depends on the keys that are seen.
 pub(super) fn sizes(plan: &Plan, problems: &mut Vec<ArtifactProblem>) {
-    for phase in &plan.phases {
+    for phase in plan.all_phases() {
         each_step(&phase.steps, &mut |step, _| {
             let sizes: Vec<&Expr> = match step {
                 Step::Call(call) => {
@@ -189,7 +216,7 @@ pub(super) fn kernels(
             }
         }
     }
-    for phase in &plan.phases {
+    for phase in plan.all_phases() {
         each_step(&phase.steps, &mut |step, rounds| {
             let Step::Call(call) = step else { return };
             let kernel = plan.kernel(call.kernel);
@@ -283,7 +310,7 @@ fn disagreements(plan: &Plan, phase: &Phase, rounds: Option<u32>, call: &Call, d
 
 /// Copies stay inside their buffers.
 pub(super) fn copies(plan: &Plan, problems: &mut Vec<ArtifactProblem>) {
-    for phase in &plan.phases {
+    for phase in plan.all_phases() {
         let mut position = 0;
         each_step(&phase.steps, &mut |step, rounds| {
             position += 1;
@@ -371,7 +398,7 @@ fn largest(plan: &Plan, phase: Option<(&Phase, Option<u32>)>, expr: &Expr) -> Op
 fn each_step<'a>(steps: &'a [Step], visit: &mut dyn FnMut(&'a Step, Option<u32>)) {
     for step in steps {
         match step {
-            Step::Repeat { count, steps } => steps.iter().for_each(|step| visit(step, Some(*count))),
+            Step::Repeat { count, steps, .. } => steps.iter().for_each(|step| visit(step, Some(*count))),
             step => visit(step, None),
         }
     }

@@ -660,6 +660,7 @@ mod tests {
             buffers: Vec::new(),
             kernels: Vec::new(),
             phases: Vec::new(),
+            training: None,
         };
         CpuDevice::new(&plan, WeightMap::empty(), &[], threads).unwrap()
     }

@@ -1,16 +1,16 @@
 //! Which tokens are in which batch.
 //!
-//! Every epoch has all documents, in an order of its own that the seed decides. Their tokens are laid behind each other and cut into batches of
-//! one size. What of a document has no room goes on in the next batch, as a document there: it sees nothing of what came before. So each token
-//! of an epoch is read once and, but for the first ones of documents, is a target once. A batch without targets is passed over.
+//! Every epoch has all documents, in an order of its own that the seed decides. Their tokens are laid behind each other and cut into sequences of
+//! one size, and these into batches. What of a document has no room in a sequence goes on in the next one, as a document there: it sees nothing
+//! of what came before. So each token of an epoch is read once and, but for the first ones of documents, is a target once. A batch without targets is passed over.
 //!
 //! A [`Position`] says where the next batch begins, and is all that has to be known to go on from there.
 
 use serde::{Deserialize, Serialize};
 
 use crate::sample::Random;
-use crate::training::Batch;
 use crate::training::corpus::Corpus;
+use crate::training::{Batch, Trainer};
 
 /// What the loss ignores.
 const NO_TARGET: i32 = -1;
@@ -27,12 +27,27 @@ pub struct Position {
     pub offset: u64,
 }
 
+/// How large batches are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Tokens of a batch.
+    pub tokens: usize,
+    /// Tokens of a sequence; the last one of a batch is shorter if it has to be.
+    pub context: usize,
+}
+
+impl Size {
+    /// What a trainer takes.
+    pub fn of(trainer: &dyn Trainer) -> Self {
+        Self { tokens: trainer.tokens(), context: trainer.context() }
+    }
+}
+
 /// The batches of a corpus, without an end.
 #[derive(Clone, Debug)]
 pub struct Batches<'a> {
     corpus: &'a Corpus,
-    /// Of a batch.
-    tokens: usize,
+    size: Size,
     seed: u64,
     position: Position,
     /// The documents in the order of the position's epoch.
@@ -40,15 +55,15 @@ pub struct Batches<'a> {
 }
 
 impl<'a> Batches<'a> {
-    /// Those that follow a position. None if the corpus has nothing to predict, a batch has no tokens, or the corpus has no such position.
-    pub fn new(corpus: &'a Corpus, tokens: usize, seed: u64, position: Position) -> Option<Self> {
-        if corpus.targets() == 0 || tokens == 0 {
+    /// Those that follow a position. None if the corpus has nothing to predict, a batch or a sequence has no tokens, or the corpus has no such position.
+    pub fn new(corpus: &'a Corpus, size: Size, seed: u64, position: Position) -> Option<Self> {
+        if corpus.targets() == 0 || size.tokens == 0 || size.context == 0 {
             return None;
         }
         let order = order(corpus.documents(), seed, position.epoch);
         let document = usize::try_from(position.document).ok().and_then(|document| order.get(document))?;
         let is_inside = position.offset < corpus.length(*document as usize) as u64;
-        is_inside.then_some(Self { corpus, tokens, seed, position, order })
+        is_inside.then_some(Self { corpus, size, seed, position, order })
     }
 
     /// Where the next batch begins.
@@ -67,22 +82,26 @@ impl<'a> Batches<'a> {
     }
 
     fn fill(&mut self) -> Batch {
-        let mut ids = Vec::with_capacity(self.tokens + 1);
-        let (mut targets, mut span) = (Vec::with_capacity(self.tokens), Vec::with_capacity(2 * self.tokens));
-        while ids.len() < self.tokens {
+        let Size { tokens, context } = self.size;
+        let mut ids = Vec::with_capacity(tokens + 1);
+        let (mut targets, mut span) = (Vec::with_capacity(tokens), Vec::with_capacity(2 * tokens));
+        while ids.len() < tokens {
             let document = self.order[self.position.document as usize] as usize;
-            let (length, offset, first) = (self.corpus.length(document), self.position.offset as usize, ids.len());
-            let end = length.min(offset + self.tokens - first);
+            let (length, offset, begin) = (self.corpus.length(document), self.position.offset as usize, ids.len());
+            let first = begin % context;
+            let room = (context - first).min(tokens - begin);
+            let end = length.min(offset + room);
             // One more than is read, if there is one: the target of the last.
             self.corpus.read(document, offset..length.min(end + 1), &mut ids);
-            targets.extend(&ids[first + 1..]);
-            ids.truncate(first + end - offset);
+            targets.extend(&ids[begin + 1..]);
+            ids.truncate(begin + end - offset);
             targets.resize(ids.len(), NO_TARGET);
             span.extend((offset..end).flat_map(|_| [first as i32, 0]));
             self.advance(end, length);
         }
-        let tokens = self.tokens as i32;
-        Batch { ids, seq: vec![0; self.tokens], pos: (0..tokens).collect(), span, rows: (0..tokens).collect(), targets }
+        let each = |value: fn(usize, usize) -> usize| (0..tokens).map(|at| value(at, context) as i32).collect();
+        let (seq, pos, rows) = (each(|at, context| at / context), each(|at, context| at % context), each(|at, _| at));
+        Batch { ids, seq, pos, span, rows, targets }
     }
 
     /// Goes to a token of the document at hand, or to the next document.

@@ -2,7 +2,7 @@
 //!
 //! ```ron
 //! (
-//!     artifact: "nano.tritter",       // paths are relative to this file
+//!     artifact: "step",               // what `tritterc train` wrote; paths are relative to this file
 //!     shards: ["data"],               // directories that `tritter shard` wrote
 //!     out: "runs/nano",               // where checkpoints, metrics and the report go
 //!     seed: 1,                        // of the documents' order

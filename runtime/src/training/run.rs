@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::error::RuntimeError;
-use crate::training::batches::{Batches, Position, targets};
+use crate::training::batches::{Batches, Position, Size, targets};
 use crate::training::checkpoint::{self, Progress};
 use crate::training::config::{Config, ConfigProblem};
 use crate::training::corpus::Corpus;
@@ -103,7 +103,7 @@ pub fn train(
     };
     let metrics = Metrics::open(out, progress.step, storage)?;
     let from = newest.map(|(_, checkpoint)| checkpoint);
-    let batches = Batches::new(job.train, trainer.tokens(), job.config.recipe.seed, progress.position);
+    let batches = Batches::new(job.train, Size::of(trainer), job.config.recipe.seed, progress.position);
     let Some(batches) = batches else { return Err(RuntimeError::NoDocument { position: progress.position }) };
     let begin = Instant::now();
     let seconds_before = progress.seconds;
@@ -250,8 +250,8 @@ impl Run<'_> {
 
     /// The mean loss of the first batches of what is only looked at: the same ones each time.
     fn validate(&mut self, step: u64, batches: u64) -> Result<f64, RuntimeError> {
-        let (tokens, seed, start) = (self.trainer.tokens(), self.job.config.recipe.seed, Position::default());
-        let Some(mut found) = Batches::new(self.job.validation, tokens, seed, start) else {
+        let (size, seed, start) = (Size::of(self.trainer), self.job.config.recipe.seed, Position::default());
+        let Some(mut found) = Batches::new(self.job.validation, size, seed, start) else {
             return Err(RuntimeError::NoDocument { position: start });
         };
         let (mut sum, mut count) = (0.0, 0);

@@ -56,6 +56,7 @@ impl Draft {
             outputs: Vec::new(),
             buffers: Vec::new(),
             kernels: Vec::new(),
+            training: None,
             phases: Vec::new(),
         };
         let mut draft = Self { plan, code: Vec::new(), tensors: Vec::new(), tokenizer: None, cubins: Vec::new() };
@@ -197,6 +198,7 @@ impl Draft {
         let (x_stride, cache_stride) = (self.plan.buffer(x).stride, self.plan.buffer(cache).stride);
         Step::Repeat {
             count: layers,
+            reverse: false,
             steps: vec![Step::Call(Call {
                 kernel,
                 grid: expr("n").into(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ir::mask::{Mask, Span};
 use proptest::prelude::*;
 use runtime::training::Batch;
-use runtime::training::batches::{Batches, Position};
+use runtime::training::batches::{Batches, Position, Size};
 use runtime::training::corpus::{Corpus, Split};
 use runtime::training::shard::Draft;
 use tempfile::TempDir;
@@ -30,20 +30,26 @@ fn corpus(lengths: &[usize]) -> (TempDir, Corpus) {
     (dir, corpus)
 }
 
+/// Batches of one sequence.
+fn one(tokens: usize) -> Size {
+    Size { tokens, context: tokens }
+}
+
 /// Checks what holds in every batch, and gives its tokens and their targets.
-fn read(batch: &Batch, tokens: usize) -> Vec<(i32, i32)> {
+fn read(batch: &Batch, size: Size) -> Vec<(i32, i32)> {
+    let Size { tokens, context } = size;
     let Batch { ids, seq, pos, span, rows, targets } = batch;
     assert_eq!([ids, seq, pos, rows, targets].map(Vec::len), [tokens; 5]);
-    assert_eq!(seq, &vec![0; tokens]);
-    assert_eq!(pos, &(0..tokens as i32).collect::<Vec<_>>());
-    assert_eq!(rows, pos);
+    assert_eq!(rows, &(0..tokens as i32).collect::<Vec<_>>());
     for (token, span) in span.as_chunks().0.iter().enumerate() {
+        assert_eq!([seq[token], pos[token]], [token / context, token % context].map(|at| at as i32));
         let [first, reach] = span.map(|value| value as u32);
-        let sees = |key: usize| Mask::default().visible(token as u32, Span { first, reach }, key as u32);
         for key in 0..tokens {
+            let is_seen = seq[key] == seq[token]
+                && Mask::default().visible(pos[token] as u32, Span { first, reach }, pos[key] as u32);
             // Of one document are those whose ids go up by one from token to token.
             let is_earlier = key <= token && ids[token] - ids[key] == (token - key) as i32;
-            assert_eq!(sees(key), is_earlier, "token {token}, key {key} of {batch:?}");
+            assert_eq!(is_seen, is_earlier && seq[key] == seq[token], "token {token}, key {key} of {batch:?}");
         }
     }
     for token in 0..tokens {
@@ -59,10 +65,12 @@ proptest! {
     fn every_token_is_read_once_in_an_epoch(
         lengths in prop::collection::vec(1_usize..30, 1..12),
         tokens in 1_usize..17,
+        context in 1_usize..17,
         seed in any::<u64>(),
     ) {
         let (_dir, corpus) = corpus(&lengths);
-        let Some(mut batches) = Batches::new(&corpus, tokens, seed, Position::default()) else {
+        let size = Size { tokens, context };
+        let Some(mut batches) = Batches::new(&corpus, size, seed, Position::default()) else {
             prop_assert!(lengths.iter().all(|&length| length == 1));
             return Ok(());
         };
@@ -72,7 +80,7 @@ proptest! {
         let mut given = Vec::new();
         while batches.position().epoch < 3 {
             let batch = batches.next_batch();
-            for (id, target) in read(&batch, tokens) {
+            for (id, target) in read(&batch, size) {
                 *reads.entry(id).or_default() += 1;
                 if target != -1 {
                     *targets.entry(target).or_default() += 1;
@@ -96,7 +104,7 @@ proptest! {
         }
         // From wherever a batch begins, the rest is the same.
         for (index, &position) in began[..given.len()].iter().enumerate() {
-            let mut again = Batches::new(&corpus, tokens, seed, position).unwrap();
+            let mut again = Batches::new(&corpus, size, seed, position).unwrap();
             for batch in given[index..].iter().take(3) {
                 prop_assert_eq!(&again.next_batch(), batch);
             }
@@ -107,7 +115,7 @@ proptest! {
 #[test]
 fn what_has_no_room_goes_on_in_the_next_batch() {
     let (_dir, corpus) = corpus(&[5]);
-    let mut batches = Batches::new(&corpus, 3, 0, Position::default()).unwrap();
+    let mut batches = Batches::new(&corpus, one(3), 0, Position::default()).unwrap();
     let first = batches.next_batch();
     assert_eq!((&first.ids[..], &first.targets[..]), (&[0, 1, 2][..], &[1, 2, 3][..]));
     assert_eq!(first.span, [0, 0, 0, 0, 0, 0]);
@@ -119,11 +127,21 @@ fn what_has_no_room_goes_on_in_the_next_batch() {
 }
 
 #[test]
+fn a_document_does_not_reach_from_one_sequence_into_another() {
+    let (_dir, corpus) = corpus(&[5]);
+    let mut batches = Batches::new(&corpus, Size { tokens: 6, context: 3 }, 0, Position::default()).unwrap();
+    let batch = batches.next_batch();
+    assert_eq!((&batch.ids[..], &batch.targets[..]), (&[0, 1, 2, 3, 4, 0][..], &[1, 2, 3, 4, -1, 1][..]));
+    assert_eq!((&batch.seq[..], &batch.pos[..]), (&[0, 0, 0, 1, 1, 1][..], &[0, 1, 2, 0, 1, 2][..]));
+    assert_eq!(batch.span, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0]);
+}
+
+#[test]
 fn epochs_and_seeds_have_orders_of_their_own() {
     let (_dir, corpus) = corpus(&[2; 60]);
     let order = |seed: u64, epoch: u64| -> Vec<i32> {
         let position = Position { epoch, document: 0, offset: 0 };
-        Batches::new(&corpus, 120, seed, position).unwrap().next_batch().ids
+        Batches::new(&corpus, one(120), seed, position).unwrap().next_batch().ids
     };
     assert_eq!(order(1, 0), order(1, 0));
     let orders = [order(1, 0), order(1, 1), order(2, 0), order(2, 1)];
@@ -140,9 +158,9 @@ fn epochs_and_seeds_have_orders_of_their_own() {
 #[test]
 fn positions_that_there_are_not_are_refused() {
     let (_dir, two) = corpus(&[2, 1]);
-    let at = |document, offset| Batches::new(&two, 4, 0, Position { epoch: 0, document, offset });
+    let at = |document, offset| Batches::new(&two, one(4), 0, Position { epoch: 0, document, offset });
     assert!(at(1, 0).is_some() && at(2, 0).is_none() && at(u64::MAX, 0).is_none() && at(0, 2).is_none());
-    assert!(Batches::new(&two, 0, 0, Position::default()).is_none());
+    assert!(Batches::new(&two, one(0), 0, Position::default()).is_none());
     let (_dir, lone) = corpus(&[1, 1]);
-    assert!(Batches::new(&lone, 4, 0, Position::default()).is_none(), "there is nothing to predict");
+    assert!(Batches::new(&lone, one(4), 0, Position::default()).is_none(), "there is nothing to predict");
 }

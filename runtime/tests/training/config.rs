@@ -24,7 +24,7 @@ fn the_example_is_read_as_it_says() {
     let second = Stage { until: 1.0, rate: (5e-4, 0.0), decay: (0.0, 0.0), curve: Curve::Linear };
     let schedule = Schedule { warm_up: 375, stages: vec![first, second] };
     let expected = Config {
-        artifact: "base/nano.tritter".into(),
+        artifact: "base/step".into(),
         shards: vec!["base/data".into()],
         out: "base/runs/nano".into(),
         recipe: Recipe { seed: 1, steps: 1000, batch: 524_288, schedule },

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use runtime::RuntimeError;
 use runtime::training::Trainer;
+use runtime::training::batches::{Batches, Position, Size};
 use runtime::training::checkpoint::{self, Progress};
 use runtime::training::config::{Config, Recipe, Validation};
 use runtime::training::corpus::{Corpus, Split};
@@ -426,7 +427,7 @@ fn a_trainer_without_a_better_way_forgets_gradients_and_nothing_else() {
     let mut toy = Toy::new();
     run(&Job { until: Some(3), ..setup.job() }, &mut toy, &mut Disk::new()).unwrap();
     let before = toy.bytes();
-    let mut batches = runtime::training::batches::Batches::new(&setup.train, TOKENS, 0, Default::default()).unwrap();
+    let mut batches = Batches::new(&setup.train, Size::of(&toy), 0, Position::default()).unwrap();
     toy.accumulate(&batches.next_batch()).unwrap();
     toy.forget().unwrap();
     assert_eq!(toy.bytes(), before);

@@ -95,7 +95,12 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
                     rope_append(gpu, compiler, desc, n, rate)?;
                 }
             }
-            Family::KvAppend | Family::Sample => {}
+            Family::KvAppend
+            | Family::Sample
+            | Family::QueryGradient
+            | Family::CacheGradient
+            | Family::ScatterAdd
+            | Family::MeanAbs => {}
         }
     }
     Ok(())

@@ -65,6 +65,9 @@ pub(crate) fn cases(desc: &CudaKernelDesc) -> Vec<Case> {
         Family::RopeAppend => rope_appends(desc),
         Family::RopeAttention => rope_attentions(desc),
         Family::Sample => samples(),
+        Family::QueryGradient | Family::CacheGradient => gradients(desc),
+        Family::ScatterAdd => scatters(),
+        Family::MeanAbs => means(desc),
     }
 }
 
@@ -233,6 +236,58 @@ fn attention(
             (vec![0xFF; (4 * n * heads * hd) as usize], 4),
         ],
     }
+}
+
+fn gradients(desc: &CudaKernelDesc) -> Vec<Case> {
+    let of_values: &[i64] = if desc.family == Family::CacheGradient { &[0, 1] } else { &[-1] };
+    let mut cases = Vec::new();
+    for (n, heads, kv_heads, hd, ctx) in
+        [(1, 1, 1, 8, 1), (7, 4, 2, 15, 9), (33, 6, 1, 64, 40), (130, 4, 4, 40, 130), (64, 2, 2, 128, 600)]
+    {
+        for (window, sinks) in [(0, 0), (5, 2)] {
+            for &of_values in of_values {
+                let mut case = attention(desc, "random", n, [heads, kv_heads, hd, ctx, window, sinks]);
+                let seqs = case.args[1].0.len() as u64 / (4 * ctx * kv_heads * hd);
+                let mut random = Random::new(n + hd);
+                let out = case.args.pop().map(|(out, _)| out.len()).unwrap_or(0);
+                case.args.push((f32s(&random.floats(n * heads * hd)), 4));
+                let of_cache = 4 * seqs * ctx * kv_heads * hd;
+                case.args.push((vec![0xFF; if 0 <= of_values { of_cache as usize } else { out }], 4));
+                case.dims.push(seqs as i64);
+                case.dims.extend((0 <= of_values).then_some(of_values));
+                cases.push(case);
+            }
+        }
+    }
+    cases
+}
+
+fn scatters() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (n, rows, width) in [(1_u64, 1_u64, 1_u64), (5, 3, 17), (100, 40, 128), (300, 129, 96), (64, 1000, 200)] {
+        let mut random = Random::new(n + width);
+        let x = random.floats(n * width);
+        // Some of them outside.
+        let ids: Vec<i32> = (0..n).map(|_| random.below(rows + 4) as i32 - 2).collect();
+        let out = vec![0xFF; (4 * rows * width) as usize];
+        let args = vec![(f32s(&x), 4), (i32s(&ids), 4), (out, 4)];
+        cases.push(Case { label: "random", dims: [n, rows, width].map(|dim| dim as i64).to_vec(), args });
+    }
+    cases
+}
+
+fn means(desc: &CudaKernelDesc) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (n, k) in [(1_u64, 1_u64), (1, 100_003), (3, 511), (40, 513), (257, 96)] {
+        for least in [0.0_f32, 1e-5, 3.0] {
+            let mut random = Random::new(n + k);
+            let weights = rows(desc.inputs[0], &random.floats(n * k), k as usize);
+            let args = vec![(weights, 4), (vec![0xFF; 4 * n as usize], 4)];
+            let dims = vec![n as i64, k as i64, i64::from(least.to_bits())];
+            cases.push(Case { label: "random", dims, args });
+        }
+    }
+    cases
 }
 
 fn appends(desc: &CudaKernelDesc) -> Vec<Case> {

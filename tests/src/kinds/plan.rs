@@ -58,8 +58,11 @@ impl Kind for Short {
                 let (program, _) = rewrite::optimise(&program, &target, &options.rewrite)?;
                 let Options { context, sequences, residency, budget, .. } = options;
                 let machine = target.machine.clone();
-                let plan =
-                    emit(&program, &PlanOptions { hardware, machine, context, sequences, residency, budget })?.plan;
+                let plan = emit(
+                    &program,
+                    &PlanOptions { hardware, machine, context, sequences, residency, budget, training: None },
+                )?
+                .plan;
                 ir::plan::check(&plan)?;
                 plan
             }
@@ -134,8 +137,9 @@ fn steps(plan: &Plan, of: &[Step], depth: usize, out: &mut String) {
             Step::Copy { from, to, bytes } => {
                 out.push_str(&format!("{indent}copy {bytes} bytes, {from}, {to}\n"));
             }
-            Step::Repeat { count, steps: inner } => {
-                out.push_str(&format!("{indent}repeat {count}\n"));
+            Step::Repeat { count, reverse, steps: inner } => {
+                let way = if *reverse { " backwards" } else { "" };
+                out.push_str(&format!("{indent}repeat {count}{way}\n"));
                 steps(plan, inner, depth + 1, out);
             }
         }

@@ -11,8 +11,8 @@ use ir::op::norm::{AddLayerNorm, AddRmsNorm, LayerNorm, RmsNorm, RmsNormQuantize
 use ir::op::reduce::{Argmax, Max, Mean, Softmax, Sum, SumTo};
 use ir::op::sample::Sample;
 use ir::op::ternary::{
-    Dequantize, Quantize, QuantizeGroups, Ternarise, TernaryMatmul, TernaryMatmulBase3, TernaryRule, TernaryScale,
-    Unpack,
+    Dequantize, Quantize, QuantizeGroups, RowThreshold, Ternarise, TernaryMatmul, TernaryMatmulBase3, TernaryRule,
+    TernaryScale, Unpack,
 };
 use ir::op::{Op, Real};
 use ir::{DType, Dim, Shape, TensorType, ValueId};
@@ -130,6 +130,7 @@ impl Maker {
                 let matrix = TensorType::new(DType::F32, Shape::of(&[size(c0), size(c1)]));
                 let w = self.of_type(c2, matrix);
                 self.op(step, TernaryScale {}, &[w]);
+                self.op(step, RowThreshold {}, &[w]);
             }
         }
     }

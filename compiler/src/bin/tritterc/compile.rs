@@ -14,9 +14,10 @@ use compiler::report::human_bytes;
 use compiler::schedule::Residency;
 use compiler::schedule::tiers::Found;
 use compiler::target::Card;
-use compiler::weights::{RandomWeights, WeightSource};
+use compiler::weights::{Checkpoint, RandomWeights, WeightSource};
 use compiler::{Compiled, Options, Target};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ir::param::ParamBinding;
 use ir::plan::{Budget, manifest};
 
 use crate::fit::{self, Ask, Device};
@@ -38,6 +39,7 @@ tritterc compile 70b -o plan --gpu H100 --budget 14GB --kv int4      what does n
 tritterc compile 70b -o plan                                 no weights: plan, code and report only\n  \
 tritterc compile tiny -o plan --report plan.html             what was done, and what it takes, as a page for a browser\n  \
 tritterc compile models/bitnet-code-nano -o nano --tuning tuning.ron   with rates that tritter tune measured\n  \
+tritterc compile my.ron -o out --weights runs/a/step-00001000/states.safetensors      what `tritter train` saved\n  \
 tritterc compile my.ron -o out --random-weights 7 --target x86_64:avx2 --dump stages")]
 pub(crate) struct Args {
     /// Checkpoint directory, .ron spec, .tri program, or name of a shipped spec.
@@ -69,6 +71,9 @@ pub(crate) struct Args {
     /// Fill the weights from this seed instead of a checkpoint.
     #[arg(long, value_name = "SEED")]
     random_weights: Option<u64>,
+    /// Take the weights from the states of a training run, a safetensors file. A spec with packed weights is built with the real ones that were trained.
+    #[arg(long, value_name = "FILE", conflicts_with = "random_weights")]
+    weights: Option<PathBuf>,
     /// How ternary weights are packed: the faster way for each matmul by the machine's rates, or one way.
     #[arg(long, value_enum, default_value = "auto", conflicts_with = "no_optimize")]
     packing: Packing,
@@ -93,7 +98,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     // Without a handler an interrupt would leave the temporary directory behind; with none to be had that is all that is lost.
     let _ = ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst));
 
-    let named = model::find(&args.model)?;
+    let mut named = model::find(&args.model)?;
+    if let (Some(_), Named::Spec(spec)) = (&args.weights, &mut named) {
+        **spec = spec.trainable();
+    }
     let built = model::build(&named, &args.build)?;
     if args.tuning.is_some() && 1 < args.targets.len() {
         bail!("--tuning has the rates of one machine; compile for its target alone");
@@ -145,7 +153,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     {
         eprintln!("note: the model has no use for {} tensors of the checkpoint: {}", surplus.len(), surplus.join(", "));
     }
+    let trained = match &args.weights {
+        Some(path) => {
+            let own = built.params.iter().map(|param| ParamBinding { source: param.key.clone(), ..param.clone() });
+            Some(Checkpoint::open_file(path)?.bind(own.collect()))
+        }
+        None => None,
+    };
     let weights: Option<Box<dyn WeightSource>> = match (args.random_weights, named) {
+        _ if trained.is_some() => trained.map(|trained| Box::new(trained) as Box<dyn WeightSource>),
         (Some(seed), _) => Some(Box::new(RandomWeights { seed, params: built.params })),
         (None, Named::Checkpoint { checkpoint, .. }) => Some(Box::new(checkpoint.bind(built.params))),
         (None, _) => None,

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use compiler::schedule::Residency;
-use compiler::training::{self, Method, TrainingBytes};
+use compiler::training::count::{self, Method, TrainingBytes};
 use ir::plan::Budget;
 
 use crate::memory::Bytes;
@@ -177,5 +177,5 @@ pub(crate) fn count(named: &Named, device: &Device, tokens: u32, train: Train) -
         BuildArgs { context: Some(tokens), kv: None, head: Head::Stored, chunk: tokens, sequences: 1, logits: 64 };
     let built = model::build(named, &args)?;
     let planned = plan(&built, &device.target, Packing::TwoBit, Residency::default(), Budget::default())?;
-    Ok(training::count(&built.params, &planned, train.into()))
+    Ok(count::count(&built.params, &planned, train.into()))
 }

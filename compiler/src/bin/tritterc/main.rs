@@ -17,6 +17,7 @@ mod model;
 mod nvrtc;
 mod opt;
 mod print;
+mod train;
 mod verify;
 
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Compile(compile::Args),
+    Train(train::Args),
     Print(print::Args),
     Verify(verify::Args),
     Opt(opt::Args),
@@ -52,6 +54,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Compile(args) => compile::run(&args),
+        Command::Train(args) => train::run(&args),
         Command::Print(args) => print::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Opt(args) => opt::run(&args),

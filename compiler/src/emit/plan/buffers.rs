@@ -1,5 +1,7 @@
 //! What lies at the same place in every phase: weights, states, inputs, outputs.
 
+use std::collections::HashMap;
+
 use ir::entity::Id;
 use ir::packing::TernaryLayout;
 use ir::plan::{ALIGNMENT, Buffer, BufferId, Expr, Io, ROUND, Role};
@@ -8,6 +10,7 @@ use ir::{Graph, Op, ValueId};
 use super::{Emitter, Place, PlanEmitError, nest_key};
 use crate::egraph::cost;
 use crate::lower::cpu;
+use crate::optimiser::GRADIENT;
 use crate::schedule::{Kind, Schedule};
 use crate::weights::StoredTensor;
 
@@ -20,8 +23,8 @@ impl Emitter<'_> {
             if !self.runs(graph) {
                 continue;
             }
-            let rounds = u32::try_from(self.program.rounds(&graph.name)).unwrap_or(u32::MAX);
-            let is_body = graph_index + 1 != schedules.len();
+            let rounds = u32::try_from(self.rounds(graph)).unwrap_or(u32::MAX);
+            let is_body = self.entries.all().all(|entry| entry != graph_index);
             for group in &schedule.groups {
                 let read: Vec<ValueId> = match group.kind {
                     Kind::Nest => self.nests[&nest_key(graph_index, group)].1.buffers.clone(),
@@ -95,52 +98,85 @@ impl Emitter<'_> {
     /// The places of states, inputs and outputs.
     pub(super) fn fixed_buffers(&mut self) -> Result<(), PlanEmitError> {
         let max_tokens = self.max_of("n");
-        let (program, schedules) = (self.program, &self.schedules.any);
+        let program = self.program;
+        // Graphs that name the same state share it.
+        let mut known: HashMap<&str, BufferId> = HashMap::new();
         for (graph_index, graph) in program.graphs.iter().enumerate() {
             if !self.runs(graph) {
                 continue;
             }
-            let rounds = u32::try_from(program.rounds(&graph.name)).unwrap_or(u32::MAX);
+            let all_rounds = u32::try_from(self.rounds(graph)).unwrap_or(u32::MAX);
             for (value, key) in graph.states() {
+                let rounds = if key.contains("{}") { all_rounds } else { 1 };
                 let bytes = self.bytes(graph, value, max_tokens)?;
-                let buffer = self.shared_buffer(key.to_string(), Role::State, bytes, rounds);
+                let buffer = match known.get(&**key) {
+                    Some(&buffer) => buffer,
+                    None => {
+                        let buffer = self.shared_buffer(key.to_string(), Role::State, bytes, rounds);
+                        if !key.ends_with(GRADIENT) {
+                            self.kept.push(io(graph, value, key.to_string(), buffer));
+                        }
+                        buffer
+                    }
+                };
+                known.insert(key, buffer);
                 let stride = self.plan.buffer(buffer).stride;
                 self.fixed[graph_index].insert(value, Place { buffer, offset: round_offset(rounds, stride) });
             }
         }
-        let entry_index = program.graphs.len() - 1;
-        let entry = program.entry();
-        let names: Vec<String> = entry.inputs.iter().map(|&input| entry.label(input)).collect();
-        const CHOOSING: [&str; 7] = ["ids", "seq", "pos", "span", "rows", "settings", "draws"];
-        let is_known = match entry.outputs.len() {
-            1 => names == CHOOSING[..5],
-            2 => names == CHOOSING,
-            _ => false,
-        };
-        if !is_known {
-            return Err(PlanEmitError::Signature(format!(
-                "it takes ({}) and returns {} values",
-                names.join(", "),
-                entry.outputs.len()
-            )));
+        if let Some((_, accumulate)) = self.entries.training {
+            self.interface(accumulate, max_tokens)?;
         }
+        self.interface(self.entries.last, max_tokens)
+    }
+
+    /// Inputs and outputs of an entry.
+    fn interface(&mut self, entry_index: usize, max_tokens: u64) -> Result<(), PlanEmitError> {
+        const CHOOSING: [&str; 7] = ["ids", "seq", "pos", "span", "rows", "settings", "draws"];
+        const TRAINING: [&str; 4] = ["ids", "span", "targets", "first"];
+        let entry = &self.program.graphs[entry_index];
+        let names: Vec<String> = entry.inputs.iter().map(|&input| entry.label(input)).collect();
+        let is_accumulate = entry_index != self.entries.last;
+        let outputs: &[&str] = match (self.entries.training, entry.outputs.len()) {
+            (Some(_), 1) if is_accumulate && names == TRAINING => &["loss"],
+            (Some(_), 1) if !is_accumulate && names == ["settings"] => &["norm"],
+            (None, 1) if names == CHOOSING[..5] => &["logits"],
+            (None, 2) if names == CHOOSING => &["logits", "next"],
+            (_, n) => {
+                let found = format!("it takes ({}) and returns {n} values", names.join(", "));
+                return Err(PlanEmitError::Signature(found));
+            }
+        };
         for &input in &entry.inputs {
             let bytes = self.bytes(entry, input, max_tokens)?;
             let buffer = self.shared_buffer(entry.label(input), Role::Input, bytes, 1);
             self.plan.inputs.push(io(entry, input, entry.label(input), buffer));
             self.fixed[entry_index].insert(input, Place { buffer, offset: Expr::from(0) });
         }
-        for (&output, name) in entry.outputs.iter().zip(["logits", "next"]) {
-            if schedules[entry_index].views.is_weight_time(output) {
+        for (&output, name) in entry.outputs.iter().zip(outputs) {
+            if self.schedules.any[entry_index].views.is_weight_time(output) {
                 return Err(PlanEmitError::Signature(format!("{name} do not depend on the inputs")));
             }
             let bytes = self.bytes(entry, output, max_tokens)?;
-            let buffer = self.shared_buffer(name.to_owned(), Role::Output, bytes, 1);
-            self.plan.outputs.push(io(entry, output, name.to_owned(), buffer));
+            let buffer = self.shared_buffer((*name).to_owned(), Role::Output, bytes, 1);
+            self.plan.outputs.push(io(entry, output, (*name).to_owned(), buffer));
+            self.results[entry_index].push((output, Place { buffer, offset: Expr::from(0) }));
         }
-        self.plan.vocab = entry.ty(entry.outputs[0]).shape.last_const().unwrap_or(0);
+        if *outputs != ["norm"] {
+            self.plan.vocab = vocabulary(entry);
+        }
         Ok(())
     }
+}
+
+/// How many ids a graph knows: the rows of the table that it looks its `ids` up in, or the logits of a row.
+fn vocabulary(entry: &Graph) -> u64 {
+    let tables = entry.values.ids().filter_map(|id| match (entry.op(id), entry.operands(id)) {
+        (Some(Op::Gather(_)), &[table, ids]) if entry.label(ids) == "ids" => entry.ty(table).shape.0[0].as_const(),
+        _ => None,
+    });
+    let logits = entry.ty(entry.outputs[0]).shape.last_const();
+    if entry.outputs.len() == 1 && logits == Some(1) { tables.min().unwrap_or(0) } else { logits.unwrap_or(0) }
 }
 
 /// Whether single rows of a value are read, and nothing else of it.

@@ -1,10 +1,12 @@
-//! A repeat as a step: the steps of its body once, and one buffer for the value that the rounds carry.
+//! A repeat or a scan as a step: the steps of its body once, one buffer for the value that the rounds carry, and one for all that they leave of each
+//! other output.
 
-use ir::graph::Def;
-use ir::plan::{Role, Step};
+use ir::graph::{Def, Graph};
+use ir::op::control::Stacked;
+use ir::plan::{Expr, ROUND, Role, Step};
 use ir::{Op, ValueId};
 
-use super::{PhaseCtx, Place, Places, PlanEmitError, may_preplace};
+use super::{PhaseCtx, Place, Places, PlanEmitError, bytes_expr, may_preplace};
 use crate::schedule::group::storage_owner;
 use crate::schedule::{Group, Schedule};
 
@@ -12,17 +14,21 @@ impl PhaseCtx<'_, '_> {
     pub(super) fn repeat(
         &mut self,
         schedule: &Schedule<'_>,
-        value: ValueId,
+        group: &Group,
         places: &mut Places,
         steps: &mut Vec<Step>,
     ) -> Result<(), PlanEmitError> {
-        let graph = schedule.graph;
-        let Def::Op { op: Op::Repeat(repeat), inputs } = &graph.values[value].def else {
+        let (graph, value) = (schedule.graph, group.values[0]);
+        let Def::Op { op, inputs } = &graph.values[value].def else {
             unreachable!("groups of this kind hold a repeat");
         };
+        let (name, count) = op.body().expect("groups of this kind hold a repeat");
+        let (stacked, reverse) = match op {
+            Op::Scan(scan) => (scan.stacked as usize, scan.reverse != 0),
+            _ => (0, false),
+        };
         let program = self.emitter.program;
-        let body_index =
-            program.graphs.iter().position(|body| *body.name == *repeat.body).expect("the verifier found the body");
+        let body_index = program.graphs.iter().position(|body| body.name == name).expect("the verifier found the body");
         let schedules = self.schedules;
         let body_schedule = &schedules[body_index];
         let body = body_schedule.graph;
@@ -41,21 +47,27 @@ impl PhaseCtx<'_, '_> {
         }
         let mut body_places = self.emitter.fixed[body_index].clone();
         body_places.insert(body.inputs[0], carried.clone());
-        for (&parameter, &argument) in body.inputs.iter().zip(inputs).skip(1) {
+        for (position, (&parameter, &argument)) in body.inputs.iter().zip(inputs).enumerate().skip(1) {
             let place = self.place(schedule, argument, places);
-            body_places.insert(parameter, place);
+            let is_stacked = inputs.len() - stacked <= position;
+            body_places.insert(parameter, if is_stacked { part(body, parameter, place) } else { place });
         }
         let result = body.outputs[0];
-        let wanted = match writes_in_place(body_schedule, body.inputs[0], result) {
+        let mut wanted = match writes_in_place(body_schedule, body.inputs[0], result) {
             true => vec![(result, carried.clone())],
             false => Vec::new(),
         };
+        for &left in &group.values[1..] {
+            let Some(Op::Stacked(Stacked { output, .. })) = graph.op(left) else { continue };
+            let (place, output) = (self.output(graph, left, places)?, body.outputs[*output as usize]);
+            wanted.push((output, part(body, output, place)));
+        }
         let mut body_steps = self.graph(body_index, &mut body_places, &wanted)?;
         let source = self.place(body_schedule, result, &body_places);
         if source.buffer != carried.buffer {
             body_steps.push(self.copy(body, result, source, carried));
         }
-        steps.push(Step::Repeat { count: repeat.count, steps: body_steps });
+        steps.push(Step::Repeat { count, reverse, steps: body_steps });
         Ok(())
     }
 
@@ -80,6 +92,12 @@ impl PhaseCtx<'_, '_> {
         let is_scratch = matches!(self.emitter.plan.buffer(place.buffer).role, Role::Scratch(_));
         is_scratch && !is_read_elsewhere && !is_kept
     }
+}
+
+/// The part of a round of what all rounds have of a value.
+fn part(body: &Graph, value: ValueId, all: Place) -> Place {
+    let bytes = bytes_expr(body.ty(value));
+    Place { buffer: all.buffer, offset: all.offset + Expr::symbol(ROUND) * bytes }
 }
 
 /// Whether the last writer of a round may write over the carried value: neither it nor a later group reads the old one.

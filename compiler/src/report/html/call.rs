@@ -173,7 +173,7 @@ impl<'a> PhaseCall<'a> {
         let mut call = Self { phase, index, sizes, launches: Vec::new(), repeats: Vec::new(), end: 0 };
         for step in &phase.steps {
             call.end += 1;
-            let Step::Repeat { count, steps } = step else {
+            let Step::Repeat { count, steps, .. } = step else {
                 call.launch(plan, step, None);
                 continue;
             };

@@ -362,7 +362,7 @@ fn frame_title<'a>(
                     (format!("step {} · {}", launch.time, human_ns(launch.ns)), launch.nature.class())
                 });
             }
-            (None, Step::Repeat { count, steps }) => {
+            (None, Step::Repeat { count, steps, .. }) => {
                 let inside = |launch: &&Launch<'_>| steps.iter().any(|step| std::ptr::eq(launch.step, step));
                 let round = call.launches.iter().filter(inside).map(|launch| launch.ns).fold(0, u64::saturating_add);
                 let all = human_ns(round.saturating_mul(u64::from(*count)));

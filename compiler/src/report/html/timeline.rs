@@ -420,7 +420,7 @@ mod tests {
             start_ns: 0,
             from: "layer.x".to_owned(),
         };
-        let repeat = Step::Repeat { count: 4, steps: vec![Step::Call(call)] };
+        let repeat = Step::Repeat { count: 4, reverse: false, steps: vec![Step::Call(call)] };
         Plan {
             version: VERSION,
             model: "m".to_owned(),
@@ -452,6 +452,7 @@ mod tests {
             buffers: vec![weight],
             kernels: vec![Kernel { name: "k".to_owned(), code: Code::Table }],
             phases: vec![Phase { name: "decode".to_owned(), max_tokens: 1, steps: vec![repeat] }],
+            training: None,
         }
     }
 

@@ -8,7 +8,7 @@ use half::bf16;
 use crate::cpu::entries;
 use crate::cpu::generic::attention::attention;
 use crate::cpu::generic::cache_row::{Bf16Row, F32Row, Q4Row, Q8Row};
-use crate::cpu::generic::{dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
+use crate::cpu::generic::{attention_gradient, dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
 use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, GroupedRow, LANES, Lanes, TernaryDot, prefetch};
 
 // Sizes of the inner steps fit the 32 registers: 4 tokens of a tile are 16 accumulators, 2 rows with a token, 1 half with 2 tokens and
@@ -28,6 +28,8 @@ entries! {
     attention_f32xbf16_f32__neon__t64 = attention::<Neon, Bf16Row, Bf16Row, 2, 2, false>;
     attention_f32xq8q4_f32__neon__t64 = attention::<Neon, Q8Row, Q4Row, 2, 2, false>;
     attention_f32xq4_f32__neon__t64 = attention::<Neon, Q4Row, Q4Row, 2, 2, false>;
+    query_gradient_f32xf32_f32__neon__t1 = attention_gradient::queries;
+    cache_gradient_f32xf32_f32__neon__t1 = attention_gradient::caches;
 }
 
 /// Lanes in eight registers: lane `l` is lane `l % 4` of register `l / 4`.

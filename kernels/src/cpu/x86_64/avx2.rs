@@ -7,7 +7,7 @@ use half::bf16;
 use crate::cpu::entries;
 use crate::cpu::generic::attention::attention;
 use crate::cpu::generic::cache_row::{Bf16Row, F32Row, Q4Row, Q8Row};
-use crate::cpu::generic::{dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
+use crate::cpu::generic::{attention_gradient, dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
 use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, GroupedRow, Lanes, TernaryDot, prefetch};
 
 // Sizes of the inner steps fit the 16 registers: 4 tokens of a tile are 8 accumulators, and so are 2 rows with a token and 2 heads; half a
@@ -27,6 +27,8 @@ entries! {
     attention_f32xbf16_f32__avx2__t64 = attention::<Avx2, Bf16Row, Bf16Row, 2, 2, false>;
     attention_f32xq8q4_f32__avx2__t64 = attention::<Avx2, Q8Row, Q4Row, 2, 2, false>;
     attention_f32xq4_f32__avx2__t64 = attention::<Avx2, Q4Row, Q4Row, 2, 2, false>;
+    query_gradient_f32xf32_f32__avx2__t1 = attention_gradient::queries;
+    cache_gradient_f32xf32_f32__avx2__t1 = attention_gradient::caches;
 }
 
 /// Lanes in four registers: lane `l` is lane `l % 8` of register `l / 8`.

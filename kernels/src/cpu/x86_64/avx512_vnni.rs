@@ -7,7 +7,7 @@ use half::bf16;
 use crate::cpu::entries;
 use crate::cpu::generic::attention::attention;
 use crate::cpu::generic::cache_row::{Bf16Row, F32Row, Q4Row, Q8Row};
-use crate::cpu::generic::{dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
+use crate::cpu::generic::{attention_gradient, dense, dense_q4, dense_q8, ternary_f32, ternary_q8};
 use crate::cpu::lanes::{AHEAD, ByteDot, DIGIT_ONE, DIGIT_TWO, GroupedRow, Lanes, TernaryDot, hold_loads, prefetch};
 
 // Sizes of the inner steps fill the 32 registers: 2 blocks by 12 tokens are 24 accumulators, 4 rows by 2 tokens are 16, 2 halves by 4
@@ -27,6 +27,8 @@ entries! {
     attention_f32xbf16_f32__avx512vnni__t64 = attention::<Avx512Vnni, Bf16Row, Bf16Row, 8, 8, true>;
     attention_f32xq8q4_f32__avx512vnni__t64 = attention::<Avx512Vnni, Q8Row, Q4Row, 8, 8, true>;
     attention_f32xq4_f32__avx512vnni__t64 = attention::<Avx512Vnni, Q4Row, Q4Row, 8, 8, true>;
+    query_gradient_f32xf32_f32__avx512vnni__t1 = attention_gradient::queries;
+    cache_gradient_f32xf32_f32__avx512vnni__t1 = attention_gradient::caches;
 }
 
 /// Lanes in two registers: lane `l` is lane `l % 16` of register `l / 16`.

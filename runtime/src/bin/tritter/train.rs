@@ -1,18 +1,19 @@
 //! `tritter train`: a run of training, from its configuration to its last checkpoint.
 
 use std::io::IsTerminal;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ir::plan::manifest::MANIFEST;
-use runtime::RuntimeError;
 use runtime::training::config::Config;
 use runtime::training::corpus::{Corpus, Split};
 use runtime::training::metrics::Point;
 use runtime::training::run::{Ending, Event, Job, train};
 use runtime::training::storage::Files;
+use runtime::{Options, RuntimeError};
 use serde_json::json;
 
 use crate::ui::{self, Progress, Unit};
@@ -22,7 +23,7 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// Train a model as a configuration says.
 ///
-/// CONFIG.ron names an artifact that was compiled for training, directories that tritter shard wrote, and how to train: see the example below. Into
+/// CONFIG.ron names an artifact that tritterc train wrote, directories that tritter shard wrote, and how to train: see the example below. Into
 /// the directory of the run go checkpoints, a line for each step in metrics.jsonl, and report.html. Ctrl-C and SIGTERM end the run behind the
 /// step at hand with a checkpoint, and the exit code is 0; the second one ends it at once. With --resume a run goes on from its newest checkpoint
 /// as if it had never stopped, bit for bit.
@@ -36,7 +37,7 @@ Examples:
 nano.ron, the recipe of BitNet b1.58; paths are relative to the file, and seed, decay, curve,
 checkpoint and validation may be left out:
   (
-      artifact: \"nano.tritter\",
+      artifact: \"step\",
       shards: [\"data\"],
       out: \"runs/nano\",
       seed: 1,
@@ -74,6 +75,12 @@ pub(crate) struct Args {
     /// End behind this step with a checkpoint, as if told to; the schedule stays that of the whole run.
     #[arg(long, value_name = "STEP")]
     until: Option<u64>,
+    /// Threads; one for each CPU by default. Results do not depend on it.
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// What to run on: the artifact has to be compiled for it. By default it is what the artifact was compiled for.
+    #[arg(long, value_enum)]
+    device: Option<ui::Device>,
     /// Print a JSON report.
     #[arg(long)]
     json: bool,
@@ -81,7 +88,12 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let config = args.config()?;
-    let (artifact, mut trainer) = (artifact(&config.artifact)?, runtime::training::open(&config.artifact)?);
+    let options = Options {
+        threads: args.threads.map(NonZeroUsize::get),
+        device: args.device.map(ui::Device::kind),
+        ..Options::default()
+    };
+    let (artifact, mut trainer) = (artifact(&config.artifact)?, runtime::training::open(&config.artifact, &options)?);
     let open = |split| {
         let mut progress = Progress::new("checking shards", Unit::Bytes);
         Corpus::open(&config.shards, split, &mut |done, total| progress.set(done, total))

@@ -47,9 +47,18 @@ pub(crate) struct ModelArgs {
 
 /// What models run on.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum Device {
+pub(crate) enum Device {
     Cpu,
     Cuda,
+}
+
+impl Device {
+    pub(crate) fn kind(self) -> DeviceKind {
+        match self {
+            Device::Cpu => DeviceKind::Cpu,
+            Device::Cuda => DeviceKind::Cuda,
+        }
+    }
 }
 
 /// Where weights are read from.
@@ -75,10 +84,7 @@ impl ModelArgs {
     /// The same for one of several models.
     pub(crate) fn session(&self) -> Result<Session> {
         let mut progress = Progress::new("checking", Unit::Bytes);
-        let device = self.device.map(|device| match device {
-            Device::Cpu => DeviceKind::Cpu,
-            Device::Cuda => DeviceKind::Cuda,
-        });
+        let device = self.device.map(Device::kind);
         let artifact = Artifact::open(&self.dir, device, &mut |done, total| progress.set(done, total))?;
         drop(progress);
         let options = Options {

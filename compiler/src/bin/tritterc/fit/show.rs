@@ -4,7 +4,7 @@ use compiler::report::human_bytes;
 use compiler::schedule::Tier;
 use compiler::schedule::residency::Residency;
 use compiler::schedule::tiers::{Choice, Found, Point, Profile, Refusal, bits};
-use compiler::training::TrainingBytes;
+use compiler::training::count::TrainingBytes;
 use ir::plan::Certificate;
 use serde_json::{Value, json};
 

@@ -1,0 +1,137 @@
+//! Cases for the kernels of gradients: what has to come out is what the ops' own semantics say.
+
+use half::bf16;
+use ir::DType;
+use ir::op::attention::{AttentionGradient, Operand};
+use ir::op::gather::ScatterAdd;
+use ir::op::{Concrete, OpDef, Real};
+use ir::reference::Tensor;
+use ir::{Shape, mask::Mask};
+use tritter_kernels::{Family, KernelDesc};
+
+use super::{Buffer, Case, Expected, Random};
+
+fn tensor(dims: &[usize], values: &[f32]) -> Tensor {
+    Tensor::of(DType::F32, dims, values.iter().map(|&value| f64::from(value)))
+}
+
+fn integers(dims: &[usize], values: &[i32]) -> Tensor {
+    Tensor::of(DType::I32, dims, values.iter().map(|&value| f64::from(value)))
+}
+
+/// Everything within so much of its own size and of the largest.
+fn near(result: &Tensor, relative: f64) -> Expected {
+    let largest = result.data.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
+    Expected::Near(result.data.iter().map(|&value| (value, relative * (value.abs() + largest))).collect())
+}
+
+pub(crate) fn gradients(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
+    let operands: &[Operand] =
+        if desc.family == Family::QueryGradient { &[Operand::Q] } else { &[Operand::K, Operand::V] };
+    for (n, heads, kv_heads, hd, ctx) in
+        [(0, 2, 1, 8, 3), (1, 1, 1, 1, 1), (7, 4, 2, 15, 9), (33, 6, 1, 64, 40), (70, 4, 4, 33, 70)]
+    {
+        for mask in [Mask::default(), Mask { window: 5, sinks: 2 }] {
+            for &of in operands {
+                check(gradient(desc, [n, heads, kv_heads, hd, ctx], mask, of));
+            }
+        }
+    }
+}
+
+fn gradient(desc: &KernelDesc, [n, heads, kv_heads, hd, ctx]: [usize; 5], mask: Mask, of: Operand) -> Case {
+    const SEQS: usize = 2;
+    let mut random = Random::new(n * 31 + hd);
+    let (q, dy) = (random.floats(n * heads * hd), random.floats(n * heads * hd));
+    let (k, v) = (random.floats(SEQS * kv_heads * ctx * hd), random.floats(SEQS * kv_heads * ctx * hd));
+    let seq: Vec<i32> = (0..n).map(|_| random.below(SEQS) as i32).collect();
+    let pos: Vec<i32> = (0..n).map(|_| random.below(ctx) as i32).collect();
+    let first =
+        |random: &mut Random, pos: i32| if random.below(3) == 0 { random.below(pos as usize + 1) as i32 } else { 0 };
+    let span: Vec<i32> = pos
+        .iter()
+        .flat_map(|&pos| [first(&mut random, pos), if random.below(4) == 0 { random.below(ctx) as i32 } else { 0 }])
+        .collect();
+    let scale = (hd as f32).sqrt().recip();
+    let op = AttentionGradient { of, scale: Real::new(f64::from(scale)), window: mask.window, sinks: mask.sinks };
+    let (queries, caches) = ([n, heads, hd], [SEQS, kv_heads, ctx, hd]);
+    let of_queries = of == Operand::Q;
+    let out = Concrete { dtype: DType::F32, dims: if of_queries { queries.to_vec() } else { caches.to_vec() } };
+    let inputs = [
+        tensor(&queries, &q),
+        tensor(&caches, &k),
+        tensor(&caches, &v),
+        integers(&[n], &seq),
+        integers(&[n], &pos),
+        integers(&[n, 2], &span),
+        tensor(&queries, &dy),
+    ];
+    let result = op.reference(&inputs.iter().collect::<Vec<_>>(), &out);
+    let sizes =
+        [n, heads, kv_heads, hd, ctx, mask.window as usize, mask.sinks as usize, scale.to_bits() as usize, SEQS];
+    let mut dims: Vec<i64> = sizes.iter().map(|&size| size as i64).collect();
+    dims.extend((desc.family == Family::CacheGradient).then_some(i64::from(of == Operand::V)));
+    Case {
+        label: format!("{mask:?} {of:?}"),
+        dims,
+        inputs: vec![
+            Buffer::f32(&q),
+            Buffer::f32(&k),
+            Buffer::f32(&v),
+            Buffer::i32(&seq),
+            Buffer::i32(&pos),
+            Buffer::i32(&span),
+            Buffer::f32(&dy),
+        ],
+        output: Buffer::f32(&vec![f32::NAN; result.data.len()]),
+        expected: near(&result, 1e-5),
+    }
+}
+
+pub(crate) fn scatters(_: &KernelDesc, check: &mut dyn FnMut(Case)) {
+    for (n, rows, width) in [(0, 3, 4), (1, 1, 1), (5, 3, 17), (100, 64, 8), (300, 129, 96), (64, 1000, 20)] {
+        let mut random = Random::new(n + width);
+        let x = random.floats(n * width);
+        // Some of them outside.
+        let ids: Vec<i32> = (0..n).map(|_| random.below(rows + 4) as i32 - 2).collect();
+        let op = ScatterAdd { shape: Shape::of(&[rows as u64, width as u64]) };
+        let out = Concrete { dtype: DType::F32, dims: vec![rows, width] };
+        let result = op.reference(&[&tensor(&[n, width], &x), &integers(&[n], &ids)], &out);
+        check(Case {
+            label: "random".to_owned(),
+            dims: [n, rows, width].map(|size| size as i64).to_vec(),
+            inputs: vec![Buffer::f32(&x), Buffer::i32(&ids)],
+            output: Buffer::f32(&vec![f32::NAN; rows * width]),
+            expected: near(&result, 1e-6),
+        });
+    }
+}
+
+pub(crate) fn means(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
+    for (n, k) in [(0_usize, 3_usize), (1, 1), (1, 100_003), (3, 511), (40, 513)] {
+        for least in [0.0_f32, 1e-5, 3.0] {
+            let mut random = Random::new(n + k);
+            let real = random.floats(n * k);
+            let (buffer, real) = match desc.inputs[0] {
+                DType::BF16 => {
+                    let narrow: Vec<bf16> = real.iter().map(|&value| bf16::from_f32(value)).collect();
+                    let bytes = narrow.iter().flat_map(|value| value.to_le_bytes()).collect();
+                    (Buffer { bytes, align: 2 }, narrow.into_iter().map(bf16::to_f32).collect())
+                }
+                _ => (Buffer::f32(&real), real),
+            };
+            let mean = |row: &[f32]| {
+                let sum: f64 = row.iter().map(|value| f64::from(value.abs())).sum();
+                ((sum / row.len() as f64) as f32).max(least)
+            };
+            let expected: Vec<u8> = real.chunks(k).flat_map(|row| mean(row).to_le_bytes()).collect();
+            check(Case {
+                label: format!("at least {least}"),
+                dims: vec![n as i64, k as i64, i64::from(least.to_bits())],
+                inputs: vec![buffer],
+                output: Buffer::f32(&vec![f32::NAN; n]),
+                expected: Expected::Bytes(expected),
+            });
+        }
+    }
+}
