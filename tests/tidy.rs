@@ -89,6 +89,8 @@ const SERIALIZE_IN: &[&str] = &[
     "ir/src/plan/",
     "models/src/spec.rs",
     "models/src/spec/",
+    // What a run of training keeps of itself in its checkpoints.
+    "runtime/src/training/",
     // The filter `tojson` of chat templates.
     "models/tokenizer/src/chat.rs",
     // What goes to executors, and rows that become columns.

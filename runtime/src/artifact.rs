@@ -246,9 +246,10 @@ impl ReadAt for Arc<WatchedFile> {
     }
 }
 
-fn map(file: &File) -> std::io::Result<Mmap> {
+/// Maps a file: weights, and tokens to train on.
+pub(crate) fn map(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the map is only read, as plain bytes that may have any value. Whoever changes or shortens the file of a running model breaks
-    // that model's results or ends its process with a bus error, but no value that Rust relies on: the header is read once.
+    // that model's results or ends its process with a bus error, but no value that Rust relies on: what says where things are is read once.
     let map = unsafe { Mmap::map(file) }?;
     // A hint: some systems can map large pages of a file, and then fewer addresses have to be translated.
     #[cfg(target_os = "linux")]

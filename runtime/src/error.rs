@@ -5,6 +5,11 @@ use std::path::PathBuf;
 use ir::plan::{KernelId, ReadError};
 use kernels::KernelError;
 
+use crate::training::batches::Position;
+use crate::training::checkpoint::CheckpointProblem;
+use crate::training::config::ConfigProblem;
+use crate::training::shard::ShardProblem;
+
 /// Why an artifact could not be opened or run.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
@@ -261,6 +266,99 @@ pub enum RuntimeError {
         /// Its directory.
         dir: PathBuf,
     },
+    /// A file of tokens that is none, or damaged.
+    #[error("{} cannot be used: {problem}", path.display())]
+    Shard {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: ShardProblem,
+    },
+    /// Shards that do not belong together.
+    #[error(
+        "{} has a vocabulary of {found} ids, {} one of {expected}; write them with one tokenizer", path.display(), first.display()
+    )]
+    Vocabularies {
+        /// The first shard.
+        first: PathBuf,
+        /// Ids of its vocabulary.
+        expected: u32,
+        /// The shard that has another one.
+        path: PathBuf,
+        /// Ids of that.
+        found: u32,
+    },
+    /// More documents than their order has room for.
+    #[error("the shards have {found} documents, more than {max}; join some of them")]
+    TooManyDocuments {
+        /// How many there are.
+        found: usize,
+        /// How many there may be.
+        max: u32,
+    },
+    /// Nothing can be trained on from a place on.
+    #[error("the documents have nothing to train on at {position:?}")]
+    NoDocument {
+        /// The place.
+        position: Position,
+    },
+    /// The configuration of a run cannot be used. Every problem is listed.
+    #[error("{} cannot be used:\n{}", path.as_ref().map_or("the configuration".to_owned(), |path| path.display().to_string()), lines(problems))]
+    Config {
+        /// Its file, where it is known.
+        path: Option<PathBuf>,
+        /// All problems, never none.
+        problems: Vec<ConfigProblem>,
+    },
+    /// A new run where another one has been.
+    #[error("there is a run already, as far as {}; go on with --resume, or name another directory", newest.display())]
+    RunExists {
+        /// Its newest checkpoint.
+        newest: PathBuf,
+    },
+    /// Two runs in one directory.
+    #[error("another run is writing into {}", out.display())]
+    RunBusy {
+        /// The directory.
+        out: PathBuf,
+    },
+    /// A run cannot go on from a checkpoint of another one.
+    #[error(
+        "the run cannot go on from {}, which was made with something else:{}", checkpoint.display(),
+        differences.iter().map(|[what, then, now]| format!("\n  {what}: {then} there, {now} here")).collect::<String>()
+    )]
+    Resume {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// What differs, its value there, and its value here; never none.
+        differences: Vec<[String; 3]>,
+    },
+    /// A checkpoint that is damaged, or of another model.
+    #[error("checkpoint {} cannot be used: {problem}", dir.display())]
+    Checkpoint {
+        /// Its directory.
+        dir: PathBuf,
+        /// What is wrong with it.
+        problem: CheckpointProblem,
+    },
+    /// A run could not write what it has to keep. What it had kept before stays.
+    #[error("{source}; {}", kept(newest.as_ref()))]
+    Save {
+        /// Why.
+        source: Box<RuntimeError>,
+        /// The newest checkpoint that is whole.
+        newest: Option<PathBuf>,
+    },
+    /// A number of a run is infinite or none.
+    #[error("step {step}: the {what} is no finite number, so the run has ended; {}", kept(checkpoint.as_ref()))]
+    Diverged {
+        /// The step.
+        step: u64,
+        /// Which number.
+        what: String,
+        /// The last checkpoint. All that it has are finite numbers.
+        checkpoint: Option<PathBuf>,
+    },
     /// An artifact that was compiled to be trained only.
     #[error("{} was compiled for training; compile the model without it to run it", dir.display())]
     ForTraining {
@@ -458,8 +556,16 @@ pub enum ArtifactProblem {
     },
 }
 
+/// Where a run stands that ended with an error.
+fn kept(checkpoint: Option<&PathBuf>) -> String {
+    match checkpoint {
+        Some(checkpoint) => format!("the last good checkpoint is {}", checkpoint.display()),
+        None => "there is no checkpoint yet".to_owned(),
+    }
+}
+
 /// The problems, one a line.
-fn lines(problems: &[ArtifactProblem]) -> String {
+fn lines<T: std::fmt::Display>(problems: &[T]) -> String {
     problems.iter().map(|problem| format!("  {problem}")).collect::<Vec<_>>().join("\n")
 }
 

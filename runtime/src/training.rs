@@ -3,11 +3,24 @@
 //! A step is several calls of [`Trainer::accumulate`], one for each [`Batch`], and one of [`Trainer::update`]. What outlives a step are the
 //! states ([`Trainer::states`]), and nothing else: a trainer whose states were written back goes on as if it had never stopped, bit for bit.
 //!
-//! Documents are packed behind each other into batches. The position of a token in its batch is both its place in the caches and its rotary
-//! position, so those of a document do not begin at zero. That is fine, since rotary attention depends on distances only, and each token sees
-//! none but the earlier tokens of its own document ([`ir::mask`]).
+//! [`run::train`] is a run: it reads documents ([`shard`], [`corpus`]), packs them into batches ([`batches`]), lets a trainer compute, and keeps
+//! what must not be lost ([`checkpoint`]). It knows nothing of models or devices.
+//!
+//! Documents are packed behind each other into the sequences of batches. The position of a token in its sequence is both its place in the caches
+//! and its rotary position, so those of a document do not begin at zero. That is fine, since rotary attention depends on distances only, and
+//! each token sees none but the earlier tokens of its own document ([`ir::mask`]).
 
 mod plan;
+pub mod shard;
+pub mod corpus;
+pub mod batches;
+pub mod schedule;
+pub mod config;
+pub mod storage;
+pub mod checkpoint;
+pub mod metrics;
+pub mod report;
+pub mod run;
 
 use std::path::Path;
 
@@ -23,6 +36,11 @@ pub use plan::PlanTrainer;
 pub trait Trainer {
     /// Tokens of a call: every batch has as many.
     fn tokens(&self) -> usize;
+
+    /// Positions of a sequence: a batch has whole sequences, one behind the other. One, if nothing else is said.
+    fn context(&self) -> usize {
+        self.tokens()
+    }
 
     /// Adds the gradients of a batch's mean loss to those of the earlier batches of this step, and returns the loss (nats a target).
     ///
@@ -81,11 +99,11 @@ pub trait Trainer {
 pub struct Batch {
     /// The ids.
     pub ids: Vec<i32>,
-    /// The sequence of each token: 0.
+    /// The sequence of each token.
     pub seq: Vec<i32>,
-    /// The position of each: its index.
+    /// The position of each in its sequence.
     pub pos: Vec<i32>,
-    /// [`ir::mask::Span::first`] and [`ir::mask::Span::reach`] of each: where its document begins in this batch, and 0, since nothing after a token is
+    /// [`ir::mask::Span::first`] and [`ir::mask::Span::reach`] of each: where its document begins in its sequence, and 0, since nothing after a token is
     /// to be seen.
     pub span: Vec<i32>,
     /// The tokens whose logits are wanted: all of them.

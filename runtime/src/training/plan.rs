@@ -112,6 +112,10 @@ impl Trainer for PlanTrainer {
         self.plan().phases.first().map_or(0, |phase| phase.max_tokens as usize)
     }
 
+    fn context(&self) -> usize {
+        usize::try_from(self.plan().context).unwrap_or(usize::MAX)
+    }
+
     fn accumulate(&mut self, batch: &Batch) -> Result<f32, RuntimeError> {
         self.check(batch)?;
         self.write("ids", &batch.ids)?;

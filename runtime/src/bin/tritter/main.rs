@@ -1,6 +1,7 @@
 //! `tritter`: runs and measures models that `tritterc` has compiled.
 //!
-//! Exit codes: 0 done, 1 failure, 2 wrong usage, 130 ended by Ctrl-C. What was generated until Ctrl-C is printed whole.
+//! Exit codes: 0 done, 1 failure, 2 wrong usage, 130 ended by Ctrl-C. What was generated until Ctrl-C is printed whole; training that is ended by
+//! it keeps a checkpoint and is done.
 
 // The short name that it has everywhere else.
 extern crate tritter_runtime as runtime;
@@ -16,6 +17,9 @@ mod csv;
 mod tune;
 #[cfg(feature = "tokenize")]
 mod tokenize;
+#[cfg(feature = "tokenize")]
+mod shard;
+mod train;
 mod ui;
 
 use std::process::ExitCode;
@@ -44,6 +48,9 @@ enum Command {
     Tune(tune::Args),
     #[cfg(feature = "tokenize")]
     Tokenize(tokenize::Args),
+    #[cfg(feature = "tokenize")]
+    Shard(shard::Args),
+    Train(train::Args),
 }
 
 fn main() -> ExitCode {
@@ -57,9 +64,17 @@ fn main() -> ExitCode {
         Command::Tune(args) => tune::run(&args),
         #[cfg(feature = "tokenize")]
         Command::Tokenize(args) => tokenize::run(&args),
+        #[cfg(feature = "tokenize")]
+        Command::Shard(args) => shard::run(&args),
+        // Whoever ends a run of training gets a checkpoint, which is what was asked for.
+        Command::Train(args) => return exit(train::run(&args), false),
     };
+    exit(result, ui::is_interrupted())
+}
+
+fn exit(result: anyhow::Result<()>, is_interrupted: bool) -> ExitCode {
     match result {
-        Ok(()) if ui::is_interrupted() => ExitCode::from(ui::INTERRUPTED),
+        Ok(()) if is_interrupted => ExitCode::from(ui::INTERRUPTED),
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if ui::is_cancelled(&error) => ExitCode::from(ui::INTERRUPTED),
         // Whoever reads our output has had enough of it, as `head` does.

@@ -108,7 +108,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn open(name: &str) -> Result<Tokenizer> {
+/// The tokenizer of a name, a file or a directory.
+pub(crate) fn open(name: &str) -> Result<Tokenizer> {
     if name == "bytes" {
         return Ok(Tokenizer::bytes());
     }
@@ -165,9 +166,9 @@ fn by_extension(file: &Path) -> Option<Language> {
 }
 
 /// A document of a corpus, with its name.
-struct Document {
-    path: PathBuf,
-    bytes: Vec<u8>,
+pub(crate) struct Document {
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// Folders that hold no sources of the project they are in; those whose names start with a dot are none either.
@@ -175,7 +176,7 @@ const SKIPPED: [&str; 4] = ["node_modules", "target", "__pycache__", "venv"];
 
 /// Gives the documents of files, of the files below directories in the order of their paths, and of `.jsonl` files, whose objects have a `text` (or
 /// `content`) and may have a `path`. A file that several inputs have is given once, and one below a directory that is no text is left out.
-fn each_document(inputs: &[PathBuf], mut found: impl FnMut(Document) -> Result<()>) -> Result<()> {
+pub(crate) fn each_document(inputs: &[PathBuf], mut found: impl FnMut(Document) -> Result<()>) -> Result<()> {
     let mut given = BTreeSet::new();
     for input in inputs {
         let mut files = Vec::new();

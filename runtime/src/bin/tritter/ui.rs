@@ -47,9 +47,18 @@ pub(crate) struct ModelArgs {
 
 /// What models run on.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum Device {
+pub(crate) enum Device {
     Cpu,
     Cuda,
+}
+
+impl Device {
+    pub(crate) fn kind(self) -> DeviceKind {
+        match self {
+            Device::Cpu => DeviceKind::Cpu,
+            Device::Cuda => DeviceKind::Cuda,
+        }
+    }
 }
 
 /// Where weights are read from.
@@ -75,10 +84,7 @@ impl ModelArgs {
     /// The same for one of several models.
     pub(crate) fn session(&self) -> Result<Session> {
         let mut progress = Progress::new("checking", Unit::Bytes);
-        let device = self.device.map(|device| match device {
-            Device::Cpu => DeviceKind::Cpu,
-            Device::Cuda => DeviceKind::Cuda,
-        });
+        let device = self.device.map(Device::kind);
         let artifact = Artifact::open(&self.dir, device, &mut |done, total| progress.set(done, total))?;
         drop(progress);
         let options = Options {
@@ -105,7 +111,8 @@ impl ModelArgs {
     }
 }
 
-/// From now on Ctrl-C is asked for with [`is_interrupted`]; the second one ends the program at once.
+/// From now on Ctrl-C, and the signals with which systems end programs, are asked for with [`is_interrupted`]; the second one ends the program at
+/// once.
 pub(crate) fn listen_for_interrupt() -> Result<()> {
     ctrlc::set_handler(|| {
         if IS_INTERRUPTED.swap(true, Ordering::Relaxed) {
