@@ -87,9 +87,10 @@ impl Metrics {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(RuntimeError::io("read", path)(error)),
         };
-        let points = text.lines().filter_map(Point::from_json).filter(|point| point.step <= steps);
-        let points: Vec<Point> = points.collect();
-        replace(storage, &path, &mut |file| points.iter().try_for_each(|point| writeln!(file, "{}", point.to_json())))?;
+        let read = text.lines().filter_map(|line| Some((line, Point::from_json(line)?)));
+        let (lines, points): (Vec<&str>, Vec<Point>) = read.filter(|(_, point)| point.step <= steps).unzip();
+        // The lines as they were: a number that is read and written again may differ in its last digit.
+        replace(storage, &path, &mut |file| lines.iter().try_for_each(|line| writeln!(file, "{line}")))?;
         let file = storage.append(&path).map_err(RuntimeError::io("write", &path))?;
         Ok(Self { points, path, file })
     }
