@@ -4,6 +4,7 @@ pub mod view;
 pub mod group;
 pub mod rope_append;
 pub mod fuse;
+pub mod in_place;
 pub mod memory;
 pub mod residency;
 pub mod tiers;

@@ -30,6 +30,7 @@ use crate::lower::cpu::{self, NoKernel};
 use crate::lower::cuda;
 use crate::lower::nest::{self, Lowered, NestLowerError};
 use crate::nest::Extent;
+use crate::schedule::in_place;
 use crate::schedule::memory::{self, Request};
 use crate::schedule::{Group, Kind, Residency, Schedule, ScheduleError};
 use crate::target::{Hardware, Machine};
@@ -533,6 +534,10 @@ impl<'a> PhaseCtx<'_, 'a> {
             }
         }
         for group in &schedule.groups {
+            for (state, value) in in_place::overwritten(schedule, group) {
+                let place = places[&state].clone();
+                places.entry(value).or_insert(place);
+            }
             match group.kind {
                 Kind::Kernel => steps.push(self.table_call(schedule, group.values[0], places)?),
                 Kind::Nest => steps.push(self.nest_call(schedule, graph_index, group, places)?),

@@ -14,6 +14,7 @@ use ir::{DType, Dim, Op, Shape, TensorType, ValueId};
 use crate::lower::cpu;
 use crate::nest::{BinaryOp, Elem, ExprId, Extent, Index, NestBuilder, NestErrors, ReduceOp, UnaryOp, Verified, Write};
 use crate::schedule::group::is_by_element;
+use crate::schedule::in_place;
 use crate::schedule::view::{View, aligned, contiguous};
 use crate::schedule::{Group, Schedule};
 
@@ -85,8 +86,9 @@ pub fn lower_with(
         let extent = ctx.extent(dim);
         ctx.builder.outer(extent);
     }
-    for &value in &group.outputs {
-        ctx.store(value)?;
+    match in_place::overwritten(schedule, group).is_empty() {
+        true => group.outputs.iter().try_for_each(|&value| ctx.store(value))?,
+        false => ctx.store_together(&group.outputs)?,
     }
     let Ctx { builder, buffers, .. } = ctx;
     let labels: Vec<String> = group.outputs.iter().map(|&value| schedule.graph.label(value)).collect();
@@ -665,6 +667,19 @@ impl Ctx<'_, '_> {
         let len = self.columns(value);
         let index = self.own_index(value, 0);
         self.builder.store(len, buffer, index, body);
+        Ok(())
+    }
+
+    /// Values of one shape in one stage, which may lie where the stage reads.
+    fn store_together(&mut self, values: &[ValueId]) -> Result<(), NestLowerError> {
+        let mut writes = Vec::new();
+        for &value in values {
+            let body = self.compute(value, 0)?;
+            let (buffer, index) = (self.buffer(value, true)?, self.own_index(value, 0));
+            writes.push(Write { buffer, index, value: body });
+        }
+        let len = self.columns(values[0]);
+        self.builder.store_all(len, writes);
         Ok(())
     }
 
