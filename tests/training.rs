@@ -281,7 +281,7 @@ fn adamw_clips_decays_and_keeps_masters() {
     for (step, slopes) in (1..).zip(steps) {
         let settings = adamw.settings(step, 0.01, 0.1, 1);
         let inputs = [
-            Tensor::of(DType::F32, &[4], settings.map(f64::from)),
+            Tensor::of(DType::F32, &[5], settings.map(f64::from)),
             Tensor::of(DType::F32, &[2], slopes[..2].iter().copied()),
             Tensor::of(DType::F32, &[2, 2], slopes[2..].iter().copied()),
         ];

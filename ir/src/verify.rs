@@ -117,8 +117,8 @@ pub enum Cause {
         /// Its type where it was met first.
         first: TensorType,
     },
-    /// A state stands in two graphs, and changes.
-    #[error("another state has the key `{0}`: a state that is updated stands in one graph")]
+    /// A state stands twice in a graph, or in two and is updated.
+    #[error("another state has the key `{0}`")]
     DuplicateState(String),
     /// `{}` in a key outside a repeated body, or none in a state of a repeated body.
     #[error("key `{0}`: `{{}}` must stand in the states of repeated bodies, and nowhere outside repeated bodies")]
@@ -202,7 +202,7 @@ pub fn verify(program: Program) -> Result<Verified<Program>, VerifyErrors> {
 
 /// Every broken invariant; empty if there is none.
 pub fn check(program: &Program) -> Vec<VerifyError> {
-    let mut ctx = Ctx { program, errors: Vec::new(), keys: HashMap::new(), states: HashSet::new() };
+    let mut ctx = Ctx { program, errors: Vec::new(), keys: HashMap::new(), states: HashMap::new() };
     ctx.program();
     ctx.errors
 }
@@ -211,7 +211,8 @@ struct Ctx<'a> {
     program: &'a Program,
     errors: Vec<VerifyError>,
     keys: HashMap<&'a str, &'a TensorType>,
-    states: HashSet<&'a str>,
+    /// The states met, each with the last graph that has it.
+    states: HashMap<&'a str, &'a str>,
 }
 
 impl<'a> Ctx<'a> {
@@ -332,7 +333,8 @@ impl<'a> Ctx<'a> {
         if first != ty {
             self.report(graph, Some(id), Cause::KeyType { key: key.to_owned(), first: first.clone() });
         }
-        if is_state && !self.states.insert(key) && self.changes(key) {
+        let other = if is_state { self.states.insert(key, &graph.name) } else { None };
+        if other.is_some_and(|other| other == graph.name || self.changes(key)) {
             self.report(graph, Some(id), Cause::DuplicateState(key.to_owned()));
         }
     }
