@@ -46,6 +46,11 @@ pub struct Artifact {
 }
 
 impl Artifact {
+    /// The directory that it was read from.
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.weights.path().parent().map_or_else(PathBuf::new, Path::to_owned)
+    }
+
     /// Opens the artifact in `dir`: of its targets, if it has several, the best one that this machine has, on the kind of device that `wanted` names.
     /// It holds machine code, so it must come from someone you would run a program of.
     ///

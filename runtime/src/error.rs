@@ -316,6 +316,15 @@ pub enum RuntimeError {
         /// Its newest checkpoint.
         newest: PathBuf,
     },
+    /// A run that lost its checkpoints.
+    #[error(
+        "there was a run, as {} says, and no checkpoint of it is left to go on from; move the file away, or name another directory",
+        metrics.display()
+    )]
+    NoCheckpoint {
+        /// What it measured.
+        metrics: PathBuf,
+    },
     /// Two runs in one directory.
     #[error("another run is writing into {}", out.display())]
     RunBusy {
@@ -360,7 +369,7 @@ pub enum RuntimeError {
         checkpoint: Option<PathBuf>,
     },
     /// An artifact that was compiled to be trained only.
-    #[error("{} was compiled for training; compile the model without it to run it", dir.display())]
+    #[error("{} was compiled for training: `tritter train` runs it; to generate, compile the model with tritterc compile", dir.display())]
     ForTraining {
         /// Its directory.
         dir: PathBuf,

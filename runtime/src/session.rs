@@ -177,7 +177,7 @@ impl Session {
     /// If memory or threads cannot be had.
     pub fn new(artifact: Artifact, options: &Options) -> Result<Self, RuntimeError> {
         if artifact.plan.training.is_some() {
-            return Err(RuntimeError::ForTraining { dir: artifact.weights.path().into() });
+            return Err(RuntimeError::ForTraining { dir: artifact.dir() });
         }
         let (tokenizer, bytes) = (artifact.tokenizer.clone(), artifact.bytes);
         let (plan, device) = open_device(artifact, options)?;

@@ -42,6 +42,11 @@ pub trait Trainer {
         self.tokens()
     }
 
+    /// How many ids there are, if that is known.
+    fn vocabulary(&self) -> Option<u64> {
+        None
+    }
+
     /// Adds the gradients of a batch's mean loss to those of the earlier batches of this step, and returns the loss (nats a target).
     ///
     /// # Errors

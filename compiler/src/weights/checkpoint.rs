@@ -196,7 +196,11 @@ impl WeightSource for BoundCheckpoint {
             (None, None) => 0,
         };
         let widens = wanted == DType::F32 && matches!(stored, Some(DType::F16 | DType::BF16));
-        if bytes.len() as u64 != expected_bytes || !(widens || stored == Some(wanted)) {
+        // Some write one number as `[1]` and some as `[]`.
+        let without_ones = |dims: &mut dyn Iterator<Item = u64>| dims.filter(|dim| *dim != 1).collect::<Vec<u64>>();
+        let found_dims = without_ones(&mut shape.iter().map(|&dim| dim as u64));
+        let is_as_shaped = layout.is_some() || found_dims == without_ones(&mut dims.iter().copied());
+        if bytes.len() as u64 != expected_bytes || !is_as_shaped || !(widens || stored == Some(wanted)) {
             return Err(WeightError::Shape {
                 tensor: name,
                 expected: format!("{}, {expected_bytes} bytes", binding.ty),

@@ -166,8 +166,10 @@ impl Config {
             );
             before = stage.until;
             for (field, (from, to)) in [("rate", stage.rate), ("decay", stage.decay)] {
-                let is_range = [from, to].iter().all(|value| value.is_finite() && 0.0 <= *value);
-                check(is_range, &format!("{place}.{field}"), format!("is ({from}, {to}), neither may be below 0"));
+                // Steps compute in f32.
+                let is_range = [from, to].iter().all(|value| (*value as f32).is_finite() && 0.0 <= *value);
+                let what = format!("is ({from}, {to}), neither may be below 0, or more than f32 holds");
+                check(is_range, &format!("{place}.{field}"), what);
             }
         }
         if let Some(first) = stages.first() {

@@ -37,7 +37,7 @@ impl PlanTrainer {
     /// [`RuntimeError::NotTrainable`] if it has none, and if memory or threads cannot be had.
     pub fn new(artifact: Artifact, options: &Options) -> Result<Self, RuntimeError> {
         let Some(training) = &artifact.plan.training else {
-            return Err(RuntimeError::NotTrainable { dir: artifact.weights.path().into() });
+            return Err(RuntimeError::NotTrainable { dir: artifact.dir() });
         };
         let betas = training.betas;
         let (plan, device) = open_device(artifact, options)?;
@@ -114,6 +114,10 @@ impl Trainer for PlanTrainer {
 
     fn context(&self) -> usize {
         usize::try_from(self.plan().context).unwrap_or(usize::MAX)
+    }
+
+    fn vocabulary(&self) -> Option<u64> {
+        Some(self.plan().vocab)
     }
 
     fn accumulate(&mut self, batch: &Batch) -> Result<f32, RuntimeError> {

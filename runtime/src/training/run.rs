@@ -13,7 +13,7 @@ use crate::training::batches::{Batches, Position, Size, targets};
 use crate::training::checkpoint::{self, Progress};
 use crate::training::config::{Config, ConfigProblem};
 use crate::training::corpus::Corpus;
-use crate::training::metrics::{Metrics, Point};
+use crate::training::metrics::{METRICS, Metrics, Point};
 use crate::training::report;
 use crate::training::storage::{Storage, replace};
 use crate::training::{Trainer, Update};
@@ -88,7 +88,7 @@ pub fn train(
     storage: &mut dyn Storage,
     watch: &mut dyn FnMut(&Event<'_>) -> ControlFlow<()>,
 ) -> Result<Ending, RuntimeError> {
-    job.check(trainer.tokens())?;
+    job.check(trainer.tokens(), trainer.vocabulary())?;
     let out = &job.config.out;
     storage.create_dir(out).map_err(RuntimeError::io("make", out))?;
     let _lock = lock(out)?;
@@ -96,6 +96,11 @@ pub fn train(
     let newest = checkpoint::list(out)?.pop();
     if let (Some((_, newest)), false) = (&newest, job.resume) {
         return Err(RuntimeError::RunExists { newest: newest.clone() });
+    }
+    // A run whose checkpoints are gone has left its measurements.
+    let measured = out.join(METRICS);
+    if newest.is_none() && std::fs::metadata(&measured).is_ok_and(|file| 0 < file.len()) {
+        return Err(RuntimeError::NoCheckpoint { metrics: measured });
     }
     let progress = match &newest {
         Some((_, checkpoint)) => job.restore(checkpoint, trainer)?,
@@ -123,9 +128,12 @@ fn lock(out: &Path) -> Result<File, RuntimeError> {
     }
 }
 
+/// What orders the documents of validation, whatever a run's own seed is, so that runs can be compared.
+const VALIDATION_SEED: u64 = 0;
+
 impl Job<'_> {
     /// Refuses what cannot be run.
-    fn check(&self, tokens: usize) -> Result<(), RuntimeError> {
+    fn check(&self, tokens: usize, vocabulary: Option<u64>) -> Result<(), RuntimeError> {
         let mut problems = self.config.problems();
         problems.extend(self.config.problems_for(tokens));
         if self.config.validation.is_some() && self.validation.targets() == 0 {
@@ -135,6 +143,15 @@ impl Job<'_> {
         if self.train.targets() == 0 {
             let what = "they have no documents to train on".to_owned();
             problems.push(ConfigProblem { field: "shards".to_owned(), what });
+        }
+        for corpus in [self.train, self.validation] {
+            if let (Some(of_shards), Some(of_model)) = (corpus.vocabulary(), vocabulary)
+                && of_model < u64::from(of_shards)
+            {
+                let what = format!("their vocabulary has {of_shards} ids, that of the artifact {of_model}");
+                problems.push(ConfigProblem { field: "shards".to_owned(), what });
+                break;
+            }
         }
         if problems.is_empty() { Ok(()) } else { Err(RuntimeError::Config { path: None, problems }) }
     }
@@ -248,10 +265,10 @@ impl Run<'_> {
         Ok((Point { step, loss, norm, rate, decay, tokens, seconds, validation_loss }, tokens_per_s))
     }
 
-    /// The mean loss of the first batches of what is only looked at: the same ones each time.
+    /// The mean loss of the first batches of what is only looked at: the same ones each time, and in each run.
     fn validate(&mut self, step: u64, batches: u64) -> Result<f64, RuntimeError> {
-        let (size, seed, start) = (Size::of(self.trainer), self.job.config.recipe.seed, Position::default());
-        let Some(mut found) = Batches::new(self.job.validation, size, seed, start) else {
+        let (size, start) = (Size::of(self.trainer), Position::default());
+        let Some(mut found) = Batches::new(self.job.validation, size, VALIDATION_SEED, start) else {
             return Err(RuntimeError::NoDocument { position: start });
         };
         let (mut sum, mut count) = (0.0, 0);

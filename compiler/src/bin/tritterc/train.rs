@@ -1,10 +1,14 @@
 //! `tritterc train`: a step of training as an artifact.
 
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
+use compiler::artifact::ArtifactError;
 use compiler::autodiff::Keep;
 use compiler::optimiser::AdamW;
 use compiler::report::human_bytes;
@@ -59,10 +63,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "B", default_value_t = 0.95)]
     beta2: f64,
     /// What is added to the root of that mean.
-    #[arg(long, value_name = "E", default_value_t = 1e-8)]
+    #[arg(long, value_name = "E", default_value_t = 1e-8, allow_negative_numbers = true)]
     eps: f64,
     /// The largest global norm that gradients keep; 0 leaves them as they are.
-    #[arg(long, value_name = "NORM", default_value_t = 1.0)]
+    #[arg(long, value_name = "NORM", default_value_t = 1.0, allow_negative_numbers = true)]
     clip: f64,
     /// Fill the weights from this seed instead of a checkpoint.
     #[arg(long, value_name = "SEED")]
@@ -84,7 +88,16 @@ const DEFAULT_CONTEXT: u32 = 512;
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
     check(args)?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupted);
+    // Without a handler an interrupt would leave the temporary directory behind; with none to be had that is all that is lost.
+    let _ = ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst));
     let named = model::find(&args.model)?;
+    match (&named, args.random_weights) {
+        (Named::Spec(_), None) => bail!("a spec has no weights to begin with: give --random-weights SEED"),
+        (Named::Checkpoint { .. }, Some(_)) => bail!("a checkpoint has weights: leave out --random-weights"),
+        _ => {}
+    }
     let (spec, naming) = match &named {
         Named::Spec(spec) => (spec.trainable(), Naming::Own),
         Named::Checkpoint { spec, naming, .. } => (models::Spec::clone(spec), *naming),
@@ -104,6 +117,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         naming,
     };
     let built = models::build(&spec, &options).map_err(|error| anyhow!("`{}` cannot be built: {error}", spec.name))?;
+    let packed = built.params.iter().filter(|param| !param.ty.dtype.is_float()).count();
+    if packed != 0 {
+        bail!(
+            "`{}` has packed weights ({packed} parameters of its layers), which nothing can be added to; give a checkpoint of real weights, or a spec",
+            spec.name
+        );
+    }
     let is_real = |key: &str| built.params.iter().any(|param| param.key == key && param.ty.dtype.is_float());
     // Vectors are norms, biases and scales, which do not decay.
     let is_matrix = |key: &str| built.params.iter().any(|param| param.key == key && param.ty.shape.rank() == 2);
@@ -135,9 +155,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let weights: Box<dyn WeightSource> = match (args.random_weights, named) {
         (Some(seed), _) => Box::new(RandomWeights { seed, params: built.params }),
         (None, Named::Checkpoint { checkpoint, .. }) => Box::new(checkpoint.bind(built.params)),
-        (None, _) => bail!("a spec has no weights to begin with: give --random-weights SEED"),
+        (None, _) => unreachable!("a spec without weights was refused"),
     };
-    let bytes = artifact::write(&args.output, &compiled, Some(&*weights), tokenizer.as_deref(), &|_| Ok(()))?;
+    let progress = |_| match interrupted.load(Ordering::SeqCst) {
+        true => Err(io::Error::from(io::ErrorKind::Interrupted)),
+        false => Ok(()),
+    };
+    let written = artifact::write(&args.output, &compiled, Some(&*weights), tokenizer.as_deref(), &progress);
+    let bytes = match written {
+        Err(ArtifactError::Io { .. }) if interrupted.load(Ordering::SeqCst) => {
+            eprintln!("interrupted: nothing was written");
+            return Ok(ExitCode::from(130));
+        }
+        written => written?,
+    };
     let memory = compiled.report.memory;
     let text = if args.json {
         let value = serde_json::json!({
@@ -178,10 +209,11 @@ fn check(args: &Args) -> Result<()> {
             problems.push(format!("{name} is {beta}; it is at least 0 and below 1"));
         }
     }
-    if args.eps.is_nan() || args.eps <= 0.0 {
-        problems.push(format!("--eps is {}; it is above 0", args.eps));
+    // The step computes in f32.
+    if !(0.0 < args.eps as f32 && (args.eps as f32).is_finite()) {
+        problems.push(format!("--eps is {}; it is above 0, and a number of f32", args.eps));
     }
-    if args.clip.is_nan() || args.clip < 0.0 {
+    if args.clip < 0.0 || !(args.clip as f32).is_finite() {
         problems.push(format!("--clip is {}; it is a norm, or 0 for none", args.clip));
     }
     for (name, size) in [("--sequences", Some(args.sequences)), ("--context", args.context)] {
