@@ -316,9 +316,9 @@ pub enum RuntimeError {
         /// Its newest checkpoint.
         newest: PathBuf,
     },
-    /// A run that lost its checkpoints.
+    /// A new run where another one has been that has no checkpoint.
     #[error(
-        "there was a run, as {} says, and no checkpoint of it is left to go on from; move the file away, or name another directory",
+        "there was a run, as {} says, without a checkpoint now; begin it again with --resume, which forgets what it measured, or name another directory",
         metrics.display()
     )]
     NoCheckpoint {

@@ -97,9 +97,9 @@ pub fn train(
     if let (Some((_, newest)), false) = (&newest, job.resume) {
         return Err(RuntimeError::RunExists { newest: newest.clone() });
     }
-    // A run whose checkpoints are gone has left its measurements.
+    // A run that ended ahead of its first checkpoint, or lost them all, has left its measurements.
     let measured = out.join(METRICS);
-    if newest.is_none() && std::fs::metadata(&measured).is_ok_and(|file| 0 < file.len()) {
+    if newest.is_none() && !job.resume && std::fs::metadata(&measured).is_ok_and(|file| 0 < file.len()) {
         return Err(RuntimeError::NoCheckpoint { metrics: measured });
     }
     let progress = match &newest {

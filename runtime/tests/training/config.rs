@@ -80,9 +80,9 @@ fn all_errors_are_told_at_once() {
             "validation.every: must be at least 1",
             "validation.batches: must be at least 1",
             "shards: there must be one at least",
-            "schedule.stages[0].rate: is (-1, 0), neither may be below 0",
+            "schedule.stages[0].rate: is (-1, 0), neither may be below 0, or more than f32 holds",
             "schedule.stages[1].until: is 0.25, it must be above 0.5 and at most 1",
-            "schedule.stages[1].rate: is (1, inf), neither may be below 0",
+            "schedule.stages[1].rate: is (1, inf), neither may be below 0, or more than f32 holds",
             "schedule.stages[2].until: is 0.75, but the last stage goes on until 1",
             "schedule.warm_up: is 9, but the first stage ends after 0 of 0 steps",
         ]

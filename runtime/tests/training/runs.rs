@@ -439,3 +439,14 @@ fn a_trainer_without_a_better_way_forgets_gradients_and_nothing_else() {
     let nothing = runtime::training::Update { step: 4, rate: 0.0, decay: 0.0, batches: 1 };
     assert_eq!(toy.update(&nothing).unwrap(), 0.0, "there are no gradients");
 }
+
+#[test]
+fn a_run_that_has_measured_something_is_not_begun_over_it() {
+    let setup = Setup::new(8);
+    let metrics = setup.out().join("metrics.jsonl");
+    std::fs::create_dir_all(setup.out()).unwrap();
+    std::fs::write(&metrics, "{\"step\":1}\n").unwrap();
+    let error = run(&setup.job(), &mut Toy::new(), &mut Disk::new()).unwrap_err();
+    assert!(matches!(&error, RuntimeError::NoCheckpoint { metrics: named } if *named == metrics), "{error}");
+    assert_eq!(std::fs::read_to_string(&metrics).unwrap(), "{\"step\":1}\n");
+}
