@@ -8,10 +8,11 @@
 #include "lib/cluster.cuh"
 #endif
 
+extern "C" __global__ void
 #if 1 < CLUSTER
 __cluster_dims__(CLUSTER, 1, 1)
 #endif
-extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const WEIGHT *w, float *out, int n) {
+__launch_bounds__(THREADS) KERNEL(const WEIGHT *w, float *out, int n) {
     wait_for_previous();
     __shared__ double sums[THREADS];
     const int rank = CLUSTER == 1 ? 0 : blockIdx.x, r = CLUSTER == 1 ? blockIdx.x : blockIdx.y;
