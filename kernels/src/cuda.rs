@@ -518,6 +518,11 @@ fn any_dims(_dim: Dims<'_>) -> bool {
     true
 }
 
+/// Rows that a block of few threads is done with soon, so that many are under way.
+fn short_rows_dims(dim: Dims<'_>) -> bool {
+    dim("k") <= 1 << 13
+}
+
 /// Rows of which one is enough for several blocks, and that need not be many to fill a device.
 fn long_rows_dims(dim: Dims<'_>) -> bool {
     1 << 15 <= dim("k") && dim("n") < 1 << 16
@@ -634,6 +639,16 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         [Blocks::Dim("n"), ONE]),
     plain!(mean_abs_bf16_f32__cuda__t1, "mean_abs.cu", [WEIGHT = "bf16", CLUSTER = "1"], MeanAbs, [BF16] => F32, None, 512,
         [Blocks::Dim("n"), ONE]),
+    CudaKernelDesc {
+        takes: short_rows_dims,
+        ..row!(mean_abs_f32_f32__sm80__t1, "mean_abs.cu", [WEIGHT = "float", CLUSTER = "1"], SM_80, ANY, MeanAbs, [F32] => F32, None, 128,
+            Shared::NONE, [Blocks::Dim("n"), ONE, ONE])
+    },
+    CudaKernelDesc {
+        takes: short_rows_dims,
+        ..row!(mean_abs_bf16_f32__sm80__t1, "mean_abs.cu", [WEIGHT = "bf16", CLUSTER = "1"], SM_80, ANY, MeanAbs, [BF16] => F32, None, 128,
+            Shared::NONE, [Blocks::Dim("n"), ONE, ONE])
+    },
     CudaKernelDesc {
         takes: long_rows_dims,
         ..row!(mean_abs_f32_f32__sm90__t1, "mean_abs.cu", [WEIGHT = "float", CLUSTER = "8"], SM_90, ANY, MeanAbs, [F32] => F32, None, 1024,
