@@ -646,6 +646,7 @@ impl<'a> PhaseCtx<'_, 'a> {
                     | Family::RopeAppend
                     | Family::RopeAttention
                     | Family::Sample
+                    | Family::AttentionLse
                     | Family::QueryGradient
                     | Family::CacheGradient
                     | Family::ScatterAdd
