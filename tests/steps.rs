@@ -3,7 +3,7 @@
 use compiler::Target;
 use compiler::autodiff::Keep;
 use compiler::optimiser::AdamW;
-use compiler::training::{Batch as Sequences, Step, StepOptions};
+use compiler::training::{Batch as Sequences, Precision, Step, StepOptions};
 use runtime::training::{Batch, PlanTrainer, Trainer, Update};
 use tritter_tests::fixture::{self, Tensors, random_ids};
 use tritter_tests::session::{self, Build, Model, targets};
@@ -46,6 +46,7 @@ fn five_steps_lead_where_the_reference_goes() {
                     wanted: &|_| true,
                     decays: &|_| true,
                     keep,
+                    precision: Precision::F32,
                     optimiser: AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, clip: None },
                 };
                 let step = Step::new(&built.program, &options).unwrap();
@@ -78,8 +79,12 @@ fn five_steps_lead_where_the_reference_goes() {
     }
 }
 
-/// A step of a shipped spec with real weights, for one sequence.
+/// A step of a shipped spec with real weights in f32, for one sequence.
 fn trainer_of(name: &str, context: usize, target: &Target, keep: Keep) -> PlanTrainer {
+    trainer_in(Precision::F32, name, context, target, keep)
+}
+
+fn trainer_in(precision: Precision, name: &str, context: usize, target: &Target, keep: Keep) -> PlanTrainer {
     let mut model = Model::shipped(name).unwrap();
     model.spec = model.spec.trainable();
     let build = Build::new(context).on(target);
@@ -89,6 +94,7 @@ fn trainer_of(name: &str, context: usize, target: &Target, keep: Keep) -> PlanTr
         wanted: &|_| true,
         decays: &|key| key.ends_with(".weight"),
         keep,
+        precision,
         optimiser: AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, clip: Some(1.0) },
     };
     let step = Step::new(&built.program, &options).unwrap();
@@ -151,6 +157,29 @@ fn recomputed_layers_give_the_same_bits() {
             assert_eq!(step(&mut kept, at), step(&mut recomputed, at), "{target}, step {at}");
         }
         assert!(states(&mut kept) == states(&mut recomputed), "{target}");
+    }
+}
+
+#[test]
+fn products_in_bf16_lead_where_those_in_f32_go() {
+    for target in targets() {
+        for keep in [Keep::Values, Keep::Inputs] {
+            let of = |precision| trainer_in(precision, "tiny", 40, &target, keep);
+            let [mut exact, mut rounded, mut again] = [Precision::F32, Precision::Bf16, Precision::Bf16].map(of);
+            let mut differs = false;
+            for at in 1..=20 {
+                let [exact, rounded, again] = [&mut exact, &mut rounded, &mut again].map(|trainer| step(trainer, at));
+                assert_eq!(rounded, again, "{target}, step {at}: not the same bits twice");
+                differs |= exact != rounded;
+                // The first gradients are the same but for their rounding; a ternary weight that turns earlier or later then tells the two apart, whose
+                // losses still go the same way.
+                let (part, compared) = if at == 1 { (0.01, 3) } else { (0.25, 2) };
+                for (exact, rounded) in exact.into_iter().zip(rounded).take(compared) {
+                    assert!((exact - rounded).abs() <= part * exact, "{target}, step {at}: {rounded}, not {exact}");
+                }
+            }
+            assert!(differs, "{target}: nothing was rounded");
+        }
     }
 }
 

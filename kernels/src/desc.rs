@@ -41,6 +41,7 @@ impl KernelDesc {
             Family::Attention => dim("heads").max(1) as u64,
             Family::TernaryMatmul
             | Family::DenseMatmul
+            | Family::Gemm
             | Family::KvAppend
             | Family::RopeAppend
             | Family::RopeAttention
@@ -65,6 +66,8 @@ pub enum Family {
     TernaryMatmul,
     /// `out[n, m] = x[n, k] . w[m, k]^T`.
     DenseMatmul,
+    /// `out[n, m]`: the product of two matrices, of which each may lie transposed.
+    Gemm,
     /// `out[n, heads, hd]`: softmax of the masked scores times V, over a KV cache.
     Attention,
     /// Writes the keys or the values of new tokens into a KV cache.

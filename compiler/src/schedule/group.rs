@@ -85,6 +85,7 @@ fn is_kernel(op: &Op) -> bool {
             | Op::TernaryMatmulBase3(_)
             | Op::Matmul(_)
             | Op::QuantizedMatmul(_)
+            | Op::Gemm(_)
             | Op::Attention(_)
             | Op::KvAppend(_)
             | Op::Sample(_)

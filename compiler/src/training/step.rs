@@ -9,6 +9,7 @@ use ir::verify::VerifyErrors;
 use ir::{BuildError, Builder, DType, Shape, TensorType, ValueId, Verified, verify};
 
 use super::batch::{self, Batch};
+use super::precision::{self, Precision};
 use super::remake::Remake;
 use super::ternary;
 use crate::autodiff::{self, AutodiffError, Keep, ParamGradient, differentiate, with_cross_entropy};
@@ -31,6 +32,8 @@ pub struct StepOptions<'a> {
     pub decays: &'a dyn Fn(&str) -> bool,
     /// What layers leave for the backward pass.
     pub keep: Keep,
+    /// What dense products are computed in.
+    pub precision: Precision,
     /// How parameters change.
     pub optimiser: AdamW,
 }
@@ -87,7 +90,10 @@ impl Step {
     ///
     /// If its caches are of another size than the batch, or a wanted parameter has no gradient.
     pub fn new(program: &Verified<Program>, options: &StepOptions<'_>) -> Result<Self, StepError> {
-        let loss = batch::whole(&with_cross_entropy(program, 0)?, options.batch)?;
+        let mut loss = batch::whole(&with_cross_entropy(program, 0)?, options.batch)?;
+        if options.precision == Precision::Bf16 {
+            loss = precision::in_bf16(&loss)?;
+        }
         let wanted = autodiff::Options { loss: 0, wanted: options.wanted, keep: options.keep };
         let differentiated = differentiate(&loss, &wanted)?;
         let parameters = differentiated.gradients;
