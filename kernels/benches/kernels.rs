@@ -183,9 +183,7 @@ fn points(desc: &'static KernelDesc) -> Vec<Point> {
         | Family::QueryGradient
         | Family::CacheGradient
         | Family::ScatterAdd
-        | Family::MeanAbs => {
-            Vec::new()
-        }
+        | Family::MeanAbs => Vec::new(),
         Family::Sample => [("greedy", [0.0, 0.0, 1.0, 0.0]), ("top-k 40, top-p 0.9", [0.8, 40.0, 0.9, 0.0])]
             .into_iter()
             .map(|(what, settings)| Point {
