@@ -16,8 +16,10 @@ pub fn arg_bytes(desc: &KernelDesc, name: &str, dim: &dyn Fn(&str) -> i64, seque
     match (desc.family, name) {
         (Family::TernaryMatmul | Family::DenseMatmul, "x") => product(&[size("n"), row(input(0), size("k"))]),
         (Family::TernaryMatmul | Family::DenseMatmul, "out") => product(&[Some(4), size("n"), size("m")]),
-        (Family::TernaryMatmul, "scale") => product(&[Some(4), size("m")]),
-        (Family::TernaryMatmul, "w") => {
+        (Family::TernaryMatmulTransposed, "x") => product(&[Some(4), size("n"), size("m")]),
+        (Family::TernaryMatmulTransposed, "out") => product(&[Some(4), size("n"), size("k")]),
+        (Family::TernaryMatmul | Family::TernaryMatmulTransposed, "scale") => product(&[Some(4), size("m")]),
+        (Family::TernaryMatmul | Family::TernaryMatmulTransposed, "w") => {
             let (m, k, layout) = (size("m")?, size("k")?, desc.layout?);
             // Padding included; and no product of the layout's formula may wrap.
             m.checked_add(16)?.checked_mul(k.checked_add(20)?)?;

@@ -46,6 +46,7 @@ fn kv_appends_conform() {
 fn gradients_conform() {
     conform(Family::QueryGradient, training::gradients);
     conform(Family::CacheGradient, training::gradients);
+    conform(Family::TernaryMatmulTransposed, training::transposed);
     conform(Family::ScatterAdd, training::scatters);
     conform(Family::MeanAbs, training::means);
 }

@@ -100,7 +100,8 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
             | Family::QueryGradient
             | Family::CacheGradient
             | Family::ScatterAdd
-            | Family::MeanAbs => {}
+            | Family::MeanAbs
+            | Family::TernaryMatmulTransposed => {}
         }
     }
     Ok(())

@@ -68,6 +68,7 @@ pub(crate) fn cases(desc: &CudaKernelDesc) -> Vec<Case> {
         Family::QueryGradient | Family::CacheGradient => gradients(desc),
         Family::ScatterAdd => scatters(),
         Family::MeanAbs => means(desc),
+        Family::TernaryMatmulTransposed => transposed(),
     }
 }
 
@@ -272,6 +273,24 @@ fn scatters() -> Vec<Case> {
         let out = vec![0xFF; (4 * rows * width) as usize];
         let args = vec![(f32s(&x), 4), (i32s(&ids), 4), (out, 4)];
         cases.push(Case { label: "random", dims: [n, rows, width].map(|dim| dim as i64).to_vec(), args });
+    }
+    cases
+}
+
+fn transposed() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (m, k) in [(1_u64, 1_u64), (15, 17), (128, 128), (331, 129), (300, 640)] {
+        for n in [1_u64, 7, 8, 33] {
+            let mut random = Random::new(n * 1_000_003 + k * 1009 + m);
+            let w: Vec<i8> = (0..m * k).map(|_| random.below(3) as i8 - 1).collect();
+            let args = vec![
+                (f32s(&random.floats(n * m)), 4),
+                (TernaryLayout::Tile16.encode(&w, m, k), 16),
+                (f32s(&random.floats(m)), 4),
+                (vec![0xFF; 4 * (n * k) as usize], 4),
+            ];
+            cases.push(Case { label: "random", dims: [n, k, m].map(|dim| dim as i64).to_vec(), args });
+        }
     }
     cases
 }
