@@ -13,6 +13,7 @@
 
 pub mod count;
 mod batch;
+mod frozen;
 mod remake;
 mod step;
 mod ternary;

@@ -181,7 +181,7 @@ fn traffic(machine: &Machine, phase: Phase, op: &Op, inputs: &[&TensorType], out
 /// How the ternary weights of a matmul are packed.
 pub fn layout_of(op: &Op) -> Option<TernaryLayout> {
     match op {
-        Op::TernaryMatmul(_) => Some(TernaryLayout::Tile16),
+        Op::TernaryMatmul(_) | Op::TernaryMatmulTransposed(_) => Some(TernaryLayout::Tile16),
         Op::TernaryMatmulBase3(_) => Some(TernaryLayout::Tile16Base3),
         _ => None,
     }

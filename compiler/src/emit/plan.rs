@@ -637,7 +637,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             Row::Cuda(desc) => {
                 let launch = cuda::launch(desc, graph, value, &dim)?;
                 let is_early = match desc.family {
-                    Family::TernaryMatmul | Family::DenseMatmul => {
+                    Family::TernaryMatmul | Family::TernaryMatmulTransposed | Family::DenseMatmul => {
                         operands[1..].iter().all(|&operand| schedule.views.is_weight_time(operand))
                     }
                     Family::Attention => self.has_old_caches(schedule, value, places),

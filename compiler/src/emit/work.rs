@@ -16,6 +16,10 @@ pub fn macs(graph: &Graph, value: ValueId) -> Expr {
             let weight = graph.ty(graph.operands(value)[1]);
             Expr::product(graph.ty(value).shape.outer()) * Expr::product(weight.shape.dims())
         }
+        Some(Op::TernaryMatmulTransposed(_)) => {
+            let weight = graph.ty(graph.operands(value)[1]);
+            Expr::product(graph.ty(value).shape.outer()) * Expr::product(weight.shape.dims())
+        }
         Some(Op::Attention(_)) => {
             let q = graph.ty(value);
             Expr::symbol(KEYS) * Expr::product(&q.shape.0[1..]) * Expr::from(2)

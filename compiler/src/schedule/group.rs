@@ -83,6 +83,7 @@ fn is_kernel(op: &Op) -> bool {
         op,
         Op::TernaryMatmul(_)
             | Op::TernaryMatmulBase3(_)
+            | Op::TernaryMatmulTransposed(_)
             | Op::Matmul(_)
             | Op::QuantizedMatmul(_)
             | Op::Attention(_)

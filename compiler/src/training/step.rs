@@ -9,6 +9,7 @@ use ir::verify::VerifyErrors;
 use ir::{BuildError, Builder, DType, Shape, TensorType, ValueId, Verified, verify};
 
 use super::batch::{self, Batch};
+use super::frozen;
 use super::remake::Remake;
 use super::ternary;
 use crate::autodiff::{self, AutodiffError, Keep, ParamGradient, differentiate, with_cross_entropy};
@@ -97,6 +98,7 @@ impl Step {
         for graph in &differentiated.program.graphs {
             let is_entry = graph.name == differentiated.program.entry().name;
             let changing = ternary::spell_out(&with_states(graph, options.wanted)?)?;
+            let changing = frozen::read_packed(&changing)?;
             gradients.push(if is_entry { accumulating(&changing, &parameters)? } else { changing });
         }
         let mut changes = update.graphs.clone();
