@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod evaluate;
 pub mod file;
+mod joined;
 pub mod random;
 mod share;
 
@@ -19,6 +20,7 @@ use ir::plan::ALIGNMENT;
 use ir::{DType, Program, TensorType, ValueId};
 
 pub use checkpoint::Checkpoint;
+pub use joined::JoinedWeights;
 pub use random::RandomWeights;
 pub(crate) use share::Wanted;
 

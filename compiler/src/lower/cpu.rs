@@ -102,7 +102,9 @@ pub(crate) fn wanted(graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>
         _ => (Family::DenseMatmul, Vec::new(), DType::F32),
     };
     let tokens = match op {
-        Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::TernaryMatmulTransposed(_) | Op::Matmul(_) => rows(graph.ty(operands[0]), tokens),
+        Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::TernaryMatmulTransposed(_) | Op::Matmul(_) => {
+            rows(graph.ty(operands[0]), tokens)
+        }
         _ => tokens.clone(),
     };
     Wanted { family, inputs, output, layout: cost::layout_of(op), tokens }
@@ -156,10 +158,9 @@ pub fn dim(graph: &Graph, value: ValueId, name: &str, x_stride: i64) -> Option<E
             | Op::QuantizedMatmul(_),
             "n",
         ) => Some(Expr::product(graph.ty(operands[0]).shape.outer())),
-        (
-            Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::TernaryMatmulTransposed(_) | Op::Matmul(_),
-            "k",
-        ) => Some(size(1, 1)),
+        (Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::TernaryMatmulTransposed(_) | Op::Matmul(_), "k") => {
+            Some(size(1, 1))
+        }
         // The weights may be cut into groups; the activations never are.
         (Op::QuantizedMatmul(_), "k") => graph.ty(operands[0]).shape.last().map(Expr::from),
         (Op::QuantizedMatmul(_), "group") => graph.ty(operands[1]).shape.last().map(Expr::from),

@@ -11,6 +11,7 @@ mod diff;
 mod emit;
 mod explain;
 mod fit;
+mod lora;
 mod matrix;
 mod memory;
 mod model;

@@ -43,7 +43,8 @@ pub(crate) unsafe fn matmul(args: *const *mut u8, dims: *const i64, begin: i64, 
             let mut sums = [[0.0_f32; BLOCK]; TOKENS];
             for block in 0..m.div_ceil(BLOCK) {
                 // SAFETY: there is a tile for each block of rows and of columns; they are bytes.
-                let tile = unsafe { decode(&w.add((block * tiles + unit) * TILE_BYTES).cast::<[u8; TILE_BYTES]>().read()) };
+                let tile =
+                    unsafe { decode(&w.add((block * tiles + unit) * TILE_BYTES).cast::<[u8; TILE_BYTES]>().read()) };
                 for (at, values) in tile.iter().enumerate().take(m - block * BLOCK) {
                     let row = block * BLOCK + at;
                     for (token, sums) in sums.iter_mut().enumerate().take(tokens) {
