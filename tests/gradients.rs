@@ -190,6 +190,7 @@ fn gradients_are_those_of_finite_differences() {
         "quantized_matmul",
         "ternary_matmul_base3",
         "ternary_matmul_transposed",
+        "unpack_in_call",
         "kv_rows",
         "attention_gradient",
         "scatter_add",

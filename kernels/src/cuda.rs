@@ -579,6 +579,8 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         [Blocks::CeilDiv("m", 16), Blocks::Dim("n")]),
     plain!(ternary_matmul_transposed_f32xt2_f32__cuda__c128t8, "plain/ternary_transposed.cu", [], TernaryMatmulTransposed, [F32, T2] => F32, Some(Tile16),
         128, [Blocks::CeilDiv("k", 128), Blocks::CeilDiv("n", 8)]),
+    plain!(unpack_t2_bf16__cuda__r16, "plain/unpack.cu", [], Unpack, [T2] => BF16, Some(Tile16), 256,
+        [Blocks::CeilDiv("k", 256), Blocks::CeilDiv("n", 16)]),
     plain!(dense_matmul_f32xf32_f32__cuda__r4, "plain/dense_float.cu", [WEIGHT = "float"], DenseMatmul, [F32, F32] => F32, None, 128,
         [Blocks::CeilDiv("m", 4), Blocks::Dim("n")]),
     plain!(dense_matmul_f32xbf16_f32__cuda__r4, "plain/dense_float.cu", [WEIGHT = "bf16"], DenseMatmul, [F32, BF16] => F32, None, 128,

@@ -41,6 +41,7 @@ impl KernelDesc {
             Family::Attention => dim("heads").max(1) as u64,
             Family::TernaryMatmul
             | Family::TernaryMatmulTransposed
+            | Family::Unpack
             | Family::DenseMatmul
             | Family::KvAppend
             | Family::RopeAppend
@@ -65,6 +66,8 @@ pub enum Family {
     TernaryMatmul,
     /// `out[n, k] = (x[n, m] * scale[m]) . w[m, k]` with ternary `w`: what flows back through [`Family::TernaryMatmul`].
     TernaryMatmulTransposed,
+    /// `out[m, k]`: ternary values in half precision.
+    Unpack,
     /// `out[n, m] = x[n, k] . w[m, k]^T`.
     DenseMatmul,
     /// `out[n, heads, hd]`: softmax of the masked scores times V, over a KV cache.

@@ -187,6 +187,19 @@ pub fn layout_of(op: &Op) -> Option<TernaryLayout> {
     }
 }
 
+/// Which operand of an op are packed ternary weights, and how they are packed.
+pub fn packed_operand(op: &Op) -> Option<(usize, TernaryLayout)> {
+    match op {
+        Op::UnpackInCall(_) => Some((0, TernaryLayout::Tile16)),
+        op => layout_of(op).map(|layout| (1, layout)),
+    }
+}
+
+/// The packing of an operand, if it is such weights.
+pub fn packing_of(op: &Op, position: usize) -> Option<TernaryLayout> {
+    packed_operand(op).filter(|(packed, _)| *packed == position).map(|(_, layout)| layout)
+}
+
 /// Bytes of ternary weights, without those that fill the last tiles: a choice for large matrices, which small ones should not turn.
 fn packed_bytes(layout: TernaryLayout, ty: &TensorType) -> u64 {
     let weights: u64 = ty.shape.dims().iter().map(|dim| dim.as_const().unwrap_or(0)).product();

@@ -86,6 +86,7 @@ pub(crate) fn wanted(graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>
             (Family::TernaryMatmul, vec![dtype(0), DType::T2], DType::F32)
         }
         Op::TernaryMatmulTransposed(_) => (Family::TernaryMatmulTransposed, vec![dtype(0), DType::T2], DType::F32),
+        Op::UnpackInCall(_) => (Family::Unpack, vec![DType::T2], DType::BF16),
         // Weights in half precision are widened when they are packed.
         Op::Matmul(_) => (Family::DenseMatmul, vec![DType::F32, stored_dtype(dtype(1))], DType::F32),
         Op::QuantizedMatmul(_) => (Family::DenseMatmul, vec![dtype(0), dtype(1)], DType::F32),
@@ -107,7 +108,7 @@ pub(crate) fn wanted(graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>
         }
         _ => tokens.clone(),
     };
-    Wanted { family, inputs, output, layout: cost::layout_of(op), tokens }
+    Wanted { family, inputs, output, layout: cost::packed_operand(op).map(|(_, layout)| layout), tokens }
 }
 
 /// The error that no row fits.
@@ -172,6 +173,8 @@ pub fn dim(graph: &Graph, value: ValueId, name: &str, x_stride: i64) -> Option<E
             | Op::QuantizedMatmul(_),
             "m",
         ) => Some(size(1, 0)),
+        (Op::UnpackInCall(_), "k") => Some(size(0, 1)),
+        (Op::UnpackInCall(_), "n") => Some(size(0, 0)),
         (Op::Attention(_), "n") => Some(size(0, 0)),
         (Op::Attention(_), "heads") => Some(size(0, 1)),
         (Op::Attention(_), "hd") => Some(size(0, 2)),

@@ -318,6 +318,7 @@ impl Ctx<'_, '_> {
             | Op::Sample(_)
             | Op::Attention(_)
             | Op::TernaryMatmulTransposed(_)
+            | Op::UnpackInCall(_)
             | Op::AttentionGradient(_)
             | Op::ScatterAdd(_)
             | Op::Scan(_)

@@ -84,6 +84,7 @@ fn is_kernel(op: &Op) -> bool {
         Op::TernaryMatmul(_)
             | Op::TernaryMatmulBase3(_)
             | Op::TernaryMatmulTransposed(_)
+            | Op::UnpackInCall(_)
             | Op::Matmul(_)
             | Op::QuantizedMatmul(_)
             | Op::Attention(_)

@@ -135,6 +135,21 @@ pub(crate) fn transposed(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
     }
 }
 
+pub(crate) fn unpacked(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
+    let layout = desc.layout.unwrap();
+    for (m, k) in [(1, 1), (15, 16), (16, 15), (17, 33), (48, 64), (331, 45), (64, 200)] {
+        let w = Random::new(m * 31 + k).ternary(m * k);
+        let values = w.iter().map(|&value| bf16::from_f32(f32::from(value)));
+        check(Case {
+            label: "random".to_owned(),
+            dims: vec![m as i64, k as i64],
+            inputs: vec![Buffer::bytes(layout.encode(&w, m as u64, k as u64))],
+            output: Buffer { bytes: vec![0xFF; 2 * m * k], align: 2 },
+            expected: Expected::Bytes(values.flat_map(bf16::to_le_bytes).collect()),
+        });
+    }
+}
+
 pub(crate) fn means(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
     for (n, k) in [(0_usize, 3_usize), (1, 1), (1, 100_003), (3, 511), (40, 513)] {
         for least in [0.0_f32, 1e-5, 3.0] {

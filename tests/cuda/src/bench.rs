@@ -101,7 +101,8 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
             | Family::CacheGradient
             | Family::ScatterAdd
             | Family::MeanAbs
-            | Family::TernaryMatmulTransposed => {}
+            | Family::TernaryMatmulTransposed
+            | Family::Unpack => {}
         }
     }
     Ok(())

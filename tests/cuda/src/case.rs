@@ -69,6 +69,7 @@ pub(crate) fn cases(desc: &CudaKernelDesc) -> Vec<Case> {
         Family::ScatterAdd => scatters(),
         Family::MeanAbs => means(desc),
         Family::TernaryMatmulTransposed => transposed(),
+        Family::Unpack => unpacked(),
     }
 }
 
@@ -293,6 +294,17 @@ fn transposed() -> Vec<Case> {
         }
     }
     cases
+}
+
+fn unpacked() -> Vec<Case> {
+    let sizes = [(1_u64, 1_u64), (15, 17), (128, 128), (331, 129), (40, 264), (300, 640)];
+    let case = |(m, k): (u64, u64)| {
+        let mut random = Random::new(k * 1009 + m);
+        let w: Vec<i8> = (0..m * k).map(|_| random.below(3) as i8 - 1).collect();
+        let args = vec![(TernaryLayout::Tile16.encode(&w, m, k), 16), (vec![0xFF; 2 * (m * k) as usize], 16)];
+        Case { label: "random", dims: [m, k].map(|dim| dim as i64).to_vec(), args }
+    };
+    sizes.map(case).into()
 }
 
 fn means(desc: &CudaKernelDesc) -> Vec<Case> {

@@ -44,8 +44,8 @@ impl Emitter<'_> {
                     }
                 };
                 for (position, value) in read.into_iter().enumerate() {
-                    let reader = graph.op(group.values[0]).filter(|_| group.kind == Kind::Kernel && position == 1);
-                    let layout = reader.and_then(cost::layout_of);
+                    let reader = graph.op(group.values[0]).filter(|_| group.kind == Kind::Kernel);
+                    let layout = reader.and_then(|op| cost::packing_of(op, position));
                     want(value, StoredTensor { dtype: cpu::stored_dtype_of(graph, value), layout });
                 }
             }
