@@ -16,7 +16,7 @@ use compiler::autodiff::Keep;
 use compiler::emit::nvrtc::Search;
 use compiler::optimiser::AdamW;
 use compiler::schedule::Residency;
-use compiler::training::{Batch as Sequences, Step, StepOptions};
+use compiler::training::{Batch as Sequences, Precision, Step, StepOptions};
 use compiler::weights::{RandomWeights, SourceTensor, WeightError, WeightSource};
 use compiler::{Options, Target, artifact, compile, compile_step, rewrite};
 use ir::plan::Budget;
@@ -137,6 +137,7 @@ fn compile_training(spec: &Spec, context: u32, directory: &Path) -> Result<PlanT
             wanted: &|_| true,
             decays: &is_matrix,
             keep: Keep::Values,
+            precision: Precision::F32,
             optimiser: AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, clip: Some(1.0) },
         },
     )?;

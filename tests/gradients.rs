@@ -188,6 +188,7 @@ fn gradients_are_those_of_finite_differences() {
         "dequantize",
         "rms_norm_quantize",
         "quantized_matmul",
+        "gemm",
         "ternary_matmul_base3",
         "ternary_matmul_transposed",
         "unpack_in_call",

@@ -14,9 +14,11 @@
 pub mod count;
 mod batch;
 mod frozen;
+mod precision;
 mod remake;
 mod step;
 mod ternary;
 
 pub use batch::Batch;
+pub use precision::Precision;
 pub use step::{ACCUMULATE, Facts, START, Step, StepError, StepOptions};

@@ -446,7 +446,7 @@ ops! {
     elementwise: Add Sub Mul Div Minimum Maximum Less Select Neg Abs Exp Log Sqrt Rsqrt Sin Cos Round Relu Relu2 Sigmoid Silu Cast Relu2Mul;
     reduce: Sum Mean Max Argmax Softmax SumTo;
     movement: Reshape Permute Slice Concat Broadcast;
-    matmul: Matmul QuantizedMatmul;
+    matmul: Matmul QuantizedMatmul Gemm;
     ternary: Ternarise TernaryScale RowThreshold Unpack UnpackInCall Quantize QuantizeGroups Dequantize TernaryMatmul TernaryMatmulBase3 TernaryMatmulTransposed;
     norm: RmsNorm LayerNorm RmsNormQuantize AddRmsNorm AddLayerNorm;
     attention: Rope KvAppend KvRows Attention AttentionGradient;

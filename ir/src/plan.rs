@@ -33,7 +33,7 @@ pub use training::Training;
 pub use tuning::{KernelRate, Tuning, TuningError, TuningErrors};
 
 /// The version of the artifact format that this build writes and reads.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// Every buffer starts at a multiple of this many bytes: a cache line, and the widest vector.
 pub const ALIGNMENT: u64 = 64;
@@ -288,6 +288,8 @@ pub enum Code {
         /// Whether it waits itself for the kernels before it, and so may be started before they are done.
         waits: bool,
     },
+    /// A product that cuBLASLt computes, which is loaded where it runs. Its last argument is memory to work in.
+    CublasLt,
 }
 
 /// The steps for calls of some range of tokens.

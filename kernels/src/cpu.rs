@@ -26,6 +26,7 @@ mod generic {
     pub(crate) mod dense_q4;
     pub(crate) mod dense_q8;
     pub(crate) mod exp;
+    pub(crate) mod gemm;
     pub(crate) mod kv_append;
     pub(crate) mod mean_abs;
     pub(crate) mod sample;

@@ -29,6 +29,7 @@
 //! `--fmad=false`; where the order has an `fma`, they call `fmaf`.
 
 pub mod accuracy;
+pub mod library;
 mod unpack_parcel;
 
 use std::fmt;

@@ -43,6 +43,7 @@ impl KernelDesc {
             | Family::TernaryMatmulTransposed
             | Family::Unpack
             | Family::DenseMatmul
+            | Family::Gemm
             | Family::KvAppend
             | Family::RopeAppend
             | Family::RopeAttention
@@ -70,6 +71,8 @@ pub enum Family {
     Unpack,
     /// `out[n, m] = x[n, k] . w[m, k]^T`.
     DenseMatmul,
+    /// `out[n, m]`: the product of two matrices, of which each may lie transposed.
+    Gemm,
     /// `out[n, heads, hd]`: softmax of the masked scores times V, over a KV cache.
     Attention,
     /// Writes the keys or the values of new tokens into a KV cache.

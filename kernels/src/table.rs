@@ -53,6 +53,14 @@ static GROUPED_MATMUL: Signature = Signature {
     grid: Grid::CeilDiv("m", 4),
 };
 
+/// `x`, `w`: bf16; `out`: f32 `[n, m]`. `form` is the position in [`ir::op::matmul::Form::ALL`], which says how `x` and `w` lie; `k` is what is
+/// contracted.
+static GEMM: Signature = Signature {
+    args: &[read("x"), read("w"), write("out")],
+    dims: &["n", "k", "m", "form"],
+    grid: Grid::CeilDiv("n", 16),
+};
+
 /// `q`: f32 `[n, heads, hd]`; `k`, `v`: caches `[seqs, kv_heads, ctx, hd]`; `seq`, `pos`: i32 `[n]`; `span`: i32 `[n, 2]`, first and
 /// reach; `out`: f32 `[n, heads, hd]`. `scale_bits` are the bits of the f32 that scores are multiplied by.
 static ATTENTION: Signature = Signature {
@@ -163,6 +171,7 @@ pub(crate) const fn signature(family: Family, inputs: &[DType]) -> &'static Sign
         (Family::Unpack, _) => &UNPACK,
         (Family::DenseMatmul, [_, Q4]) => &GROUPED_MATMUL,
         (Family::DenseMatmul, _) => &DENSE_MATMUL,
+        (Family::Gemm, _) => &GEMM,
         (Family::Attention, _) => &ATTENTION,
         (Family::KvAppend, _) => &KV_APPEND,
         (Family::RopeAppend, _) => &ROPE_APPEND,
@@ -278,6 +287,7 @@ pub static TABLE: &[KernelDesc] = &[
     row!(scalar::kv_append_f32_q8__scalar__t1, Scalar, KvAppend, [F32] => Q8, None, ANY),
     row!(scalar::kv_append_f32_q4__scalar__t1, Scalar, KvAppend, [F32] => Q4, None, ANY),
     row!(scalar::sample_f32_i32__scalar__t1, Scalar, Sample, [F32] => I32, None, ANY),
+    row!(scalar::gemm_bf16xbf16_f32__scalar__r16, Scalar, Gemm, [BF16, BF16] => F32, None, ANY),
     row!(scalar::query_gradient_f32xf32_f32__scalar__t1, Scalar, QueryGradient, [F32, F32] => F32, None, ANY),
     row!(avx2::query_gradient_f32xf32_f32__avx2__t1, Avx2, QueryGradient, [F32, F32] => F32, None, ANY),
     row!(avx512_vnni::query_gradient_f32xf32_f32__avx512vnni__t1, Avx512Vnni, QueryGradient, [F32, F32] => F32, None, ANY),
@@ -322,6 +332,7 @@ mod tests {
                 Family::TernaryMatmulTransposed => "ternary_matmul_transposed",
                 Family::Unpack => "unpack",
                 Family::DenseMatmul => "dense_matmul",
+                Family::Gemm => "gemm",
                 Family::Attention => "attention",
                 Family::KvAppend => "kv_append",
                 Family::RopeAppend => "rope_append",

@@ -55,6 +55,16 @@ pub enum RuntimeError {
         /// What is missing.
         reason: String,
     },
+    /// NVIDIA's library of dense products is nowhere.
+    #[error(
+        "cuBLASLt, which computes dense products in bf16, was not found. Set CUDA_HOME to an installed toolkit or to the folder that has it, put it \
+         where the loader looks, or compile with --precision f32. Tried:{}",
+        .tried.iter().map(|(path, problem)| format!("\n  {}: {problem}", path.display())).collect::<String>()
+    )]
+    NoCublas {
+        /// Every file that was tried, and what was wrong with it.
+        tried: Vec<(PathBuf, String)>,
+    },
     /// A GPU, or its driver, failed.
     #[error("CUDA failed in {call}{}: {reason}", step.as_ref().map_or(String::new(), |step| format!(" at `{step}`")))]
     Cuda {
@@ -579,6 +589,17 @@ fn lines<T: std::fmt::Display>(problems: &[T]) -> String {
 }
 
 impl RuntimeError {
+    /// The same with the step that it happened at, if it is one of the device's that names none yet.
+    #[must_use]
+    pub fn at(self, step: &str) -> Self {
+        match self {
+            RuntimeError::Cuda { call, reason, step: None } => {
+                RuntimeError::Cuda { call, reason, step: Some(step.to_owned()) }
+            }
+            error => error,
+        }
+    }
+
     /// Wraps what the system said about a path.
     pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> RuntimeError {
         let path = path.into();

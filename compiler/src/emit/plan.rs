@@ -21,7 +21,8 @@ use ir::plan::{
     Step, SymbolBound, Training, VERSION, manifest,
 };
 use ir::{Dim, Graph, Op, Program, TensorType, ValueId};
-use kernels::{CudaKernelDesc, Family, Signature, Specialised};
+use kernels::cuda::library::{CUBLASLT_GEMM, LibraryKernel};
+use kernels::{CudaKernelDesc, Family, KernelDesc, Signature, Specialised};
 
 use crate::egraph::cost;
 use crate::emit::cuda_c::{self, fused::Fused};
@@ -444,6 +445,7 @@ impl<'a> Emitter<'a> {
     fn row(&self, graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>) -> Result<Row, NoKernel> {
         Ok(match self.options.hardware {
             Hardware::Cpu { isa, .. } => Row::Cpu(cpu::choose(graph, value, tokens, isa)?),
+            Hardware::Cuda(_) if matches!(graph.op(value), Some(Op::Gemm(_))) => Row::Library(&CUBLASLT_GEMM),
             Hardware::Cuda(sm) => Row::Cuda(cuda::choose(graph, value, tokens, sm)?),
         })
     }
@@ -482,8 +484,9 @@ impl<'a> Emitter<'a> {
 /// A row of one of the tables.
 #[derive(Clone, Copy)]
 enum Row {
-    Cpu(&'static kernels::KernelDesc),
-    Cuda(&'static kernels::CudaKernelDesc),
+    Cpu(&'static KernelDesc),
+    Cuda(&'static CudaKernelDesc),
+    Library(&'static LibraryKernel),
 }
 
 impl Row {
@@ -491,6 +494,7 @@ impl Row {
         match self {
             Row::Cpu(desc) => desc.signature,
             Row::Cuda(desc) => desc.signature,
+            Row::Library(library) => library.desc().signature,
         }
     }
 
@@ -499,6 +503,7 @@ impl Row {
         match self {
             Row::Cpu(desc) => (desc.family, desc.inputs, desc.layout),
             Row::Cuda(desc) => (desc.family, desc.inputs, desc.layout),
+            Row::Library(library) => (library.desc().family, library.desc().inputs, library.desc().layout),
         }
     }
 }
@@ -586,19 +591,26 @@ impl<'a> PhaseCtx<'_, 'a> {
             return Ok(place.clone());
         }
         let bytes = self.emitter.bytes(graph, value, *self.tokens.end())?;
+        let buffer = self.scratch(format!("{}.{}", graph.name, graph.label(value)), bytes);
+        let place = Place { buffer, offset: Expr::from(0) };
+        places.insert(value, place.clone());
+        Ok(place)
+    }
+
+    /// A buffer for this phase alone.
+    fn scratch(&mut self, name: String, bytes: u64) -> BufferId {
         let buffer = BufferId::new(self.emitter.plan.buffers.len());
+        let role = Role::Scratch(self.index);
         self.emitter.plan.buffers.push(Buffer {
-            name: format!("{}.{}", graph.name, graph.label(value)),
-            role: Role::Scratch(self.index),
+            name,
+            role,
             offset: 0,
             bytes,
             rounds: 1,
             stride: 0,
             is_ternary: false,
         });
-        let place = Place { buffer, offset: Expr::from(0) };
-        places.insert(value, place.clone());
-        Ok(place)
+        buffer
     }
 
     fn table_call(
@@ -621,17 +633,23 @@ impl<'a> PhaseCtx<'_, 'a> {
             true => self.place(schedule, operands[0], places),
             false => self.output(graph, value, places)?,
         });
-        let args = args(signature, places_in_order);
+        let mut args = args(signature, places_in_order);
+        if let Row::Library(library) = row {
+            let label = format!("{}.{}.workspace", graph.name, graph.label(value));
+            let buffer = self.scratch(label, library.workspace_bytes);
+            args.push(Arg { access: Access::Write, buffer, offset: Expr::from(0) });
+        }
         let x_stride = if is_append { schedule.views.resolve(operands[1]).strides[0] } else { 0 };
         let dim = |name: &str| cpu::dim(graph, value, name, x_stride).expect("every dim of a signature has a value");
         let (kernel, grid, dims) = match row {
-            Row::Cpu(desc) => {
+            Row::Cpu(KernelDesc { name, .. }) | Row::Library(LibraryKernel { name, .. }) => {
+                let code = if matches!(row, Row::Library(_)) { Code::CublasLt } else { Code::Table };
                 let grid = match signature.grid {
                     kernels::Grid::CeilDiv(name, size) => dim(name).div_ceil(size),
                     kernels::Grid::Product(left, right) => dim(left) * dim(right),
                     kernels::Grid::One(name) => dim(name),
                 };
-                let kernel = self.emitter.table_kernel(desc.name.to_owned(), Code::Table);
+                let kernel = self.emitter.table_kernel((*name).to_owned(), code);
                 (kernel, Grid::from(grid), signature.dims.iter().map(|name| dim(name)).collect())
             }
             Row::Cuda(desc) => {
@@ -645,6 +663,7 @@ impl<'a> PhaseCtx<'_, 'a> {
                     Family::KvAppend
                     | Family::RopeAppend
                     | Family::RopeAttention
+                    | Family::Gemm
                     | Family::Sample
                     | Family::QueryGradient
                     | Family::CacheGradient

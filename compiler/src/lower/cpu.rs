@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 
 use ir::op::attention::Operand;
+use ir::op::matmul::Form;
 use ir::packing::{ABSMAX_FLOOR, TernaryLayout};
 use ir::plan::Expr;
 use ir::{DType, Graph, Op, Shape, TensorType, ValueId};
@@ -90,6 +91,7 @@ pub(crate) fn wanted(graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>
         // Weights in half precision are widened when they are packed.
         Op::Matmul(_) => (Family::DenseMatmul, vec![DType::F32, stored_dtype(dtype(1))], DType::F32),
         Op::QuantizedMatmul(_) => (Family::DenseMatmul, vec![dtype(0), dtype(1)], DType::F32),
+        Op::Gemm(_) => (Family::Gemm, vec![dtype(0), dtype(1)], DType::F32),
         Op::Attention(_) => (Family::Attention, vec![DType::F32, dtype(1), dtype(2)], DType::F32),
         Op::KvAppend(_) => (Family::KvAppend, vec![DType::F32], dtype(0)),
         Op::Sample(_) => (Family::Sample, vec![DType::F32], DType::I32),
@@ -175,6 +177,10 @@ pub fn dim(graph: &Graph, value: ValueId, name: &str, x_stride: i64) -> Option<E
         ) => Some(size(1, 0)),
         (Op::UnpackInCall(_), "k") => Some(size(0, 1)),
         (Op::UnpackInCall(_), "n") => Some(size(0, 0)),
+        (Op::Gemm(gemm), "n") => Some(size(0, 1 - gemm.form.contracted().0)),
+        (Op::Gemm(gemm), "k") => Some(size(0, gemm.form.contracted().0)),
+        (Op::Gemm(gemm), "m") => Some(size(1, 1 - gemm.form.contracted().1)),
+        (Op::Gemm(gemm), "form") => constant(Form::ALL.iter().position(|form| *form == gemm.form)? as u64),
         (Op::Attention(_), "n") => Some(size(0, 0)),
         (Op::Attention(_), "heads") => Some(size(0, 1)),
         (Op::Attention(_), "hd") => Some(size(0, 2)),

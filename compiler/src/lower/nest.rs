@@ -308,6 +308,7 @@ impl Ctx<'_, '_> {
             | Op::Concat(_)
             | Op::Matmul(_)
             | Op::QuantizedMatmul(_)
+            | Op::Gemm(_)
             | Op::QuantizeGroups(_)
             | Op::TernaryMatmul(_)
             | Op::TernaryMatmulBase3(_)

@@ -87,6 +87,7 @@ fn is_kernel(op: &Op) -> bool {
             | Op::UnpackInCall(_)
             | Op::Matmul(_)
             | Op::QuantizedMatmul(_)
+            | Op::Gemm(_)
             | Op::Attention(_)
             | Op::KvAppend(_)
             | Op::Sample(_)

@@ -6,20 +6,28 @@
 //! matmul(dy, transpose(unpack(w) / s))          =  ternary_matmul_transposed(dy, w, 1 / s)
 //! ```
 //!
+//! In bf16 the product is one of matrices in half precision, for which the weights are unpacked in the call, exactly, one matrix at a time:
+//!
+//! ```text
+//! ternary_matmul_transposed(dy, w, s)           ~  gemm(cast(dy * s, bf16), unpack_in_call(w), form=@nn)
+//! ```
+//!
 //! The forward product is left as it is: it becomes that of inference by the same rules.
 
 use ir::graph::Graph;
-use ir::op::elementwise::Div;
+use ir::op::elementwise::{Cast, Div, Mul};
+use ir::op::matmul::{Form, Gemm};
 use ir::op::movement::{Broadcast, Reshape};
-use ir::op::ternary::TernaryMatmulTransposed;
+use ir::op::ternary::{TernaryMatmulTransposed, UnpackInCall};
 use ir::vjp::scalar;
-use ir::{BuildError, Builder, Op, Shape, ValueId};
+use ir::{BuildError, Builder, DType, Op, Shape, ValueId};
 
+use super::precision::Precision;
 use super::remake::Remake;
 use crate::schedule::Views;
 
 /// A graph in which products with transposed frozen weights read them packed.
-pub(super) fn read_packed(graph: &Graph) -> Result<Graph, BuildError> {
+pub(super) fn read_packed(graph: &Graph, precision: Precision) -> Result<Graph, BuildError> {
     let views = Views::new(graph);
     let remake = Remake::new(graph, |remake, id| match transposed(graph, &views, id) {
         Some(Transposed { dy, w, scale }) => {
@@ -35,7 +43,13 @@ pub(super) fn read_packed(graph: &Graph) -> Result<Graph, BuildError> {
                 _ => given,
             };
             let scales = for_each_row(b, given, rows)?;
-            Ok(Some(b.op(TernaryMatmulTransposed {}, &[dy, packed, scales])?))
+            if precision == Precision::F32 || b.ty(dy).shape.rank() != 2 {
+                return Ok(Some(b.op(TernaryMatmulTransposed {}, &[dy, packed, scales])?));
+            }
+            let scaled = b.op(Mul {}, &[dy, scales])?;
+            let half = b.op(Cast { to: DType::BF16 }, &[scaled])?;
+            let unpacked = b.op(UnpackInCall {}, &[packed])?;
+            Ok(Some(b.op(Gemm { form: Form::Nn }, &[half, unpacked])?))
         }
         None => Ok::<_, BuildError>(None),
     })?;

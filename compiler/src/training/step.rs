@@ -10,6 +10,7 @@ use ir::{BuildError, Builder, DType, Shape, TensorType, ValueId, Verified, verif
 
 use super::batch::{self, Batch};
 use super::frozen;
+use super::precision::{self, Precision};
 use super::remake::Remake;
 use super::ternary;
 use crate::autodiff::{self, AutodiffError, Keep, ParamGradient, differentiate, with_cross_entropy};
@@ -32,6 +33,8 @@ pub struct StepOptions<'a> {
     pub decays: &'a dyn Fn(&str) -> bool,
     /// What layers leave for the backward pass.
     pub keep: Keep,
+    /// What dense products are computed in.
+    pub precision: Precision,
     /// How parameters change.
     pub optimiser: AdamW,
 }
@@ -88,7 +91,10 @@ impl Step {
     ///
     /// If its caches are of another size than the batch, or a wanted parameter has no gradient.
     pub fn new(program: &Verified<Program>, options: &StepOptions<'_>) -> Result<Self, StepError> {
-        let loss = batch::whole(&with_cross_entropy(program, 0)?, options.batch)?;
+        let mut loss = batch::whole(&with_cross_entropy(program, 0)?, options.batch)?;
+        if options.precision == Precision::Bf16 {
+            loss = precision::in_bf16(&loss, options.wanted)?;
+        }
         let wanted = autodiff::Options { loss: 0, wanted: options.wanted, keep: options.keep };
         let differentiated = differentiate(&loss, &wanted)?;
         let parameters = differentiated.gradients;
@@ -98,7 +104,7 @@ impl Step {
         for graph in &differentiated.program.graphs {
             let is_entry = graph.name == differentiated.program.entry().name;
             let changing = ternary::spell_out(&with_states(graph, options.wanted)?)?;
-            let changing = frozen::read_packed(&changing)?;
+            let changing = frozen::read_packed(&changing, options.precision)?;
             gradients.push(if is_entry { accumulating(&changing, &parameters)? } else { changing });
         }
         let mut changes = update.graphs.clone();

@@ -1,11 +1,14 @@
 //! Dense linear algebra.
 
+use std::sync::Arc;
+
 use crate::builder::Builder;
 use crate::dtype::DType;
 use crate::graph::ValueId;
+use crate::op::elementwise::Cast;
 use crate::op::movement::Reshape;
 use crate::op::ternary::Dequantize;
-use crate::op::{Concrete, OpDef, OpParts, TypeError, arity, expect_f32, expect_matrix, op};
+use crate::op::{Attr, AttrValue, Concrete, OpDef, OpParts, TypeError, arity, expect_f32, expect_matrix, op};
 use crate::reference::Tensor;
 use crate::shape::{Shape, TensorType};
 use crate::vjp::{Gradient, Gradients, VjpError, as_matrix, transpose};
@@ -91,6 +94,105 @@ impl OpDef for QuantizedMatmul {
         if stored != matrix {
             dw = b.op(Reshape { shape: stored }, &[dw])?;
         }
+        Ok([Gradient::Of(dx), Gradient::Of(dw)].into_iter().collect())
+    }
+}
+
+/// How the operands of [`Gemm`] lie, as BLAS calls it: `n` as they are multiplied, `t` transposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Form {
+    /// `x` is `[n, k]` and `w` is `[m, k]`, as weights are stored.
+    Nt,
+    /// `x` is `[n, k]` and `w` is `[k, m]`.
+    Nn,
+    /// `x` is `[k, n]` and `w` is `[k, m]`.
+    Tn,
+}
+
+impl Form {
+    /// All of them, by their numbers in the dims of kernels.
+    pub const ALL: [Form; 3] = [Form::Nt, Form::Nn, Form::Tn];
+
+    /// The name in the text form.
+    pub fn name(self) -> &'static str {
+        match self {
+            Form::Nt => "nt",
+            Form::Nn => "nn",
+            Form::Tn => "tn",
+        }
+    }
+
+    /// The axis of `x` that is contracted, and that of `w`.
+    pub fn contracted(self) -> (usize, usize) {
+        match self {
+            Form::Nt => (1, 1),
+            Form::Nn => (1, 0),
+            Form::Tn => (0, 0),
+        }
+    }
+}
+
+impl AttrValue for Form {
+    const KIND: &'static str = "@nt, @nn or @tn";
+    fn to_attr(&self) -> Attr {
+        Attr::Name(Arc::from(self.name()))
+    }
+    fn from_attr(attr: &Attr) -> Option<Self> {
+        match attr {
+            Attr::Name(name) => Self::ALL.into_iter().find(|form| form.name() == &**name),
+            _ => None,
+        }
+    }
+}
+
+op! {
+    /// `out[i, j] = sum_p x[i, p] * w[j, p]` of two matrices in half precision, each of which may lie transposed: see [`Form`].
+    ///
+    /// Both are bf16; the result is f32 `[n, m]`. The products are exact and their sum is one of f32, in an order that is the target's: on CPUs
+    /// ascending, each step a fused multiply-add; on GPUs that of the library that computes it.
+    Gemm = "gemm" (x, w) {
+        /// How the operands lie.
+        form: Form,
+    }
+}
+
+impl OpDef for Gemm {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
+        let [x, w] = arity(inputs)?;
+        for (name, matrix) in [("x", x), ("w", w)] {
+            if matrix.dtype != DType::BF16 {
+                return Err(TypeError::DType { input: name, expected: "bf16", found: matrix.dtype });
+            }
+            expect_matrix(name, matrix)?;
+        }
+        let (of_x, of_w) = self.form.contracted();
+        if x.shape.0[of_x] != w.shape.0[of_w] {
+            return Err(TypeError::mismatch("the contracted dimensions of `x` and `w`", &x.shape, &w.shape));
+        }
+        let (n, m) = (x.shape.0[1 - of_x].clone(), w.shape.0[1 - of_w].clone());
+        Ok(TensorType::new(DType::F32, Shape::new([n, m])))
+    }
+
+    fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
+        let [x, w] = inputs else { unreachable!("the arity was checked") };
+        let (of_x, of_w) = self.form.contracted();
+        let at = |matrix: &Tensor, axis: usize, p: usize, other: usize| {
+            matrix.at(&if axis == 0 { [p, other] } else { [other, p] })
+        };
+        let k = x.dims()[of_x];
+        Tensor::from_fn(out, |ij| (0..k).map(|p| at(x, of_x, p, ij[0]) * at(w, of_w, p, ij[1])).sum())
+    }
+
+    /// Three forms are closed under differentiation; what comes back is rounded to bf16, too.
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let (x, w) = (inputs[0], inputs[1]);
+        let dy = b.op(Cast { to: DType::BF16 }, &[dy])?;
+        let mut gemm = |form: Form, x: ValueId, w: ValueId| b.op(Gemm { form }, &[x, w]);
+        let (dx, dw) = match self.form {
+            Form::Nt => (gemm(Form::Nn, dy, w)?, gemm(Form::Tn, dy, x)?),
+            Form::Nn => (gemm(Form::Nt, dy, w)?, gemm(Form::Tn, x, dy)?),
+            Form::Tn => (gemm(Form::Nt, w, dy)?, gemm(Form::Nn, x, dy)?),
+        };
         Ok([Gradient::Of(dx), Gradient::Of(dw)].into_iter().collect())
     }
 }

@@ -4,6 +4,7 @@ use half::bf16;
 use ir::DType;
 use ir::op::attention::{AttentionGradient, Operand};
 use ir::op::gather::ScatterAdd;
+use ir::op::matmul::{Form, Gemm};
 use ir::op::{Concrete, OpDef, Real};
 use ir::reference::Tensor;
 use ir::{Shape, mask::Mask};
@@ -85,6 +86,35 @@ fn gradient(desc: &KernelDesc, [n, heads, kv_heads, hd, ctx]: [usize; 5], mask: 
         ],
         output: Buffer::f32(&vec![f32::NAN; result.data.len()]),
         expected: near(&result, 1e-5),
+    }
+}
+
+pub(crate) fn products(_: &KernelDesc, check: &mut dyn FnMut(Case)) {
+    for (n, k, m) in [(0, 3, 4), (1, 1, 1), (5, 17, 3), (16, 64, 33), (37, 100, 20), (3, 0, 2)] {
+        for (at, form) in Form::ALL.into_iter().enumerate() {
+            let mut random = Random::new(n + k + at);
+            let mut half =
+                |count: usize| -> Vec<bf16> { random.floats(count).into_iter().map(bf16::from_f32).collect() };
+            let (x, w) = (half(n * k), half(k * m));
+            let wide = |values: &[bf16], dims: [usize; 2]| {
+                Tensor::of(DType::BF16, &dims, values.iter().map(|value| value.to_f64()))
+            };
+            let buffer = |values: &[bf16]| Buffer {
+                bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+                align: 2,
+            };
+            let out = Concrete { dtype: DType::F32, dims: vec![n, m] };
+            let x_dims = if form == Form::Tn { [k, n] } else { [n, k] };
+            let w_dims = if form == Form::Nt { [m, k] } else { [k, m] };
+            let result = Gemm { form }.reference(&[&wide(&x, x_dims), &wide(&w, w_dims)], &out);
+            check(Case {
+                label: format!("{form:?}"),
+                dims: [n, k, m, at].map(|size| size as i64).to_vec(),
+                inputs: vec![buffer(&x), buffer(&w)],
+                output: Buffer::f32(&vec![f32::NAN; n * m]),
+                expected: near(&result, 1e-6),
+            });
+        }
     }
 }
 

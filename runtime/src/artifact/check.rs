@@ -7,6 +7,7 @@ use ir::DType;
 use ir::entity::Id;
 use ir::plan::{self, Access, Arg, Buffer, Call, Expr, Io, Phase, Plan, ROUND, Role, Step};
 use kernels::cuda::PER_CALL;
+use kernels::cuda::library::{CUBLASLT_GEMM, LibraryKernel};
 use kernels::{Arch, Isa, KernelDesc, Requires, Sm, extent, find_cuda};
 use safetensors::SafeTensors;
 
@@ -187,7 +188,7 @@ pub(super) fn kernels(
 ) {
     let is_gpu = plan.target.starts_with(CUDA);
     for (index, kernel) in plan.kernels.iter().enumerate() {
-        if is_gpu != matches!(kernel.code, plan::Code::Cuda { .. }) {
+        if is_gpu != matches!(kernel.code, plan::Code::Cuda { .. } | plan::Code::CublasLt) {
             problems.push(ArtifactProblem::Foreign { kernel: kernel.name.clone() });
             continue;
         }
@@ -195,6 +196,12 @@ pub(super) fn kernels(
             plan::Code::Cuda { file, .. } => {
                 if !has_file(file) {
                     problems.push(ArtifactProblem::NoCubin { kernel: kernel.name.clone(), file: file.clone() });
+                }
+            }
+            plan::Code::CublasLt => {
+                if kernel.name != CUBLASLT_GEMM.name {
+                    let error = kernels::KernelError::Unknown { name: kernel.name.clone() };
+                    problems.push(ArtifactProblem::Kernel(error));
                 }
             }
             plan::Code::Table => {
@@ -226,6 +233,7 @@ pub(super) fn kernels(
                     None => return,
                 },
                 plan::Code::Cuda { entry, .. } => cuda_disagreements(call, entry),
+                plan::Code::CublasLt => library_disagreements(plan, phase, rounds, call, &CUBLASLT_GEMM),
                 plan::Code::Generated { .. } => return,
             };
             for what in found {
@@ -251,6 +259,25 @@ fn cuda_disagreements(call: &Call, entry: &str) -> Vec<String> {
     }
     if call.dims.len() != dims {
         found.push(format!("{} dims instead of {dims}", call.dims.len()));
+    }
+    found
+}
+
+/// How a call differs from what a kernel of a library takes: the arguments of the row that computes the same, and memory to work in.
+fn library_disagreements(
+    plan: &Plan,
+    phase: &Phase,
+    rounds: Option<u32>,
+    call: &Call,
+    library: &LibraryKernel,
+) -> Vec<String> {
+    let mut own = call.clone();
+    let workspace = own.args.pop();
+    let mut found = disagreements(plan, phase, rounds, &own, library.desc());
+    let buffer = workspace.filter(|arg| arg.access != Access::Read).map(|arg| plan.buffer(arg.buffer));
+    let bytes = buffer.filter(|buffer| buffer.role != Role::Weight).map_or(0, |buffer| buffer.bytes);
+    if bytes < library.workspace_bytes {
+        found.push(format!("{bytes} bytes to work in instead of {}", library.workspace_bytes));
     }
     found
 }

@@ -214,7 +214,9 @@ impl CpuDevice {
                     (Ok(_), None) => unreachable!("what was resolved is in the table"),
                     (Err(error), _) => problems.push(ArtifactProblem::Kernel(error)),
                 },
-                plan::Code::Cuda { .. } => problems.push(ArtifactProblem::Foreign { kernel: kernel.name.clone() }),
+                plan::Code::Cuda { .. } | plan::Code::CublasLt => {
+                    problems.push(ArtifactProblem::Foreign { kernel: kernel.name.clone() })
+                }
                 plan::Code::Generated { offset, .. } => {
                     // SAFETY: artifacts are trusted as executables are: the compiler put a function there. The memory outlives its calls,
                     // because programs keep it.

@@ -5,6 +5,7 @@
 //! again. A kernel that waits itself for those before it is started while they still run, which hides the time that a start takes. Only when
 //! times are wanted, or weights are copied beside them, are the launches queued one by one, with events between them.
 
+mod cublas;
 mod driver;
 mod streaming;
 
@@ -14,9 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ir::entity::Id;
+use ir::op::matmul::Form;
 use ir::plan::{Certificate, Code, Plan, Role, placement};
 use kernels::Sm;
 
+use self::cublas::{Cublas, Product, Sizes, alignment};
 use self::driver::{Context, Event, Function, Graph, Launch, Memory, Module, Pinned, Stream};
 use self::streaming::{HostWeights, Streaming};
 use super::{Device, Place, READINGS, Ticket, Work};
@@ -138,10 +141,14 @@ impl MemoryUse {
 
 struct Kernel {
     name: String,
-    function: Function,
-    threads: u32,
-    shared_bytes: u32,
-    waits: bool,
+    code: KernelCode,
+}
+
+enum KernelCode {
+    /// A function of a cubin.
+    Own { function: Function, threads: u32, shared_bytes: u32, waits: bool },
+    /// A dense product of cuBLASLt's.
+    Product(Arc<Cublas>),
 }
 
 /// A list of launches with all addresses resolved.
@@ -154,6 +161,7 @@ pub struct CudaProgram {
 
 enum Step {
     Launch { kernel: usize, launch: Launch },
+    Product { kernel: usize, product: Arc<Product>, places: [u64; 4] },
     Copy { from: u64, to: u64, bytes: u64 },
     Await { piece: usize },
     Release { piece: usize },
@@ -360,14 +368,26 @@ impl CudaDevice {
     fn queue(&self, step: &Step) -> Result<(), RuntimeError> {
         match step {
             Step::Await { .. } | Step::Release { .. } => Ok(()),
-            Step::Launch { kernel, launch } => self.stream.launch(launch).map_err(|error| match error {
-                RuntimeError::Cuda { call, reason, step: None } => {
-                    RuntimeError::Cuda { call, reason, step: Some(self.kernels[*kernel].name.clone()) }
-                }
-                error => error,
-            }),
+            Step::Launch { kernel, launch } => {
+                self.stream.launch(launch).map_err(|error| error.at(&self.kernels[*kernel].name))
+            }
+            Step::Product { kernel, product, places } => {
+                product.queue(*places, &self.stream).map_err(|error| error.at(&self.kernels[*kernel].name))
+            }
             Step::Copy { from, to, bytes } => self.stream.copy(*from, *to, *bytes),
         }
+    }
+
+    /// The sizes and addresses of a dense product, whose arguments the artifact's reader has checked.
+    fn product(&self, args: &[Place], dims: &[i64]) -> (Sizes, [u64; 4]) {
+        let (&[x, w, out, workspace], &[n, k, m, form]) = (args, dims) else {
+            unreachable!("the artifact's reader has counted them")
+        };
+        let places = [x, w, out, workspace].map(|place| self.memory.address(place, 0));
+        let [x, w, out, _] = places.map(alignment);
+        let [n, k, m] = [n, k, m].map(i64::unsigned_abs);
+        let form = Form::ALL[usize::try_from(form).unwrap_or(0).min(Form::ALL.len() - 1)];
+        (Sizes { n, k, m, form, alignments: [x, w, out] }, places)
     }
 
     /// Returns when all that was queued is done.
@@ -421,21 +441,27 @@ fn load_kernels(
     weights: &WeightMap,
 ) -> Result<Vec<Kernel>, RuntimeError> {
     let mut modules: BTreeMap<&str, Arc<Module>> = BTreeMap::new();
+    let mut cublas: Option<Arc<Cublas>> = None;
     let mut kernels = Vec::with_capacity(plan.kernels.len());
     for kernel in &plan.kernels {
         let refuse = |problem| RuntimeError::Artifact { dir: weights.path().into(), problems: vec![problem] };
-        let Code::Cuda { file, entry, threads, shared_bytes, waits } = &kernel.code else {
-            return Err(refuse(ArtifactProblem::Foreign { kernel: kernel.name.clone() }));
+        let name = kernel.name.clone();
+        let (file, entry, threads, shared_bytes, waits) = match &kernel.code {
+            Code::Cuda { file, entry, threads, shared_bytes, waits } => (file, entry, *threads, *shared_bytes, *waits),
+            Code::CublasLt => {
+                let library = match &cublas {
+                    Some(library) => Arc::clone(library),
+                    None => Arc::clone(cublas.insert(Arc::new(Cublas::new(context)?))),
+                };
+                kernels.push(Kernel { name, code: KernelCode::Product(library) });
+                continue;
+            }
+            Code::Table | Code::Generated { .. } => return Err(refuse(ArtifactProblem::Foreign { kernel: name })),
         };
         let Some(cubin) = cubins.get(file) else {
-            return Err(refuse(ArtifactProblem::NoCubin { kernel: kernel.name.clone(), file: file.clone() }));
+            return Err(refuse(ArtifactProblem::NoCubin { kernel: name, file: file.clone() }));
         };
-        let of_kernel = |error| match error {
-            RuntimeError::Cuda { call, reason, .. } => {
-                RuntimeError::Cuda { call, reason, step: Some(kernel.name.clone()) }
-            }
-            error => error,
-        };
+        let of_kernel = |error: RuntimeError| error.at(&kernel.name);
         let module = match modules.get(file.as_str()) {
             Some(module) => Arc::clone(module),
             None => {
@@ -444,9 +470,8 @@ fn load_kernels(
                 module
             }
         };
-        let function = module.function(entry, *shared_bytes).map_err(of_kernel)?;
-        let (threads, shared_bytes, waits) = (*threads, *shared_bytes, *waits);
-        kernels.push(Kernel { name: kernel.name.clone(), function, threads, shared_bytes, waits });
+        let function = module.function(entry, shared_bytes).map_err(of_kernel)?;
+        kernels.push(Kernel { name, code: KernelCode::Own { function, threads, shared_bytes, waits } });
     }
     Ok(kernels)
 }
@@ -461,10 +486,28 @@ impl Device for CudaDevice {
     fn load(&self, works: &[Work]) -> Result<CudaProgram, RuntimeError> {
         self.context.make_current()?;
         let mut steps = Vec::with_capacity(works.len());
+        let mut products: BTreeMap<Sizes, Arc<Product>> = BTreeMap::new();
         for work in works {
             steps.push(match work {
                 Work::Launch { kernel, grid, args, dims } => {
-                    let Kernel { name, function, threads, shared_bytes, waits } = &self.kernels[kernel.index()];
+                    let Kernel { name, code } = &self.kernels[kernel.index()];
+                    let (function, threads, shared_bytes, waits) = match code {
+                        KernelCode::Own { function, threads, shared_bytes, waits } => {
+                            (function, *threads, *shared_bytes, *waits)
+                        }
+                        KernelCode::Product(library) => {
+                            let (sizes, places) = self.product(args, dims);
+                            let product = match products.get(&sizes) {
+                                Some(product) => Arc::clone(product),
+                                None => {
+                                    let product = Product::new(library, sizes).map_err(|error| error.at(name))?;
+                                    Arc::clone(products.entry(sizes).or_insert(Arc::new(product)))
+                                }
+                            };
+                            steps.push(Step::Product { kernel: kernel.index(), product, places });
+                            continue;
+                        }
+                    };
                     let too_large = |what: String| RuntimeError::Cuda {
                         call: "cuLaunchKernel",
                         reason: format!("{what} is beyond what a launch can have"),
@@ -478,10 +521,10 @@ impl Device for CudaDevice {
                     let launch = Launch {
                         function: function.clone(),
                         grid: blocks,
-                        threads: *threads,
-                        shared_bytes: *shared_bytes,
+                        threads,
+                        shared_bytes,
                         // Only a kernel can be waited for so, and below 9.0 none.
-                        starts_early: *waits
+                        starts_early: waits
                             && self.has_early_start
                             && matches!(steps.last(), Some(Step::Launch { .. })),
                         pointers: args.iter().map(|&place| self.memory.address(place, 0)).collect(),

@@ -96,6 +96,7 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
                 }
             }
             Family::KvAppend
+            | Family::Gemm
             | Family::Sample
             | Family::QueryGradient
             | Family::CacheGradient

@@ -12,7 +12,8 @@ use compiler::artifact::ArtifactError;
 use compiler::autodiff::Keep;
 use compiler::optimiser::AdamW;
 use compiler::report::human_bytes;
-use compiler::training::{Batch, Step, StepOptions};
+use compiler::target::Hardware;
+use compiler::training::{Batch, Precision, Step, StepOptions};
 use compiler::weights::{JoinedWeights, RandomWeights, WeightSource};
 use compiler::{Options, Target, artifact};
 use ir::plan::Budget;
@@ -58,6 +59,10 @@ pub(crate) struct Args {
     /// What a layer leaves for its backward pass: what that reads, or what entered the layer only, from which it is computed again.
     #[arg(long, value_enum, default_value = "values")]
     keep: KeepArg,
+    /// What dense products are computed in: f32, which is the same on all targets, or bf16 with sums in f32, for which a GPU needs cuBLASLt where
+    /// the step runs [default: bf16 for GPUs, f32 for CPUs].
+    #[arg(long, value_name = "f32|bf16")]
+    precision: Option<Precision>,
     #[command(flatten)]
     lora: LoraArgs,
     /// How slowly the mean of gradients moves.
@@ -147,6 +152,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             wanted: &is_wanted,
             decays: &is_matrix,
             keep: if args.keep == KeepArg::Values { Keep::Values } else { Keep::Inputs },
+            precision: args.precision.unwrap_or(match args.target.hardware() {
+                Hardware::Cpu { .. } => Precision::F32,
+                Hardware::Cuda(_) => Precision::Bf16,
+            }),
             optimiser: AdamW { beta1: args.beta1, beta2: args.beta2, eps: args.eps, clip },
         },
     )

@@ -371,6 +371,11 @@ impl Stream {
         Ok(Self { stream, context: Arc::clone(context) })
     }
 
+    /// What a library of NVIDIA's calls it.
+    pub(super) fn handle(&self) -> *mut c_void {
+        self.stream.cast()
+    }
+
     /// Queues a kernel.
     pub(super) fn launch(&self, launch: &Launch) -> Result<(), RuntimeError> {
         let pointers = launch.pointers.iter().map(|pointer| ptr::from_ref(pointer).cast_mut().cast::<c_void>());

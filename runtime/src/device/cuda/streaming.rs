@@ -10,8 +10,8 @@ use ir::entity::Id;
 use ir::plan::placement::Cycle;
 use ir::plan::{Placement, Plan, Segment, Source, Transit, transit};
 
-use super::Kernel;
 use super::driver::{Context, Event, Function, Launch, Memory, Pinned, Stream};
+use super::{Kernel, KernelCode};
 use crate::artifact::WeightMap;
 use crate::device::reader::{self, Reader};
 use crate::error::{ArtifactProblem, RuntimeError};
@@ -208,12 +208,15 @@ impl Unpacking {
         kernel: &Kernel,
         address: &dyn Fn(u64, u64) -> u64,
     ) -> Result<Self, RuntimeError> {
+        let KernelCode::Own { function, threads, .. } = &kernel.code else {
+            unreachable!("the plan was checked to unpack by a function of a cubin")
+        };
         let events = || transit.places.iter().map(|_| Event::new(context)).collect::<Result<Vec<_>, _>>();
         Ok(Self {
             stream: Stream::new(context)?,
-            function: kernel.function.clone(),
+            function: function.clone(),
             blocks: transit.blocks,
-            threads: kernel.threads,
+            threads: *threads,
             places: transit.places.iter().map(|place| address(place.offset, place.bytes)).collect(),
             arrived: events()?,
             free: events()?,

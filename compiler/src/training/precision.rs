@@ -1,0 +1,111 @@
+//! Dense products in bf16: the forward pass of a step before it is differentiated.
+//!
+//! ```text
+//! matmul(x, w)    gemm(cast(x, bf16), cast(w, bf16), form=@nt)
+//! ```
+//!
+//! Products are of bf16 and their sums of f32, as with the mixed precision of Micikevicius et al., 2018; all else stays f32: norms, softmax, the residual
+//! stream, gradients that add up, parameters and their moments. The gradients of [`Gemm`] are of its kind, so the backward pass follows. Because this
+//! comes first, what layers leave for the backward pass is the operands in bf16, half of what they would be.
+
+use std::fmt;
+use std::str::FromStr;
+
+use ir::graph::{Def, Graph, Program};
+use ir::op::elementwise::Cast;
+use ir::op::matmul::{Form, Gemm};
+use ir::op::movement::Reshape;
+use ir::{BuildError, Builder, DType, Op, Shape, ValueId, Verified, verify};
+
+use super::StepError;
+use super::remake::Remake;
+
+/// What dense products are computed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// f32, in the one order that all targets share.
+    #[default]
+    F32,
+    /// bf16 with sums in f32: on tensor cores, where a GPU has them.
+    Bf16,
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Precision; 2] = [Precision::F32, Precision::Bf16];
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|precision| precision.to_string() == text);
+        found.ok_or_else(|| format!("`{text}` is no precision; f32 and bf16 are"))
+    }
+}
+
+/// The program with its dense products in bf16, but for those with ternary parameters that are not trained: these are exact in integers.
+pub(super) fn in_bf16(
+    program: &Verified<Program>,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<Verified<Program>, StepError> {
+    let graphs = program.graphs.iter().map(|graph| of_graph(graph, wanted)).collect::<Result<_, BuildError>>()?;
+    Ok(verify(Program { graphs, ..Program::clone(program) })?)
+}
+
+fn of_graph(graph: &Graph, wanted: &dyn Fn(&str) -> bool) -> Result<Graph, BuildError> {
+    let remake = Remake::new(graph, |remake, id| match (graph.op(id), graph.operands(id)) {
+        (Some(Op::Matmul(_)), &[x, w]) if !is_frozen(graph, w, wanted) => {
+            let (x, w) = (remake.of(x), remake.of(w));
+            product(&mut remake.b, graph.values[id].name.as_deref(), x, w, &graph.ty(id).shape).map(Some)
+        }
+        _ => Ok::<_, BuildError>(None),
+    })?;
+    Ok(remake.finish(graph))
+}
+
+/// Whether weights are ternary and not trained: a parameter that is stored so, or one that is made so as it is stored.
+fn is_frozen(graph: &Graph, w: ValueId, wanted: &dyn Fn(&str) -> bool) -> bool {
+    match (graph.op(w), graph.operands(w)) {
+        (Some(Op::Unpack(_)), &[packed]) => match (graph.op(packed), graph.operands(packed)) {
+            (Some(Op::Ternarise(_)), &[real]) => matches!(&graph.values[real].def, Def::Param { key } if !wanted(key)),
+            (op, _) => op.is_none(),
+        },
+        (Some(Op::Mul(_) | Op::Div(_)), factors) => factors.iter().any(|&factor| is_frozen(graph, factor, wanted)),
+        _ => false,
+    }
+}
+
+fn product(b: &mut Builder, name: Option<&str>, x: ValueId, w: ValueId, shape: &Shape) -> Result<ValueId, BuildError> {
+    let ty = b.ty(x).clone();
+    let is_matrix = ty.shape.dims().len() == 2;
+    let x = match (is_matrix, ty.shape.last(), Shape::product(ty.shape.outer())) {
+        (false, Some(k), (n, symbols)) if symbols.is_empty() => {
+            b.op(Reshape { shape: Shape::new([n.into(), k.clone()]) }, &[x])?
+        }
+        _ => x,
+    };
+    let half = |b: &mut Builder, value: ValueId| match b.ty(value).dtype {
+        DType::BF16 => Ok(value),
+        _ => b.op(Cast { to: DType::BF16 }, &[value]),
+    };
+    let operands = [half(b, x)?, half(b, w)?];
+    let gemm = Gemm { form: Form::Nt };
+    match (is_matrix, name) {
+        (true, Some(name)) => b.named(name, gemm, &operands),
+        (true, None) => b.op(gemm, &operands),
+        (false, _) => {
+            let rows = b.op(gemm, &operands)?;
+            b.op(Reshape { shape: shape.clone() }, &[rows])
+        }
+    }
+}
