@@ -13,6 +13,8 @@
 //! * A batch and a single sequence take turns, step by step at the same position, so both see the same machine.
 //! * The steps are timed in runs of their own, because reading the clock so often costs time. Beside each stands what the compiler predicted.
 
+pub mod training;
+
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -465,7 +467,11 @@ fn share_of(part: f64, whole: f64) -> f64 {
 
 /// The steps of a trace, in the mean of its calls. A prefill whose last call is shorter than the others counts by calls, too.
 fn step_rates(run: &'static str, trace: &Trace) -> Vec<StepRate> {
-    let calls = trace.calls().max(1);
+    step_rates_of(run, trace, trace.calls().max(1))
+}
+
+/// The steps of a trace, in the mean of so many runs.
+fn step_rates_of(run: &'static str, trace: &Trace, calls: u64) -> Vec<StepRate> {
     let total = trace.time().as_secs_f64();
     let rate = |row: &Row| {
         let seconds = row.time.as_secs_f64();

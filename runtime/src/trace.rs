@@ -164,7 +164,7 @@ impl Trace {
 const WAITS: usize = usize::MAX;
 
 fn waits(plan: &Plan, phase: usize) -> Row {
-    let (phase, from) = (plan.phases[phase].name.clone(), "streamed weights".to_owned());
+    let (phase, from) = (name(plan, phase), "streamed weights".to_owned());
     Row { phase, from, kernel: "wait".to_owned(), launches: 0, cost: Cost::default(), time: Duration::ZERO }
 }
 
@@ -174,6 +174,10 @@ fn new_row(plan: &Plan, phase: usize, step: &Step) -> Row {
         Step::Copy { to, .. } => (plan.buffer(to.buffer).name.clone(), "copy".to_owned()),
         Step::Repeat { .. } => unreachable!("flat steps have no repeats"),
     };
-    let phase = plan.phases[phase].name.clone();
-    Row { phase, from, kernel, launches: 0, cost: Cost::default(), time: Duration::ZERO }
+    Row { phase: name(plan, phase), from, kernel, launches: 0, cost: Cost::default(), time: Duration::ZERO }
+}
+
+fn name(plan: &Plan, phase: usize) -> String {
+    let Some(phase) = plan.all_phases().nth(phase) else { unreachable!("the phase was run") };
+    phase.name.clone()
 }

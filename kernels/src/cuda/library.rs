@@ -14,11 +14,12 @@ pub struct LibraryKernel {
     pub workspace_bytes: u64,
 }
 
-/// [`crate::Family::Gemm`] by cuBLASLt, with the workspace that its documentation advises for compute capability 9.0.
+/// [`crate::Family::Gemm`] by cuBLASLt, with the workspace that its documentation advises for compute capability 9.0, and what it
+/// takes to begin that at a multiple of 256 bytes.
 pub static CUBLASLT_GEMM: LibraryKernel = LibraryKernel {
     name: "gemm_bf16xbf16_f32__cublaslt",
     row: "gemm_bf16xbf16_f32__scalar__r16",
-    workspace_bytes: 32 << 20,
+    workspace_bytes: (32 << 20) + 256,
 };
 
 impl LibraryKernel {

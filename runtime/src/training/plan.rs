@@ -11,6 +11,7 @@ use crate::device::any::AnyDevice;
 use crate::error::RuntimeError;
 use crate::executor::{Executor, Sizes};
 use crate::session::{Options, open_device};
+use crate::trace::Trace;
 
 /// A training plan on its device.
 pub struct PlanTrainer {
@@ -19,6 +20,8 @@ pub struct PlanTrainer {
     /// Whether the next batch is the first of its step.
     is_first: bool,
     states: Vec<Place>,
+    /// Where the times of launches go, while that is asked for.
+    trace: Option<Trace>,
 }
 
 /// Where a state lies.
@@ -42,7 +45,7 @@ impl PlanTrainer {
         let betas = training.betas;
         let (plan, device) = open_device(artifact, options)?;
         let states = places(&plan);
-        let mut trainer = Self { executor: Executor::new(plan, device), betas, is_first: true, states };
+        let mut trainer = Self { executor: Executor::new(plan, device), betas, is_first: true, states, trace: None };
         let start = trainer.executor.plan().phases.len();
         trainer.executor.run_phase(start, trainer.sizes(), None)?;
         Ok(trainer)
@@ -51,6 +54,21 @@ impl PlanTrainer {
     /// The plan.
     pub fn plan(&self) -> &Plan {
         self.executor.plan()
+    }
+
+    /// What it runs on.
+    pub fn device(&mut self) -> &mut AnyDevice {
+        self.executor.device()
+    }
+
+    /// From now on every launch is timed by itself, which slows them down.
+    pub fn start_trace(&mut self) {
+        self.trace = Some(Trace::default());
+    }
+
+    /// Ends that, and gives the times.
+    pub fn take_trace(&mut self) -> Option<Trace> {
+        self.trace.take()
     }
 
     fn sizes(&self) -> Sizes {
@@ -126,7 +144,7 @@ impl Trainer for PlanTrainer {
         self.write("span", &batch.span)?;
         self.write("targets", &batch.targets)?;
         self.write("first", &[i32::from(self.is_first)])?;
-        self.executor.run_phase(0, self.sizes(), None)?;
+        self.executor.run_phase(0, self.sizes(), self.trace.as_mut())?;
         self.is_first = false;
         self.read("loss")
     }
@@ -136,7 +154,7 @@ impl Trainer for PlanTrainer {
         let settings = settings(self.betas, step, rate, decay, batches);
         self.write("settings", &settings.map(|setting| setting.to_bits().cast_signed()))?;
         let phase = self.plan().phases.len() + 1;
-        self.executor.run_phase(phase, self.sizes(), None)?;
+        self.executor.run_phase(phase, self.sizes(), self.trace.as_mut())?;
         self.is_first = true;
         self.read("norm")
     }

@@ -6,11 +6,13 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use ir::plan::Certificate;
+use runtime::Session;
 use runtime::bench::{Measurement, Spread, StepRate, Workload, measure};
 use runtime::device::Device;
 use serde_json::json;
 
 mod record;
+mod step;
 
 use crate::ui::{self, ModelArgs, Progress, Unit};
 
@@ -21,6 +23,9 @@ use crate::ui::{self, ModelArgs, Progress, Unit};
 /// before and after it. Rates and shares are medians, the lowest and the highest in brackets, of five repeats; decoding is timed between two
 /// lengths of one generation. The steps are those of the plan, in the mean of the calls that were traced; beside what they took stands what
 /// the compiler predicted for the machine that it assumed.
+///
+/// Of an artifact that tritterc train wrote, whole steps are measured: gradients of one batch of random ids and the update, at a learning rate of
+/// zero. The steps' launches are then timed one by one.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -29,7 +34,8 @@ Examples:
   tritter bench model.tritter --batch 8                          compiled with --sequences 8
   tritter bench model.tritter --weights map                      weights in the pages of their file
   tritter bench model.tritter --depth 32000 --prompt 32          with 32,000 tokens in the caches already
-  tritter bench model.tritter --csv runs.csv                     one more line in a file of runs")]
+  tritter bench model.tritter --csv runs.csv                     one more line in a file of runs
+  tritter bench step --repeats 20                                a step of training, as tritterc train wrote it")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -48,6 +54,9 @@ pub(crate) struct Args {
     /// Tokens that are in the caches before the prompt. They are not computed: the caches hold zeros, which take as long to read.
     #[arg(long, value_name = "N", default_value_t = 0)]
     depth: usize,
+    /// Steps of training that are timed.
+    #[arg(long, value_name = "N", default_value = "10")]
+    repeats: NonZeroUsize,
     /// Append the figures, with the date and what ran, to this file.
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
@@ -57,7 +66,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut session = args.model.open()?;
+    let artifact = args.model.artifact()?;
+    if artifact.plan.training.is_some() {
+        return step::run(args, artifact);
+    }
+    let mut session = Session::new(artifact, &args.model.options())?;
+    ui::listen_for_interrupt()?;
     let chunk = ui::chunk(&session, args.chunk);
     let workload = Workload {
         prompt: args.prompt.get(),

@@ -83,20 +83,27 @@ impl ModelArgs {
 
     /// The same for one of several models.
     pub(crate) fn session(&self) -> Result<Session> {
+        Ok(Session::new(self.artifact()?, &self.options())?)
+    }
+
+    /// The artifact, checked.
+    pub(crate) fn artifact(&self) -> Result<Artifact> {
         let mut progress = Progress::new("checking", Unit::Bytes);
         let device = self.device.map(Device::kind);
-        let artifact = Artifact::open(&self.dir, device, &mut |done, total| progress.set(done, total))?;
-        drop(progress);
-        let options = Options {
+        Ok(Artifact::open(&self.dir, device, &mut |done, total| progress.set(done, total))?)
+    }
+
+    /// How it is to be run.
+    pub(crate) fn options(&self) -> Options {
+        Options {
             threads: self.threads.map(NonZeroUsize::get),
             max_slab_bytes: self.memory_limit.map(|mib| mib.saturating_mul(1 << 20)),
             weights: match self.weights {
                 Weights::Map => WeightPages::Mapped,
                 Weights::Copy => WeightPages::Copied,
             },
-            device,
-        };
-        Ok(Session::new(artifact, &options)?)
+            device: self.device.map(Device::kind),
+        }
     }
 
     /// Where weights are read from, as it is given on the command line.

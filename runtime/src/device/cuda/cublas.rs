@@ -255,6 +255,20 @@ pub(super) struct Sizes {
     pub(super) alignments: [u32; 3],
 }
 
+impl Sizes {
+    /// An error with the sizes of the product that it is of.
+    fn name(self, error: RuntimeError) -> RuntimeError {
+        let Sizes { n, k, m, form, alignments } = self;
+        match error {
+            RuntimeError::Cuda { call, reason, step } => {
+                let of = format!("[{n}, {k}] x [{k}, {m}], {}, at multiples of {alignments:?} bytes", form.name());
+                RuntimeError::Cuda { call, reason: format!("{reason}, for {of}"), step }
+            }
+            error => error,
+        }
+    }
+}
+
 /// What an address is a multiple of, as far as the library cares.
 pub(super) fn alignment(address: u64) -> u32 {
     FULL_ALIGNMENT >> 8_u32.saturating_sub(address.trailing_zeros())
@@ -267,6 +281,7 @@ pub(super) struct Product {
     w: Description,
     out: Description,
     algorithm: Algorithm,
+    sizes: Sizes,
     // Dropped last: the descriptions are its.
     library: Arc<Cublas>,
 }
@@ -312,7 +327,7 @@ impl Product {
             // SAFETY: a place for a handle.
             unsafe { (api.create_preference)(place) }
         })?;
-        let bytes = CUBLASLT_GEMM.workspace_bytes;
+        let bytes = CUBLASLT_GEMM.workspace_bytes - u64::from(FULL_ALIGNMENT);
         // SAFETY: the preference exists, and the attribute is a number of 8 bytes.
         check("cublasLtMatmulPreferenceSetAttribute", unsafe {
             (api.set_preference)(preference.handle, MOST_WORKSPACE, ptr::from_ref(&bytes).cast(), size_of::<u64>())
@@ -339,18 +354,19 @@ impl Product {
                 &raw mut found,
             )
         };
-        check("cublasLtMatmulAlgoGetHeuristic", status)?;
-        check("cublasLtMatmulAlgoGetHeuristic", if found < 1 { 15 } else { best.state })?;
-        Ok(Self { product, x, w, out, algorithm: best.algorithm, library: Arc::clone(library) })
+        check("cublasLtMatmulAlgoGetHeuristic", status).map_err(|error| sizes.name(error))?;
+        check("cublasLtMatmulAlgoGetHeuristic", if found < 1 { 15 } else { best.state })
+            .map_err(|error| sizes.name(error))?;
+        Ok(Self { product, x, w, out, algorithm: best.algorithm, sizes, library: Arc::clone(library) })
     }
 
-    /// Queues `out = x w`, where `workspace` is the address of as much memory as the kernel asks for.
+    /// Queues `out = x w`, where `workspace` is the address of as much memory as the kernel asks for, and of what it takes to begin at a multiple.
     pub(super) fn queue(&self, [x, w, out, workspace]: [u64; 4], stream: &Stream) -> Result<(), RuntimeError> {
         let (one, zero) = (1.0_f32, 0.0_f32);
         let Cublas { api, handle, .. } = &*self.library;
         // SAFETY: the descriptions exist, and were found to fit each other; the memory was found to hold them when the artifact was read. Both factors
         // are read before the call returns.
-        check("cublasLtMatmul", unsafe {
+        let status = unsafe {
             (api.multiply)(
                 *handle,
                 self.product.handle,
@@ -365,10 +381,11 @@ impl Product {
                 out,
                 self.out.handle,
                 &raw const self.algorithm,
-                workspace,
-                CUBLASLT_GEMM.workspace_bytes as usize,
+                workspace.next_multiple_of(u64::from(FULL_ALIGNMENT)),
+                (CUBLASLT_GEMM.workspace_bytes - u64::from(FULL_ALIGNMENT)) as usize,
                 stream.handle(),
             )
-        })
+        };
+        check("cublasLtMatmul", status).map_err(|error| self.sizes.name(error))
     }
 }
