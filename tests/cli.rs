@@ -300,7 +300,14 @@ fn adapters_are_trained_written_and_read() {
     };
     let parameters = train(&["--lora-rank", "2", "--lora-targets", "q,down", "--keep", "inputs"]);
     assert!(0 < parameters);
-    Tritter.succeed(&["shard", concat!(env!("CARGO_MANIFEST_DIR"), "/src"), "-o", &at("data"), "--vocabulary", "bytes"]);
+    Tritter.succeed(&[
+        "shard",
+        concat!(env!("CARGO_MANIFEST_DIR"), "/src"),
+        "-o",
+        &at("data"),
+        "--vocabulary",
+        "bytes",
+    ]);
     let config = r#"(artifact: "step", shards: ["data"], out: "run", seed: 1, steps: 2, batch: 64,
         schedule: (warm_up: 0, stages: [(until: 1.0, rate: (1e-1, 1e-1), decay: (0.0, 0.0))]))"#;
     fs::write(at("run.ron"), config).unwrap();
