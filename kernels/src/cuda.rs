@@ -518,6 +518,11 @@ fn any_dims(_dim: Dims<'_>) -> bool {
     true
 }
 
+/// Rows of which one is enough for several blocks, and that need not be many to fill a device.
+fn long_rows_dims(dim: Dims<'_>) -> bool {
+    1 << 15 <= dim("k") && dim("n") < 1 << 16
+}
+
 /// Head dimensions that tiles of tensor cores divide; records of which pairs are whole units of a copy; and scores that grow with the products.
 fn tensor_attention_dims(dim: Dims<'_>) -> bool {
     let scale = u32::try_from(dim("scale_bits")).map_or(0.0, f32::from_bits);
@@ -628,9 +633,21 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         ..plain!(cache_gradient_f32xf32_f32__cuda__t1, "plain/attention_gradient.cu", [OF_QUERIES = "0"], CacheGradient, [F32, F32] => F32, None, 512,
             [Blocks::Product("seqs", "kv_heads"), ONE])
     },
-    plain!(scatter_add_f32_f32__cuda__t1, "plain/scatter_add.cu", [], ScatterAdd, [F32] => F32, None, 128, [Blocks::Dim("rows"), ONE]),
-    plain!(mean_abs_f32_f32__cuda__t1, "plain/mean_abs.cu", [WEIGHT = "float"], MeanAbs, [F32] => F32, None, 512, [Blocks::Dim("n"), ONE]),
-    plain!(mean_abs_bf16_f32__cuda__t1, "plain/mean_abs.cu", [WEIGHT = "bf16"], MeanAbs, [BF16] => F32, None, 512, [Blocks::Dim("n"), ONE]),
+    plain!(scatter_add_f32_f32__cuda__t1, "plain/scatter_add.cu", [], ScatterAdd, [F32] => F32, None, 256, [Blocks::Dim("rows"), ONE]),
+    plain!(mean_abs_f32_f32__cuda__t1, "mean_abs.cu", [WEIGHT = "float", CLUSTER = "1"], MeanAbs, [F32] => F32, None, 512,
+        [Blocks::Dim("n"), ONE]),
+    plain!(mean_abs_bf16_f32__cuda__t1, "mean_abs.cu", [WEIGHT = "bf16", CLUSTER = "1"], MeanAbs, [BF16] => F32, None, 512,
+        [Blocks::Dim("n"), ONE]),
+    CudaKernelDesc {
+        takes: long_rows_dims,
+        ..row!(mean_abs_f32_f32__sm90__t1, "mean_abs.cu", [WEIGHT = "float", CLUSTER = "8"], SM_90, ANY, MeanAbs, [F32] => F32, None, 1024,
+            Shared::NONE, [Blocks::Count(8), Blocks::Dim("n"), ONE])
+    },
+    CudaKernelDesc {
+        takes: long_rows_dims,
+        ..row!(mean_abs_bf16_f32__sm90__t1, "mean_abs.cu", [WEIGHT = "bf16", CLUSTER = "8"], SM_90, ANY, MeanAbs, [BF16] => F32, None, 1024,
+            Shared::NONE, [Blocks::Count(8), Blocks::Dim("n"), ONE])
+    },
     plain!(sample_f32_i32__cuda__t1, "sample.cu", [CLUSTER = "1"], Sample, [F32] => I32, None, 512, [ONE, Blocks::Dim("n")]),
     row!(sample_f32_i32__sm90__t8, "sample.cu", [CLUSTER = "8"], SM_90, ANY, Sample, [F32] => I32, None, 512, Shared::NONE,
         [Blocks::Count(8), Blocks::Dim("n"), ONE]),
