@@ -18,8 +18,22 @@ __launch_bounds__(THREADS) KERNEL(const WEIGHT *w, float *out, int n) {
     const int rank = CLUSTER == 1 ? 0 : blockIdx.x, r = CLUSTER == 1 ? blockIdx.x : blockIdx.y;
     const WEIGHT *row = w + (size_t)r * K;
     double sum = 0.0;
+    // Several at a time, where rows begin at whole units of them.
+    constexpr int UNIT = 16 / sizeof(WEIGHT);
+    int i = rank * THREADS + threadIdx.x;
+    if (K % UNIT == 0 && (size_t)w % 16 == 0) {
+        struct __align__(16) Unit { WEIGHT values[UNIT]; };
+        const Unit *units = (const Unit *)row;
 #pragma unroll 8
-    for (int i = rank * THREADS + threadIdx.x; i < K; i += CLUSTER * THREADS) sum += fabsf(widen(row[i]));
+        for (; i < K / UNIT; i += CLUSTER * THREADS) {
+            Unit unit = units[i];
+#pragma unroll
+            for (int of_unit = 0; of_unit < UNIT; of_unit++) sum += fabsf(widen(unit.values[of_unit]));
+        }
+    } else {
+#pragma unroll 8
+        for (; i < K; i += CLUSTER * THREADS) sum += fabsf(widen(row[i]));
+    }
     sums[threadIdx.x] = sum;
     for (int width = THREADS / 2; 0 < width; width /= 2) {
         __syncthreads();

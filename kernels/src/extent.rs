@@ -34,7 +34,7 @@ pub fn arg_bytes(desc: &KernelDesc, name: &str, dim: &dyn Fn(&str) -> i64, seque
         (Family::DenseMatmul, "w") => product(&[size("m"), row(input(1), size("k"))]),
         (Family::Gemm, "x") => product(&[Some(2), size("n"), size("k")]),
         (Family::Gemm, "w") => product(&[Some(2), size("k"), size("m")]),
-        (Family::Gemm, "out") => product(&[Some(4), size("n"), size("m")]),
+        (Family::Gemm, "out") => product(&[size("n"), row(Some(desc.output), size("m"))]),
         (Family::Attention, "q" | "out") => product(&[Some(4), size("n"), size("heads"), size("hd")]),
         (Family::Attention, "k") => {
             product(&[Some(sequences), size("ctx"), size("kv_heads"), row(input(1), size("hd"))])

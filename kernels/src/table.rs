@@ -53,7 +53,7 @@ static GROUPED_MATMUL: Signature = Signature {
     grid: Grid::CeilDiv("m", 4),
 };
 
-/// `x`, `w`: bf16; `out`: f32 `[n, m]`. `form` is the position in [`ir::op::matmul::Form::ALL`], which says how `x` and `w` lie; `k` is what is
+/// `x`, `w`: bf16; `out`: f32 or bf16 `[n, m]`. `form` is the position in [`ir::op::matmul::Form::ALL`], which says how `x` and `w` lie; `k` is what is
 /// contracted.
 static GEMM: Signature = Signature {
     args: &[read("x"), read("w"), write("out")],
@@ -288,6 +288,7 @@ pub static TABLE: &[KernelDesc] = &[
     row!(scalar::kv_append_f32_q4__scalar__t1, Scalar, KvAppend, [F32] => Q4, None, ANY),
     row!(scalar::sample_f32_i32__scalar__t1, Scalar, Sample, [F32] => I32, None, ANY),
     row!(scalar::gemm_bf16xbf16_f32__scalar__r16, Scalar, Gemm, [BF16, BF16] => F32, None, ANY),
+    row!(scalar::gemm_bf16xbf16_bf16__scalar__r16, Scalar, Gemm, [BF16, BF16] => BF16, None, ANY),
     row!(scalar::query_gradient_f32xf32_f32__scalar__t1, Scalar, QueryGradient, [F32, F32] => F32, None, ANY),
     row!(avx2::query_gradient_f32xf32_f32__avx2__t1, Avx2, QueryGradient, [F32, F32] => F32, None, ANY),
     row!(avx512_vnni::query_gradient_f32xf32_f32__avx512vnni__t1, Avx512Vnni, QueryGradient, [F32, F32] => F32, None, ANY),

@@ -21,7 +21,7 @@ use ir::plan::{
     Step, SymbolBound, Training, VERSION, manifest,
 };
 use ir::{Dim, Graph, Op, Program, TensorType, ValueId};
-use kernels::cuda::library::{CUBLASLT_GEMM, LibraryKernel};
+use kernels::cuda::library::{CUBLASLT, LibraryKernel};
 use kernels::{CudaKernelDesc, Family, KernelDesc, Signature, Specialised};
 
 use crate::egraph::cost;
@@ -443,10 +443,16 @@ impl<'a> Emitter<'a> {
 
     /// The row of the target's table that computes an op in calls of a range of tokens.
     fn row(&self, graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>) -> Result<Row, NoKernel> {
+        let of_library = || match graph.op(value)? {
+            Op::Gemm(gemm) => CUBLASLT.iter().find(|library| library.desc().output == gemm.to),
+            _ => None,
+        };
         Ok(match self.options.hardware {
             Hardware::Cpu { isa, .. } => Row::Cpu(cpu::choose(graph, value, tokens, isa)?),
-            Hardware::Cuda(_) if matches!(graph.op(value), Some(Op::Gemm(_))) => Row::Library(&CUBLASLT_GEMM),
-            Hardware::Cuda(sm) => Row::Cuda(cuda::choose(graph, value, tokens, sm)?),
+            Hardware::Cuda(sm) => match of_library() {
+                Some(library) => Row::Library(library),
+                None => Row::Cuda(cuda::choose(graph, value, tokens, sm)?),
+            },
         })
     }
 

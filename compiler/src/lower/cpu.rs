@@ -91,7 +91,7 @@ pub(crate) fn wanted(graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>
         // Weights in half precision are widened when they are packed.
         Op::Matmul(_) => (Family::DenseMatmul, vec![DType::F32, stored_dtype(dtype(1))], DType::F32),
         Op::QuantizedMatmul(_) => (Family::DenseMatmul, vec![dtype(0), dtype(1)], DType::F32),
-        Op::Gemm(_) => (Family::Gemm, vec![dtype(0), dtype(1)], DType::F32),
+        Op::Gemm(gemm) => (Family::Gemm, vec![dtype(0), dtype(1)], gemm.to),
         Op::Attention(_) => (Family::Attention, vec![DType::F32, dtype(1), dtype(2)], DType::F32),
         Op::KvAppend(_) => (Family::KvAppend, vec![DType::F32], dtype(0)),
         Op::Sample(_) => (Family::Sample, vec![DType::F32], DType::I32),

@@ -258,7 +258,7 @@ impl Ctx<'_> {
             graph.operands(user).iter().all(|&operand| !is_owned(operand) || self.is_direct(user, operand))
         };
         let fits = self.groups[from].kind == Kind::Nest
-            && self.row_of(from) == self.row_of(into)
+            && self.rows_of(from).is_some_and(|rows| self.rows_of(into) == Some(rows))
             && self.groups[into].values.iter().all(is_of_row)
             && !(0..self.groups.len()).any(is_between);
         if !fits {
@@ -276,11 +276,12 @@ impl Ctx<'_> {
         self.edges = edges.filter(|(on, user)| on != user).collect();
     }
 
-    /// The dimensions of the rows of a nest.
-    fn row_of(&self, group: usize) -> Option<&[Dim]> {
+    /// The dimensions of the rows of a nest, if there are several: what is computed of one row is best given to several at work at the same time.
+    fn rows_of(&self, group: usize) -> Option<&[Dim]> {
         let first = *self.groups[group].values.first()?;
-        let is_row = !self.graph.op(first).is_some_and(is_by_element);
-        is_row.then(|| self.graph.ty(first).shape.outer())
+        let rows = self.graph.ty(first).shape.outer();
+        let is_by_row = !self.graph.op(first).is_some_and(is_by_element);
+        (is_by_row && rows.iter().any(|dim| *dim != Dim::Const(1))).then_some(rows)
     }
 
     /// Whether an operand may be computed in the nest of a value: a row of the value needs the same row of it.

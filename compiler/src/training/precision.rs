@@ -1,11 +1,11 @@
 //! Dense products in bf16: the forward pass of a step before it is differentiated.
 //!
 //! ```text
-//! matmul(x, w)    gemm(cast(x, bf16), cast(w, bf16), form=@nt)
+//! matmul(x, w)    cast(gemm(cast(x, bf16), cast(w, bf16), form=@nt, to=bf16), f32)
 //! ```
 //!
-//! Products are of bf16 and their sums of f32, as with the mixed precision of Micikevicius et al., 2018; all else stays f32: norms, softmax, the residual
-//! stream, gradients that add up, parameters and their moments. The gradients of [`Gemm`] are of its kind, so the backward pass follows. Because this
+//! Products are of bf16, their sums of f32 and their results of bf16, as with the mixed precision of Micikevicius et al., 2018; all else stays f32: norms,
+//! softmax, the residual stream, gradients that add up, parameters and their moments. The gradients of [`Gemm`] are of its kind, so the backward pass follows. Because this
 //! comes first, what layers leave for the backward pass is the operands in bf16, half of what they would be.
 
 use std::fmt;
@@ -99,12 +99,13 @@ fn product(b: &mut Builder, name: Option<&str>, x: ValueId, w: ValueId, shape: &
         _ => b.op(Cast { to: DType::BF16 }, &[value]),
     };
     let operands = [half(b, x)?, half(b, w)?];
-    let gemm = Gemm { form: Form::Nt };
+    let narrow = b.op(Gemm { form: Form::Nt, to: DType::BF16 }, &operands)?;
+    let wide = Cast { to: DType::F32 };
     match (is_matrix, name) {
-        (true, Some(name)) => b.named(name, gemm, &operands),
-        (true, None) => b.op(gemm, &operands),
+        (true, Some(name)) => b.named(name, wide, &[narrow]),
+        (true, None) => b.op(wide, &[narrow]),
         (false, _) => {
-            let rows = b.op(gemm, &operands)?;
+            let rows = b.op(wide, &[narrow])?;
             b.op(Reshape { shape: shape.clone() }, &[rows])
         }
     }

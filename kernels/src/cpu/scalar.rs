@@ -27,7 +27,8 @@ entries! {
     dense_matmul_f32xbf16_f32__scalar__r4 = dense::matmul::<Scalar, bf16, 1, 1>;
     dense_matmul_q8xq8_f32__scalar__r4 = dense_q8::matmul::<Scalar, 4>;
     dense_matmul_q8xq4_f32__scalar__r4 = dense_q4::matmul::<Scalar, 4>;
-    gemm_bf16xbf16_f32__scalar__r16 = gemm::gemm;
+    gemm_bf16xbf16_f32__scalar__r16 = gemm::gemm::<f32>;
+    gemm_bf16xbf16_bf16__scalar__r16 = gemm::gemm::<bf16>;
     attention_f32xf32_f32__scalar__t64 = attention::<Scalar, F32Row, F32Row, 1, 1, false>;
     attention_f32xbf16_f32__scalar__t64 = attention::<Scalar, Bf16Row, Bf16Row, 1, 1, false>;
     attention_f32xq8q4_f32__scalar__t64 = attention::<Scalar, Q8Row, Q4Row, 1, 1, false>;

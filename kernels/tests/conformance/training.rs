@@ -89,12 +89,19 @@ fn gradient(desc: &KernelDesc, [n, heads, kv_heads, hd, ctx]: [usize; 5], mask: 
     }
 }
 
-pub(crate) fn products(_: &KernelDesc, check: &mut dyn FnMut(Case)) {
+pub(crate) fn products(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
     for (n, k, m) in [(0, 3, 4), (1, 1, 1), (5, 17, 3), (16, 64, 33), (37, 100, 20), (3, 0, 2)] {
         for (at, form) in Form::ALL.into_iter().enumerate() {
             let mut random = Random::new(n + k + at);
-            let mut half =
-                |count: usize| -> Vec<bf16> { random.floats(count).into_iter().map(bf16::from_f32).collect() };
+            // Whole numbers have exact sums, which are then rounded once.
+            let whole = |random: &mut Random| random.below(9) as f32 - 4.0;
+            let mut half = |count: usize| -> Vec<bf16> {
+                let values = match desc.output {
+                    DType::BF16 => (0..count).map(|_| whole(&mut random)).collect(),
+                    _ => random.floats(count),
+                };
+                values.into_iter().map(bf16::from_f32).collect()
+            };
             let (x, w) = (half(n * k), half(k * m));
             let wide = |values: &[bf16], dims: [usize; 2]| {
                 Tensor::of(DType::BF16, &dims, values.iter().map(|value| value.to_f64()))
@@ -103,17 +110,20 @@ pub(crate) fn products(_: &KernelDesc, check: &mut dyn FnMut(Case)) {
                 bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
                 align: 2,
             };
-            let out = Concrete { dtype: DType::F32, dims: vec![n, m] };
+            let out = Concrete { dtype: desc.output, dims: vec![n, m] };
             let x_dims = if form == Form::Tn { [k, n] } else { [n, k] };
             let w_dims = if form == Form::Nt { [m, k] } else { [k, m] };
-            let result = Gemm { form }.reference(&[&wide(&x, x_dims), &wide(&w, w_dims)], &out);
-            check(Case {
-                label: format!("{form:?}"),
-                dims: [n, k, m, at].map(|size| size as i64).to_vec(),
-                inputs: vec![buffer(&x), buffer(&w)],
-                output: Buffer::f32(&vec![f32::NAN; n * m]),
-                expected: near(&result, 1e-6),
-            });
+            let gemm = Gemm { form, to: desc.output };
+            let result = gemm.reference(&[&wide(&x, x_dims), &wide(&w, w_dims)], &out);
+            let (output, expected) = match desc.output {
+                DType::BF16 => {
+                    let rounded: Vec<bf16> = result.data.iter().map(|&value| bf16::from_f64(value)).collect();
+                    (buffer(&vec![bf16::NAN; n * m]), Expected::Bytes(buffer(&rounded).bytes))
+                }
+                _ => (Buffer::f32(&vec![f32::NAN; n * m]), near(&result, 1e-6)),
+            };
+            let dims = [n, k, m, at].map(|size| size as i64).to_vec();
+            check(Case { label: format!("{form:?}"), dims, inputs: vec![buffer(&x), buffer(&w)], output, expected });
         }
     }
 }

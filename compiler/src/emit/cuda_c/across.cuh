@@ -3,7 +3,7 @@
 // lane's loads are far ahead of its chain. The result is in every thread of the unit.
 template <class Op, int LEN, int UNITS, class Column> __device__ __forceinline__ typename Op::T fold_across(Column column, u32 *scratch) {
     typedef typename Op::T T;
-    constexpr int WHOLE = LEN / 32, AT_ONCE = WHOLE < 32 ? WHOLE : 32;
+    constexpr int WHOLE = LEN / 32, AT_ONCE = WHOLE < 64 ? WHOLE : 64;
     const int l = threadIdx.x / UNITS;
     T lane = Op::start();
     int i = 0;
