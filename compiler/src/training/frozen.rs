@@ -9,7 +9,7 @@
 //! In bf16 the product is one of matrices in half precision, for which the weights are unpacked in the call, exactly, one matrix at a time:
 //!
 //! ```text
-//! ternary_matmul_transposed(dy, w, s)           ~  gemm(cast(dy * s, bf16), unpack_in_call(w), form=@nn)
+//! ternary_matmul_transposed(dy, w, s)           ~  cast(gemm(cast(dy * s, bf16), unpack_in_call(w), form=@nn, to=bf16), f32)
 //! ```
 //!
 //! The forward product is left as it is: it becomes that of inference by the same rules.
@@ -49,7 +49,8 @@ pub(super) fn read_packed(graph: &Graph, precision: Precision) -> Result<Graph, 
             let scaled = b.op(Mul {}, &[dy, scales])?;
             let half = b.op(Cast { to: DType::BF16 }, &[scaled])?;
             let unpacked = b.op(UnpackInCall {}, &[packed])?;
-            Ok(Some(b.op(Gemm { form: Form::Nn }, &[half, unpacked])?))
+            let narrow = b.op(Gemm { form: Form::Nn, to: DType::BF16 }, &[half, unpacked])?;
+            Ok(Some(b.op(Cast { to: DType::F32 }, &[narrow])?))
         }
         None => Ok::<_, BuildError>(None),
     })?;
