@@ -83,6 +83,8 @@ fn is_kernel(op: &Op) -> bool {
         op,
         Op::TernaryMatmul(_)
             | Op::TernaryMatmulBase3(_)
+            | Op::TernaryMatmulTransposed(_)
+            | Op::UnpackInCall(_)
             | Op::Matmul(_)
             | Op::QuantizedMatmul(_)
             | Op::Gemm(_)

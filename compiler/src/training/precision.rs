@@ -13,7 +13,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use ir::graph::{Graph, Program};
+use ir::graph::{Def, Graph, Program};
 use ir::op::elementwise::Cast;
 use ir::op::matmul::{Form, Gemm};
 use ir::op::movement::Reshape;
@@ -56,14 +56,17 @@ impl FromStr for Precision {
 }
 
 /// The program with its dense products and its attention in bf16, but for those with ternary parameters that are not trained: these are exact in integers.
-pub(super) fn in_bf16(program: &Verified<Program>) -> Result<Verified<Program>, StepError> {
-    let graphs = program.graphs.iter().map(of_graph).collect::<Result<_, BuildError>>()?;
+pub(super) fn in_bf16(
+    program: &Verified<Program>,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<Verified<Program>, StepError> {
+    let graphs = program.graphs.iter().map(|graph| of_graph(graph, wanted)).collect::<Result<_, BuildError>>()?;
     Ok(verify(Program { graphs, ..Program::clone(program) })?)
 }
 
-fn of_graph(graph: &Graph) -> Result<Graph, BuildError> {
+fn of_graph(graph: &Graph, wanted: &dyn Fn(&str) -> bool) -> Result<Graph, BuildError> {
     let remake = Remake::new(graph, |remake, id| match (graph.op(id), graph.operands(id)) {
-        (Some(Op::Matmul(_)), &[x, w]) if !is_packed(graph, w) => {
+        (Some(Op::Matmul(_)), &[x, w]) if !is_frozen(graph, w, wanted) => {
             let (x, w) = (remake.of(x), remake.of(w));
             product(&mut remake.b, graph.values[id].name.as_deref(), x, w, &graph.ty(id).shape).map(Some)
         }
@@ -88,11 +91,14 @@ fn attention(remake: &mut Remake, graph: &Graph, id: ValueId) -> Result<ValueId,
     }
 }
 
-/// Whether weights are unpacked from a parameter that is ternary as it is stored.
-fn is_packed(graph: &Graph, w: ValueId) -> bool {
+/// Whether weights are ternary and not trained: a parameter that is stored so, or one that is made so as it is stored.
+fn is_frozen(graph: &Graph, w: ValueId, wanted: &dyn Fn(&str) -> bool) -> bool {
     match (graph.op(w), graph.operands(w)) {
-        (Some(Op::Unpack(_)), &[packed]) => graph.op(packed).is_none(),
-        (Some(Op::Mul(_)), factors) => factors.iter().any(|&factor| is_packed(graph, factor)),
+        (Some(Op::Unpack(_)), &[packed]) => match (graph.op(packed), graph.operands(packed)) {
+            (Some(Op::Ternarise(_)), &[real]) => matches!(&graph.values[real].def, Def::Param { key } if !wanted(key)),
+            (op, _) => op.is_none(),
+        },
+        (Some(Op::Mul(_) | Op::Div(_)), factors) => factors.iter().any(|&factor| is_frozen(graph, factor, wanted)),
         _ => false,
     }
 }

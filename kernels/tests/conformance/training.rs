@@ -157,6 +157,49 @@ pub(crate) fn scatters(_: &KernelDesc, check: &mut dyn FnMut(Case)) {
     }
 }
 
+pub(crate) fn transposed(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
+    let layout = desc.layout.unwrap();
+    for n in [0, 1, 7, 8, 9, 31] {
+        for (m, k) in [(1, 1), (15, 16), (16, 15), (17, 33), (48, 64), (331, 45), (64, 200)] {
+            let mut random = Random::new(n * 1009 + m * 31 + k);
+            let (x, scale, w) = (random.floats(n * m), random.floats(m), random.ternary(m * k));
+            let mut expected = Vec::new();
+            for token in 0..n {
+                for c in 0..k {
+                    let terms = (0..m).map(|r| (x[token * m + r] * scale[r]) * f32::from(w[r * k + c]));
+                    expected.extend(terms.fold(0.0_f32, |sum, term| sum + term).to_le_bytes());
+                }
+            }
+            check(Case {
+                label: "random".to_owned(),
+                dims: vec![n as i64, k as i64, m as i64],
+                inputs: vec![
+                    Buffer::f32(&x),
+                    Buffer::bytes(layout.encode(&w, m as u64, k as u64)),
+                    Buffer::f32(&scale),
+                ],
+                output: Buffer::unwritten(n * k),
+                expected: Expected::Bytes(expected),
+            });
+        }
+    }
+}
+
+pub(crate) fn unpacked(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
+    let layout = desc.layout.unwrap();
+    for (m, k) in [(1, 1), (15, 16), (16, 15), (17, 33), (48, 64), (331, 45), (64, 200)] {
+        let w = Random::new(m * 31 + k).ternary(m * k);
+        let values = w.iter().map(|&value| bf16::from_f32(f32::from(value)));
+        check(Case {
+            label: "random".to_owned(),
+            dims: vec![m as i64, k as i64],
+            inputs: vec![Buffer::bytes(layout.encode(&w, m as u64, k as u64))],
+            output: Buffer { bytes: vec![0xFF; 2 * m * k], align: 2 },
+            expected: Expected::Bytes(values.flat_map(bf16::to_le_bytes).collect()),
+        });
+    }
+}
+
 pub(crate) fn means(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
     for (n, k) in [(0_usize, 3_usize), (1, 1), (1, 100_003), (3, 511), (40, 513)] {
         for least in [0.0_f32, 1e-5, 3.0] {
