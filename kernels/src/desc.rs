@@ -40,12 +40,15 @@ impl KernelDesc {
             Family::Attention if dim("n") < MANY => (dim("heads") / dim("kv_heads").max(1)).max(1) as u64,
             Family::Attention => dim("heads").max(1) as u64,
             Family::TernaryMatmul
+            | Family::TernaryMatmulTransposed
+            | Family::Unpack
             | Family::DenseMatmul
             | Family::Gemm
             | Family::KvAppend
             | Family::RopeAppend
             | Family::RopeAttention
             | Family::Sample
+            | Family::AttentionLse
             | Family::QueryGradient
             | Family::CacheGradient
             | Family::ScatterAdd
@@ -63,6 +66,10 @@ pub type CpuKernel = unsafe fn(args: *const *mut u8, dims: *const i64, begin: i6
 pub enum Family {
     /// `out[n, m] = (x[n, k] . w[m, k]^T) * scale[m]` with ternary `w`.
     TernaryMatmul,
+    /// `out[n, k] = (x[n, m] * scale[m]) . w[m, k]` with ternary `w`: what flows back through [`Family::TernaryMatmul`].
+    TernaryMatmulTransposed,
+    /// `out[m, k]`: ternary values in half precision.
+    Unpack,
     /// `out[n, m] = x[n, k] . w[m, k]^T`.
     DenseMatmul,
     /// `out[n, m]`: the product of two matrices, of which each may lie transposed.
@@ -77,9 +84,11 @@ pub enum Family {
     RopeAttention,
     /// `out[n]`: an id for each row of logits.
     Sample,
+    /// `out[n, heads]`: the log of the sum of the exponentials of the scores of attention.
+    AttentionLse,
     /// The gradient of attention in its queries.
     QueryGradient,
-    /// The gradient of attention in its keys or its values.
+    /// The gradients of attention in its keys and its values.
     CacheGradient,
     /// Sums of rows by id.
     ScatterAdd,

@@ -16,13 +16,17 @@ pub fn arg_bytes(desc: &KernelDesc, name: &str, dim: &dyn Fn(&str) -> i64, seque
     match (desc.family, name) {
         (Family::TernaryMatmul | Family::DenseMatmul, "x") => product(&[size("n"), row(input(0), size("k"))]),
         (Family::TernaryMatmul | Family::DenseMatmul, "out") => product(&[Some(4), size("n"), size("m")]),
-        (Family::TernaryMatmul, "scale") => product(&[Some(4), size("m")]),
-        (Family::TernaryMatmul, "w") => {
-            let (m, k, layout) = (size("m")?, size("k")?, desc.layout?);
+        (Family::TernaryMatmulTransposed, "x") => product(&[Some(4), size("n"), size("m")]),
+        (Family::TernaryMatmulTransposed, "out") => product(&[Some(4), size("n"), size("k")]),
+        (Family::TernaryMatmul | Family::TernaryMatmulTransposed, "scale") => product(&[Some(4), size("m")]),
+        (Family::TernaryMatmul | Family::TernaryMatmulTransposed | Family::Unpack, "w") => {
+            let rows = if desc.family == Family::Unpack { "n" } else { "m" };
+            let (m, k, layout) = (size(rows)?, size("k")?, desc.layout?);
             // Padding included; and no product of the layout's formula may wrap.
             m.checked_add(16)?.checked_mul(k.checked_add(20)?)?;
             Some(layout.bytes(m, k))
         }
+        (Family::Unpack, "out") => product(&[Some(2), size("n"), size("k")]),
         (Family::DenseMatmul, "w") if input(1) == Some(DType::Q4) => {
             let groups = size("k")?.checked_div(size("group")?)?;
             product(&[size("m"), Some(groups), row(input(1), size("group"))])
@@ -50,15 +54,23 @@ pub fn arg_bytes(desc: &KernelDesc, name: &str, dim: &dyn Fn(&str) -> i64, seque
         (Family::KvAppend, "cache") => {
             product(&[size("seqs"), size("ctx"), size("kv_heads"), row(Some(desc.output), size("hd"))])
         }
-        (Family::QueryGradient | Family::CacheGradient, "q" | "dy") => {
-            product(&[Some(4), size("n"), size("heads"), size("hd")])
+        (Family::AttentionLse | Family::QueryGradient | Family::CacheGradient, "q" | "dy") => {
+            product(&[size("n"), size("heads"), row(input(0), size("hd"))])
+        }
+        (Family::AttentionLse | Family::QueryGradient | Family::CacheGradient, "k" | "v") => {
+            product(&[size("seqs"), size("ctx"), size("kv_heads"), row(input(1), size("hd"))])
+        }
+        (Family::AttentionLse | Family::QueryGradient | Family::CacheGradient, "seq" | "pos") => {
+            product(&[Some(4), size("n")])
+        }
+        (Family::AttentionLse | Family::QueryGradient | Family::CacheGradient, "span") => {
+            product(&[Some(8), size("n")])
+        }
+        (Family::AttentionLse, "out") | (Family::QueryGradient | Family::CacheGradient, "lse" | "delta") => {
+            product(&[Some(4), size("n"), size("heads")])
         }
         (Family::QueryGradient, "out") => product(&[Some(4), size("n"), size("heads"), size("hd")]),
-        (Family::QueryGradient | Family::CacheGradient, "k" | "v") | (Family::CacheGradient, "out") => {
-            product(&[Some(4), size("seqs"), size("ctx"), size("kv_heads"), size("hd")])
-        }
-        (Family::QueryGradient | Family::CacheGradient, "seq" | "pos") => product(&[Some(4), size("n")]),
-        (Family::QueryGradient | Family::CacheGradient, "span") => product(&[Some(8), size("n")]),
+        (Family::CacheGradient, "out") => product(&[Some(8), size("seqs"), size("ctx"), size("kv_heads"), size("hd")]),
         (Family::ScatterAdd, "x") => product(&[Some(4), size("n"), size("width")]),
         (Family::ScatterAdd, "ids") => product(&[Some(4), size("n")]),
         (Family::ScatterAdd, "out") => product(&[Some(4), size("rows"), size("width")]),

@@ -30,6 +30,17 @@ static TERNARY_MATMUL: Signature = Signature {
     grid: Grid::CeilDiv("m", 16),
 };
 
+/// `x`: f32 `[n, m]`; `w`: `[m, k]` in the layout of the row; `scale`: f32 `[m]`; `out`: f32 `[n, k]`.
+static TERNARY_MATMUL_TRANSPOSED: Signature = Signature {
+    args: &[read("x"), read("w"), read("scale"), write("out")],
+    dims: &["n", "k", "m"],
+    grid: Grid::CeilDiv("k", 16),
+};
+
+/// `w`: `[n, k]` in the layout of the row; `out`: bf16 `[n, k]`.
+static UNPACK: Signature =
+    Signature { args: &[read("w"), write("out")], dims: &["n", "k"], grid: Grid::CeilDiv("n", 16) };
+
 /// `x`: f32 `[n, k]` and `w`: f32 or bf16 `[m, k]`, or q8 records of `k` on both sides; `out`: f32 `[n, m]`.
 static DENSE_MATMUL: Signature =
     Signature { args: &[read("x"), read("w"), write("out")], dims: &["n", "k", "m"], grid: Grid::CeilDiv("m", 4) };
@@ -126,20 +137,37 @@ static SAMPLE: Signature = Signature {
     grid: Grid::One("n"),
 };
 
-/// `q`, `dy`: f32 `[n, heads, hd]`; `k`, `v`: f32 `[seqs, kv_heads, ctx, hd]`; `seq`, `pos`, `span` as for attention; `out`: of the shape of `q`. What is
-/// computed is said by [`ir::op::attention::AttentionGradient`].
-static QUERY_GRADIENT: Signature = Signature {
-    args: &[read("q"), read("k"), read("v"), read("seq"), read("pos"), read("span"), read("dy"), write("out")],
+/// `q`: f32 or bf16 `[n, heads, hd]`; `k`: of the same type, `[seqs, kv_heads, ctx, hd]`; `seq`, `pos`, `span` as for attention; `out`: f32 `[n, heads]`.
+/// What is computed is said by [`ir::op::attention::AttentionLse`].
+static ATTENTION_LSE: Signature = Signature {
+    args: &[read("q"), read("k"), read("seq"), read("pos"), read("span"), write("out")],
     dims: &["n", "heads", "kv_heads", "hd", "ctx", "window", "sinks", "scale_bits", "seqs"],
     grid: Grid::Product("n", "heads"),
 };
 
-/// As [`QUERY_GRADIENT`] for the keys, or where `of_values` is not 0 for the values: `out` is of the shape of `k`.
-static CACHE_GRADIENT: Signature = Signature {
-    args: QUERY_GRADIENT.args,
-    dims: &["n", "heads", "kv_heads", "hd", "ctx", "window", "sinks", "scale_bits", "seqs", "of_values"],
-    grid: Grid::Product("seqs", "kv_heads"),
+/// `q`, `dy`: f32 or bf16 `[n, heads, hd]`; `k`, `v`: of the same type, `[seqs, kv_heads, ctx, hd]`; `seq`, `pos`, `span` as for attention; `lse`, `delta`:
+/// f32 `[n, heads]`; `out`: f32 of the shape of `q`. What is computed is said by [`ir::op::attention::AttentionQueryGradient`].
+static QUERY_GRADIENT: Signature = Signature {
+    args: &[
+        read("q"),
+        read("k"),
+        read("v"),
+        read("seq"),
+        read("pos"),
+        read("span"),
+        read("dy"),
+        read("lse"),
+        read("delta"),
+        write("out"),
+    ],
+    dims: ATTENTION_LSE.dims,
+    grid: Grid::Product("n", "heads"),
 };
+
+/// As [`QUERY_GRADIENT`] for the keys and the values: `out` is f32 `[2, seqs, kv_heads, ctx, hd]`. What is computed is said by
+/// [`ir::op::attention::AttentionCacheGradient`].
+static CACHE_GRADIENT: Signature =
+    Signature { args: QUERY_GRADIENT.args, dims: ATTENTION_LSE.dims, grid: Grid::Product("seqs", "kv_heads") };
 
 /// `x`: f32 `[n, width]`; `ids`: i32 `[n]`; `out`: f32 `[rows, width]`, the sums of the rows of each id.
 static SCATTER_ADD: Signature = Signature {
@@ -156,6 +184,8 @@ static MEAN_ABS: Signature =
 pub(crate) const fn signature(family: Family, inputs: &[DType]) -> &'static Signature {
     match (family, inputs) {
         (Family::TernaryMatmul, _) => &TERNARY_MATMUL,
+        (Family::TernaryMatmulTransposed, _) => &TERNARY_MATMUL_TRANSPOSED,
+        (Family::Unpack, _) => &UNPACK,
         (Family::DenseMatmul, [_, Q4]) => &GROUPED_MATMUL,
         (Family::DenseMatmul, _) => &DENSE_MATMUL,
         (Family::Gemm, _) => &GEMM,
@@ -164,6 +194,7 @@ pub(crate) const fn signature(family: Family, inputs: &[DType]) -> &'static Sign
         (Family::RopeAppend, _) => &ROPE_APPEND,
         (Family::RopeAttention, _) => &ROPE_ATTENTION,
         (Family::Sample, _) => &SAMPLE,
+        (Family::AttentionLse, _) => &ATTENTION_LSE,
         (Family::QueryGradient, _) => &QUERY_GRADIENT,
         (Family::CacheGradient, _) => &CACHE_GRADIENT,
         (Family::ScatterAdd, _) => &SCATTER_ADD,
@@ -235,6 +266,8 @@ pub static TABLE: &[KernelDesc] = &[
     row!(avx2::ternary_matmul_f32xt2_f32__avx2__r16, Avx2, TernaryMatmul, [F32, T2] => F32, Some(Tile16), ANY),
     row!(avx512_vnni::ternary_matmul_f32xt2_f32__avx512vnni__r16, Avx512Vnni, TernaryMatmul, [F32, T2] => F32, Some(Tile16), ANY),
     row!(neon::ternary_matmul_f32xt2_f32__neon__r16, Neon, TernaryMatmul, [F32, T2] => F32, Some(Tile16), ANY),
+    row!(scalar::ternary_matmul_transposed_f32xt2_f32__scalar__c16, Scalar, TernaryMatmulTransposed, [F32, T2] => F32, Some(Tile16), ANY),
+    row!(scalar::unpack_t2_bf16__scalar__r16, Scalar, Unpack, [T2] => BF16, Some(Tile16), ANY),
     row!(scalar::dense_matmul_f32xf32_f32__scalar__r4, Scalar, DenseMatmul, [F32, F32] => F32, None, ANY),
     row!(avx2::dense_matmul_f32xf32_f32__avx2__r4, Avx2, DenseMatmul, [F32, F32] => F32, None, ANY),
     row!(avx512_vnni::dense_matmul_f32xf32_f32__avx512vnni__r4, Avx512Vnni, DenseMatmul, [F32, F32] => F32, None, ANY),
@@ -274,14 +307,21 @@ pub static TABLE: &[KernelDesc] = &[
     row!(scalar::sample_f32_i32__scalar__t1, Scalar, Sample, [F32] => I32, None, ANY),
     row!(scalar::gemm_bf16xbf16_f32__scalar__r16, Scalar, Gemm, [BF16, BF16] => F32, None, ANY),
     row!(scalar::gemm_bf16xbf16_bf16__scalar__r16, Scalar, Gemm, [BF16, BF16] => BF16, None, ANY),
+    row!(scalar::attention_lse_f32xf32_f32__scalar__t64, Scalar, AttentionLse, [F32, F32] => F32, None, ANY),
+    row!(avx2::attention_lse_f32xf32_f32__avx2__t64, Avx2, AttentionLse, [F32, F32] => F32, None, ANY),
+    row!(avx512_vnni::attention_lse_f32xf32_f32__avx512vnni__t64, Avx512Vnni, AttentionLse, [F32, F32] => F32, None, ANY),
+    row!(neon::attention_lse_f32xf32_f32__neon__t64, Neon, AttentionLse, [F32, F32] => F32, None, ANY),
+    row!(scalar::attention_lse_bf16xbf16_f32__scalar__t64, Scalar, AttentionLse, [BF16, BF16] => F32, None, ANY),
     row!(scalar::query_gradient_f32xf32_f32__scalar__t1, Scalar, QueryGradient, [F32, F32] => F32, None, ANY),
     row!(avx2::query_gradient_f32xf32_f32__avx2__t1, Avx2, QueryGradient, [F32, F32] => F32, None, ANY),
     row!(avx512_vnni::query_gradient_f32xf32_f32__avx512vnni__t1, Avx512Vnni, QueryGradient, [F32, F32] => F32, None, ANY),
     row!(neon::query_gradient_f32xf32_f32__neon__t1, Neon, QueryGradient, [F32, F32] => F32, None, ANY),
+    row!(scalar::query_gradient_bf16xbf16_f32__scalar__t1, Scalar, QueryGradient, [BF16, BF16] => F32, None, ANY),
     row!(scalar::cache_gradient_f32xf32_f32__scalar__t1, Scalar, CacheGradient, [F32, F32] => F32, None, ANY),
     row!(avx2::cache_gradient_f32xf32_f32__avx2__t1, Avx2, CacheGradient, [F32, F32] => F32, None, ANY),
     row!(avx512_vnni::cache_gradient_f32xf32_f32__avx512vnni__t1, Avx512Vnni, CacheGradient, [F32, F32] => F32, None, ANY),
     row!(neon::cache_gradient_f32xf32_f32__neon__t1, Neon, CacheGradient, [F32, F32] => F32, None, ANY),
+    row!(scalar::cache_gradient_bf16xbf16_f32__scalar__t1, Scalar, CacheGradient, [BF16, BF16] => F32, None, ANY),
     row!(scalar::scatter_add_f32_f32__scalar__r64, Scalar, ScatterAdd, [F32] => F32, None, ANY),
     row!(scalar::mean_abs_f32_f32__scalar__r1, Scalar, MeanAbs, [F32] => F32, None, ANY),
     row!(scalar::mean_abs_bf16_f32__scalar__r1, Scalar, MeanAbs, [BF16] => F32, None, ANY),
@@ -315,6 +355,8 @@ mod tests {
                 Family::TernaryMatmul if *desc.tokens.end() == 1 => "ternary_gemv",
                 Family::TernaryMatmul if desc.inputs[0] == Q8 => "ternary_gemm",
                 Family::TernaryMatmul => "ternary_matmul",
+                Family::TernaryMatmulTransposed => "ternary_matmul_transposed",
+                Family::Unpack => "unpack",
                 Family::DenseMatmul => "dense_matmul",
                 Family::Gemm => "gemm",
                 Family::Attention => "attention",
@@ -322,6 +364,7 @@ mod tests {
                 Family::RopeAppend => "rope_append",
                 Family::RopeAttention => "rope_attention",
                 Family::Sample => "sample",
+                Family::AttentionLse => "attention_lse",
                 Family::QueryGradient => "query_gradient",
                 Family::CacheGradient => "cache_gradient",
                 Family::ScatterAdd => "scatter_add",

@@ -661,7 +661,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             Row::Cuda(desc) => {
                 let launch = cuda::launch(desc, graph, value, &dim)?;
                 let is_early = match desc.family {
-                    Family::TernaryMatmul | Family::DenseMatmul => {
+                    Family::TernaryMatmul | Family::TernaryMatmulTransposed | Family::DenseMatmul => {
                         operands[1..].iter().all(|&operand| schedule.views.is_weight_time(operand))
                     }
                     Family::Attention => self.has_old_caches(schedule, value, places),
@@ -671,8 +671,10 @@ impl<'a> PhaseCtx<'_, 'a> {
                     | Family::RopeAttention
                     | Family::Gemm
                     | Family::Sample
+                    | Family::AttentionLse
                     | Family::QueryGradient
                     | Family::CacheGradient
+                    | Family::Unpack
                     | Family::ScatterAdd
                     | Family::MeanAbs => true,
                 };
@@ -710,7 +712,7 @@ impl<'a> PhaseCtx<'_, 'a> {
     fn operand_place(&self, schedule: &Schedule<'_>, value: ValueId, position: usize, places: &Places) -> Place {
         let graph = schedule.graph;
         let operand = graph.operands(value)[position];
-        let layout = graph.op(value).and_then(cost::layout_of).filter(|_| position == 1);
+        let layout = graph.op(value).and_then(|op| cost::packing_of(op, position));
         let packed = layout.and_then(|layout| {
             let base = schedule.views.resolve(operand).base;
             self.emitter.packed.get(&(self.emitter.index_of(graph), base, layout))
@@ -762,7 +764,7 @@ impl<'a> PhaseCtx<'_, 'a> {
                 Expr::product(&rows[..2]) * Expr::from(row_bytes(ty))
             }
             _ if schedule.views.is_weight_time(operand) => {
-                let layout = graph.op(value).and_then(cost::layout_of).filter(|_| position == 1);
+                let layout = graph.op(value).and_then(|op| cost::packing_of(op, position));
                 let bytes = self.emitter.weights.bytes_of(self.emitter.index_of(graph), operand, layout);
                 Expr::from(bytes.unwrap_or(0))
             }

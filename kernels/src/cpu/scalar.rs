@@ -9,7 +9,7 @@ use crate::cpu::generic::attention::attention;
 use crate::cpu::generic::cache_row::{Bf16Row, F32Row, Q4Row, Q8Row};
 use crate::cpu::generic::{
     attention_gradient, dense, dense_q4, dense_q8, gemm, kv_append, mean_abs, sample, scatter_add, ternary_f32,
-    ternary_q8,
+    ternary_q8, ternary_transposed, unpack,
 };
 use crate::cpu::lanes::{ByteDot, GroupedRow, LANES, Lanes, TernaryDot};
 use crate::math;
@@ -21,6 +21,8 @@ entries! {
     ternary_gemv_q8xt2b3_f32__scalar__r16 = ternary_q8::gemv::<ScalarBase3>;
     ternary_gemm_q8xt2b3_f32__scalar__r16 = ternary_q8::gemm::<ScalarBase3, 1, 4>;
     ternary_matmul_f32xt2_f32__scalar__r16 = ternary_f32::matmul::<Scalar, 2, 1>;
+    ternary_matmul_transposed_f32xt2_f32__scalar__c16 = ternary_transposed::matmul;
+    unpack_t2_bf16__scalar__r16 = unpack::unpack;
     dense_matmul_f32xf32_f32__scalar__r4 = dense::matmul::<Scalar, f32, 1, 1>;
     dense_matmul_f32xbf16_f32__scalar__r4 = dense::matmul::<Scalar, bf16, 1, 1>;
     dense_matmul_q8xq8_f32__scalar__r4 = dense_q8::matmul::<Scalar, 4>;
@@ -36,8 +38,12 @@ entries! {
     kv_append_f32_q8__scalar__t1 = kv_append::append_q8;
     kv_append_f32_q4__scalar__t1 = kv_append::append_q4;
     sample_f32_i32__scalar__t1 = sample::sample;
-    query_gradient_f32xf32_f32__scalar__t1 = attention_gradient::queries;
-    cache_gradient_f32xf32_f32__scalar__t1 = attention_gradient::caches;
+    attention_lse_f32xf32_f32__scalar__t64 = attention_gradient::lse::<f32>;
+    query_gradient_f32xf32_f32__scalar__t1 = attention_gradient::queries::<f32>;
+    cache_gradient_f32xf32_f32__scalar__t1 = attention_gradient::caches::<f32>;
+    attention_lse_bf16xbf16_f32__scalar__t64 = attention_gradient::lse::<bf16>;
+    query_gradient_bf16xbf16_f32__scalar__t1 = attention_gradient::queries::<bf16>;
+    cache_gradient_bf16xbf16_f32__scalar__t1 = attention_gradient::caches::<bf16>;
     scatter_add_f32_f32__scalar__r64 = scatter_add::scatter_add;
     mean_abs_f32_f32__scalar__r1 = mean_abs::of_f32;
     mean_abs_bf16_f32__scalar__r1 = mean_abs::of_bf16;

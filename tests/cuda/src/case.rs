@@ -6,6 +6,8 @@ use ir::packing::{RowFormat, TernaryLayout};
 use kernels::Family;
 use kernels::cuda::{Accuracy, CudaKernelDesc};
 
+use crate::gradient;
+
 /// One call of a kernel.
 pub(crate) struct Case {
     pub(crate) label: &'static str,
@@ -65,19 +67,21 @@ pub(crate) fn cases(desc: &CudaKernelDesc) -> Vec<Case> {
         Family::RopeAppend => rope_appends(desc),
         Family::RopeAttention => rope_attentions(desc),
         Family::Sample => samples(),
-        Family::QueryGradient | Family::CacheGradient => gradients(desc),
+        Family::AttentionLse | Family::QueryGradient | Family::CacheGradient => gradient::cases(desc),
         // A library computes it.
         Family::Gemm => Vec::new(),
         Family::ScatterAdd => scatters(),
         Family::MeanAbs => means(desc),
+        Family::TernaryMatmulTransposed => transposed(),
+        Family::Unpack => unpacked(),
     }
 }
 
-fn f32s(values: &[f32]) -> Vec<u8> {
+pub(crate) fn f32s(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-fn i32s(values: &[i32]) -> Vec<u8> {
+pub(crate) fn i32s(values: &[i32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
@@ -191,6 +195,13 @@ fn attentions(desc: &CudaKernelDesc) -> Vec<Case> {
             cases.push(attention(desc, "bf16 queries", n, sizes));
         }
     }
+    // All positions of both sequences, which meet within a block.
+    for sizes in [[8, 2, 64, 130, 0, 0], [2, 2, 64, 512, 0, 0], [4, 1, 128, 200, 33, 3]] {
+        let n = 2 * sizes[3];
+        if is_bounded && desc.tokens.contains(&n) {
+            cases.push(attention(desc, "batch", n, sizes));
+        }
+    }
     cases
 }
 
@@ -214,6 +225,10 @@ fn attention(
     if label != "random" && n <= ctx {
         seq = (0..n).map(|token| i32::from(n * 2 / 3 <= token)).collect();
         pos = (0..n).map(|token| (ctx - n + token) as i32).collect();
+    }
+    if label == "batch" {
+        seq = (0..n).map(|token| (token / ctx) as i32).collect();
+        pos = (0..n).map(|token| (token % ctx) as i32).collect();
     }
     let mut span = Vec::new();
     for position in &pos {
@@ -240,30 +255,6 @@ fn attention(
     }
 }
 
-fn gradients(desc: &CudaKernelDesc) -> Vec<Case> {
-    let of_values: &[i64] = if desc.family == Family::CacheGradient { &[0, 1] } else { &[-1] };
-    let mut cases = Vec::new();
-    for (n, heads, kv_heads, hd, ctx) in
-        [(1, 1, 1, 8, 1), (7, 4, 2, 15, 9), (33, 6, 1, 64, 40), (130, 4, 4, 40, 130), (64, 2, 2, 128, 600)]
-    {
-        for (window, sinks) in [(0, 0), (5, 2)] {
-            for &of_values in of_values {
-                let mut case = attention(desc, "random", n, [heads, kv_heads, hd, ctx, window, sinks]);
-                let seqs = case.args[1].0.len() as u64 / (4 * ctx * kv_heads * hd);
-                let mut random = Random::new(n + hd);
-                let out = case.args.pop().map(|(out, _)| out.len()).unwrap_or(0);
-                case.args.push((f32s(&random.floats(n * heads * hd)), 4));
-                let of_cache = 4 * seqs * ctx * kv_heads * hd;
-                case.args.push((vec![0xFF; if 0 <= of_values { of_cache as usize } else { out }], 4));
-                case.dims.push(seqs as i64);
-                case.dims.extend((0 <= of_values).then_some(of_values));
-                cases.push(case);
-            }
-        }
-    }
-    cases
-}
-
 fn scatters() -> Vec<Case> {
     let mut cases = Vec::new();
     for (n, rows, width) in [(1_u64, 1_u64, 1_u64), (5, 3, 17), (100, 40, 128), (300, 129, 96), (64, 1000, 200)] {
@@ -276,6 +267,35 @@ fn scatters() -> Vec<Case> {
         cases.push(Case { label: "random", dims: [n, rows, width].map(|dim| dim as i64).to_vec(), args });
     }
     cases
+}
+
+fn transposed() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (m, k) in [(1_u64, 1_u64), (15, 17), (128, 128), (331, 129), (300, 640)] {
+        for n in [1_u64, 7, 8, 33] {
+            let mut random = Random::new(n * 1_000_003 + k * 1009 + m);
+            let w: Vec<i8> = (0..m * k).map(|_| random.below(3) as i8 - 1).collect();
+            let args = vec![
+                (f32s(&random.floats(n * m)), 4),
+                (TernaryLayout::Tile16.encode(&w, m, k), 16),
+                (f32s(&random.floats(m)), 4),
+                (vec![0xFF; 4 * (n * k) as usize], 4),
+            ];
+            cases.push(Case { label: "random", dims: [n, k, m].map(|dim| dim as i64).to_vec(), args });
+        }
+    }
+    cases
+}
+
+fn unpacked() -> Vec<Case> {
+    let sizes = [(1_u64, 1_u64), (15, 17), (128, 128), (331, 129), (40, 264), (300, 640)];
+    let case = |(m, k): (u64, u64)| {
+        let mut random = Random::new(k * 1009 + m);
+        let w: Vec<i8> = (0..m * k).map(|_| random.below(3) as i8 - 1).collect();
+        let args = vec![(TernaryLayout::Tile16.encode(&w, m, k), 16), (vec![0xFF; 2 * (m * k) as usize], 16)];
+        Case { label: "random", dims: [m, k].map(|dim| dim as i64).to_vec(), args }
+    };
+    sizes.map(case).into()
 }
 
 fn means(desc: &CudaKernelDesc) -> Vec<Case> {
