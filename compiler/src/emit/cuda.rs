@@ -48,8 +48,7 @@ pub struct CudaKernel {
     pub resources: Resources,
 }
 
-/// All kernels that a plan calls. Plain rows may spill: they are for any sizes, and not for speed; others may some words, and all of it if
-/// `allow_spills`.
+/// All kernels that a plan calls. Plain rows may spill: they are for any sizes, and not for speed; others may if `allow_spills`.
 ///
 /// # Errors
 ///
@@ -84,7 +83,7 @@ pub fn assemble(
     for (name, entry, source, may_spill) in generated.chain(rows).chain(fused).chain(parcels) {
         let cubin = nvrtc.compile(&format!("{name}.cu"), &source, &sm.to_string())?;
         let resources = cubin.kernels.into_iter().find(|kernel| kernel.kernel == entry).unwrap_or_default();
-        if resources.spills_much() && !may_spill && !allow_spills {
+        if resources.spills() && !may_spill && !allow_spills {
             spilling.push((name.clone(), resources.clone()));
         }
         kernels.push(CudaKernel { name, source, cubin: cubin.bytes, resources });

@@ -169,13 +169,6 @@ impl Resources {
     pub fn spills(&self) -> bool {
         0 < self.spill_store_bytes + self.spill_load_bytes
     }
-
-    /// Whether so much goes to memory and back that it shows: more than a sixteenth of what a thread can have in registers. Which sizes a row is
-    /// specialised for decides about some words, which do not show.
-    pub fn spills_much(&self) -> bool {
-        const FEW_BYTES: u32 = 64;
-        FEW_BYTES < self.spill_store_bytes.max(self.spill_load_bytes)
-    }
 }
 
 /// NVRTC, loaded.
