@@ -4,7 +4,8 @@
 // time and lists the tokens among them that have its id, in order. Bound: reading x once, or the ids once for each row.
 #include "lib/exact.cuh"
 
-constexpr int WARPS = THREADS / 32, WAYS = 8, SPAN = THREADS * WAYS, EACH = ceil_div(WIDTH, THREADS) < 8 ? ceil_div(WIDTH, THREADS) : 8;
+constexpr int WARPS = THREADS / 32, WAYS = 8, SPAN = THREADS * WAYS;
+constexpr int OF_THREAD = ceil_div(WIDTH, THREADS), EACH = OF_THREAD < 1 ? 1 : OF_THREAD < 8 ? OF_THREAD : 8;
 
 extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(const float *x, const int *ids, float *out, int n) {
     __shared__ int tokens[SPAN], counts[WARPS];
