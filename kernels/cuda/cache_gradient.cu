@@ -14,9 +14,9 @@
 // Shared memory, dynamic: two tiles of queries and of as many gradients; static: a bit for each 64 of MOST_TOKENS. Bound: the rate of mma.
 #include "lib/gradient.cuh"
 
-// Keys of a warp, in sixteens: registers have room for 2 where heads are short.
-constexpr int SIXTEENS = 128 / HD, KEYS = 64 * SIXTEENS, GROUP = HEADS / KV_HEADS, DY_AT = 2 * TILE_BYTES, WORDS = MOST_TOKENS / LINES / 32;
-static_assert(THREADS == 128 && ROWS == 64 * SIXTEENS, "4 warps, and heads of 64 or 128");
+// Keys of a warp, in sixteens. With 2, where heads are short, registers run out.
+constexpr int SIXTEENS = ROWS / 64, KEYS = 64 * SIXTEENS, GROUP = HEADS / KV_HEADS, DY_AT = 2 * TILE_BYTES, WORDS = MOST_TOKENS / LINES / 32;
+static_assert(THREADS == 128 && ROWS == 64 * SIXTEENS, "4 warps");
 
 // The tokens of a tile, as they lie in memory: two of them, one of which is worked on.
 struct Tokens {
