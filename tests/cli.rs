@@ -487,6 +487,25 @@ fn eval_and_bench_report_what_they_measured() {
 }
 
 #[test]
+fn bench_measures_a_step_of_training() {
+    let directory = tempfile::tempdir().unwrap();
+    let (step, csv) = (directory.path().join("step"), directory.path().join("steps.csv"));
+    let args = ["train", "tiny", "-o", str(&step), "--random-weights", "1", "--context", "16", "--sequences", "2"];
+    Tritterc.succeed(&args);
+    let args = ["bench", str(&step), "--repeats", "2", "--csv", str(&csv)];
+    let report = Tritter.json(&[&args[..], &["--json"]].concat());
+    assert_eq!(report["tokens"], 32);
+    for key in ["tokens_per_s", "parameters", "flops_per_token", "model_tflops", "product_macs", "certified_bytes"] {
+        assert!(report[key].as_f64().is_some_and(|value| 0.0 < value), "{key}: {report}");
+    }
+    let phases = |phase: &str| report["steps"].as_array().unwrap().iter().filter(|step| step["phase"] == phase).count();
+    assert!(10 < phases("gradients") && 3 < phases("update") && phases("start") == 0, "{report}");
+    let text = Tritter.succeed(&args);
+    assert!(text.contains("a step of 32 tokens in sequences of 16") && text.contains("phase `update`"), "{text}");
+    assert_eq!(std::fs::read_to_string(&csv).unwrap().lines().count(), 3);
+}
+
+#[test]
 fn compare_tells_how_far_two_artifacts_agree() {
     let directory = tempfile::tempdir().unwrap();
     let (other, csv) = (directory.path().join("other"), directory.path().join("runs.csv"));

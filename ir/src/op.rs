@@ -449,7 +449,7 @@ ops! {
     matmul: Matmul QuantizedMatmul Gemm;
     ternary: Ternarise TernaryScale RowThreshold Unpack UnpackInCall Quantize QuantizeGroups Dequantize TernaryMatmul TernaryMatmulBase3 TernaryMatmulTransposed;
     norm: RmsNorm LayerNorm RmsNormQuantize AddRmsNorm AddLayerNorm;
-    attention: Rope KvAppend KvRows Attention AttentionGradient;
+    attention: Rope KvAppend KvRows Attention AttentionLse AttentionQueryGradient AttentionCacheGradient;
     gather: Gather ScatterAdd;
     loss: CrossEntropy CrossEntropyGradient;
     sample: Sample;

@@ -178,9 +178,12 @@ fn points(desc: &'static KernelDesc) -> Vec<Point> {
         // No CPU has a row of them.
         Family::RopeAppend | Family::RopeAttention | Family::TernaryMatmulTransposed | Family::Unpack => Vec::new(),
         // Training is measured in whole steps.
-        Family::Gemm | Family::QueryGradient | Family::CacheGradient | Family::ScatterAdd | Family::MeanAbs => {
-            Vec::new()
-        }
+        Family::Gemm
+        | Family::AttentionLse
+        | Family::QueryGradient
+        | Family::CacheGradient
+        | Family::ScatterAdd
+        | Family::MeanAbs => Vec::new(),
         Family::Sample => [("greedy", [0.0, 0.0, 1.0, 0.0]), ("top-k 40, top-p 0.9", [0.8, 40.0, 0.9, 0.0])]
             .into_iter()
             .map(|(what, settings)| Point {

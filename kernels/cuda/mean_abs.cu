@@ -1,7 +1,7 @@
 // out[r] = max(mean |w[r, ..]|, least): summed in f64, rounded once. The sum of the CPU's rows runs in ascending order and this one by threads; both are
 // within 2^-30 of the true sum for any matrix that there is, so that they round to the same f32 but for a sum that lies that near between two.
 //
-// w: [n, K]; out: f32 [n]. CLUSTER blocks share a row, each of which has every CLUSTER-th part of THREADS elements. Bound: memory, where there are many
+// w: [n, K]; out: f32 [n]. CLUSTER blocks share a row, each of which has every CLUSTER-th part of THREADS units. Bound: memory, where there are many
 // rows; else what a few multiprocessors read.
 #include "lib/exact.cuh"
 #if 1 < CLUSTER
@@ -14,7 +14,7 @@ __cluster_dims__(CLUSTER, 1, 1)
 #endif
 __launch_bounds__(THREADS) KERNEL(const WEIGHT *w, float *out, int n) {
     wait_for_previous();
-    __shared__ double sums[THREADS];
+    __shared__ double sums[THREADS / 32];
     const int rank = CLUSTER == 1 ? 0 : blockIdx.x, r = CLUSTER == 1 ? blockIdx.x : blockIdx.y;
     const WEIGHT *row = w + (size_t)r * K;
     double sum = 0.0;
@@ -34,11 +34,11 @@ __launch_bounds__(THREADS) KERNEL(const WEIGHT *w, float *out, int n) {
 #pragma unroll 8
         for (; i < K; i += CLUSTER * THREADS) sum += fabsf(widen(row[i]));
     }
-    sums[threadIdx.x] = sum;
-    for (int width = THREADS / 2; 0 < width; width /= 2) {
-        __syncthreads();
-        if (threadIdx.x < width) sums[threadIdx.x] += sums[threadIdx.x + width];
-    }
+    for (int d = 16; 0 < d; d /= 2) sum += __shfl_down_sync(0xffffffffu, sum, d);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+    __syncthreads();
+    if (threadIdx.x == 0)
+        for (int warp = 1; warp < THREADS / 32; warp++) sums[0] += sums[warp];
 #if 1 < CLUSTER
     wait_for_cluster();
     if (rank == 0 && threadIdx.x == 0) {

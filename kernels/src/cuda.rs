@@ -20,8 +20,8 @@
 //! text and no file is looked for.
 //!
 //! A block writes what no other block of the launch writes, or does so by integer atomics whose result does not depend on their order. The
-//! contract of the CPU kernels holds for values, dims and access; in addition every base pointer is aligned to 16 bytes for weights and
-//! caches, to 8 for records of activations, and to the element for the rest.
+//! contract of the CPU kernels holds for values, dims and access; in addition every base pointer is aligned to 16 bytes for weights, caches and
+//! queries in bf16, to 8 for records of activations, and to the element for the rest.
 //!
 //! # Numerics
 //!
@@ -388,17 +388,14 @@ static HEADERS: &[(&str, &str)] = &[
     ("rows.cuh", include_str!("../cuda/lib/rows.cuh")),
     ("barrier.cuh", include_str!("../cuda/lib/barrier.cuh")),
     ("attention.cuh", include_str!("../cuda/lib/attention.cuh")),
+    ("gradient.cuh", include_str!("../cuda/lib/gradient.cuh")),
+    ("scores.cuh", include_str!("../cuda/lib/scores.cuh")),
     ("mask.cuh", include_str!("../cuda/lib/mask.cuh")),
 ];
 
 /// The row called `name`.
 pub fn find_cuda(name: &str) -> Option<&'static CudaKernelDesc> {
     CUDA_TABLE.iter().find(|desc| desc.name == name)
-}
-
-/// Two numbers for each key of a context fit into the shared memory that every block may have.
-fn keys_in_shared_memory(dim: Dims<'_>) -> bool {
-    (1..=5120).contains(&dim("ctx"))
 }
 
 /// So few tokens that blocks of one token leave most of a device idle.
@@ -503,6 +500,18 @@ macro_rules! rounded {
     };
 }
 
+/// A row for gradients of attention on tensor cores, with so many tiles of 64 rows of bf16 in shared memory.
+macro_rules! gradient {
+    ($takes:ident, $name:ident, $source:literal, $defines:tt, $tokens:expr, $family:ident, $tiles:literal, [$x:expr, $y:expr]) => {
+        CudaKernelDesc {
+            accuracy: Accuracy::Bounded(Rounding::BF16_WEIGHTS),
+            takes: $takes,
+            ..row!($name, $source, $defines, SM_80, $tokens, $family, [BF16, BF16] => F32, None, 128,
+                Shared { fixed: 0, each: &[("hd", $tiles * 64 * 2)] }, [$x, $y, ONE])
+        }
+    };
+}
+
 /// A row that rotates and appends.
 macro_rules! rope_append {
     ($name:ident, [$($define:ident = $value:literal),*], $k:expr, $v:expr) => {
@@ -518,6 +527,11 @@ fn any_dims(_dim: Dims<'_>) -> bool {
     true
 }
 
+/// Rows that a block of few threads is done with soon, so that many are under way.
+fn short_rows_dims(dim: Dims<'_>) -> bool {
+    dim("k") <= 1 << 13
+}
+
 /// Rows of which one is enough for several blocks, and that need not be many to fill a device.
 fn long_rows_dims(dim: Dims<'_>) -> bool {
     1 << 15 <= dim("k") && dim("n") < 1 << 16
@@ -527,6 +541,15 @@ fn long_rows_dims(dim: Dims<'_>) -> bool {
 fn tensor_attention_dims(dim: Dims<'_>) -> bool {
     let scale = u32::try_from(dim("scale_bits")).map_or(0.0, f32::from_bits);
     [64, 128].contains(&dim("hd")) && dim("ctx") % 2 == 0 && scale.is_normal() && 0.0 < scale
+}
+
+/// Heads of which the registers of a warp have 32 rows of sums, or 16.
+fn short_heads(dim: Dims<'_>) -> bool {
+    tensor_attention_dims(dim) && dim("hd") == 64
+}
+
+fn long_heads(dim: Dims<'_>) -> bool {
+    tensor_attention_dims(dim) && dim("hd") == 128
 }
 
 /// As many heads for each KV head as registers have sums of.
@@ -570,6 +593,9 @@ fn fused_registers(columns: u64) -> u64 {
 
 /// So many tokens that a block has a whole tile of them.
 const MANY: RangeInclusive<u64> = 17..=u64::MAX;
+
+/// The same, with a bit for each 64 of them in 2 KiB of shared memory.
+const TO_2_20: RangeInclusive<u64> = 17..=1 << 20;
 
 const ONE: Blocks = Blocks::Count(1);
 const SM_80: Sm = Sm { number: 80, is_specific: false };
@@ -623,21 +649,43 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
     rope_append!(rope_append_f32xbf16_f32__sm80__t2, [K_ROW = "RowBf16", V_ROW = "RowBf16"], BF16, BF16),
     rope_append!(rope_append_f32xq8q4_f32__sm80__t2, [K_ROW = "RowQ8", V_ROW = "RowQ4"], Q8, Q4),
     rope_append!(rope_append_f32xq4_f32__sm80__t2, [K_ROW = "RowQ4", V_ROW = "RowQ4"], Q4, Q4),
-    CudaKernelDesc {
-        takes: keys_in_shared_memory,
-        ..plain!(query_gradient_f32xf32_f32__cuda__t1, "plain/attention_gradient.cu", [OF_QUERIES = "1"], QueryGradient, [F32, F32] => F32, None, 128,
-            [Blocks::Dim("heads"), Blocks::Dim("n")])
-    },
-    CudaKernelDesc {
-        takes: keys_in_shared_memory,
-        ..plain!(cache_gradient_f32xf32_f32__cuda__t1, "plain/attention_gradient.cu", [OF_QUERIES = "0"], CacheGradient, [F32, F32] => F32, None, 512,
-            [Blocks::Product("seqs", "kv_heads"), ONE])
-    },
+    plain!(attention_lse_f32xf32_f32__cuda__t64, "plain/attention_lse.cu", [NUMBER = "float"], AttentionLse, [F32, F32] => F32, None,
+        64, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+    plain!(attention_lse_bf16xbf16_f32__cuda__t64, "plain/attention_lse.cu", [NUMBER = "bf16"], AttentionLse, [BF16, BF16] => F32, None,
+        64, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+    plain!(query_gradient_f32xf32_f32__cuda__t1, "plain/attention_gradient.cu", [OF_QUERIES = "1", NUMBER = "float"], QueryGradient, [F32, F32] => F32, None,
+        128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+    plain!(query_gradient_bf16xbf16_f32__cuda__t1, "plain/attention_gradient.cu", [OF_QUERIES = "1", NUMBER = "bf16"], QueryGradient, [BF16, BF16] => F32, None,
+        128, [Blocks::Dim("heads"), Blocks::Dim("n")]),
+    plain!(cache_gradient_f32xf32_f32__cuda__t1, "plain/attention_gradient.cu", [OF_QUERIES = "0", NUMBER = "float"], CacheGradient, [F32, F32] => F32, None,
+        128, [Blocks::Product("seqs", "kv_heads"), Blocks::CeilDiv("ctx", 32)]),
+    plain!(cache_gradient_bf16xbf16_f32__cuda__t1, "plain/attention_gradient.cu", [OF_QUERIES = "0", NUMBER = "bf16"], CacheGradient, [BF16, BF16] => F32, None,
+        128, [Blocks::Product("seqs", "kv_heads"), Blocks::CeilDiv("ctx", 32)]),
+    gradient!(tensor_attention_dims, attention_lse_bf16xbf16_f32__sm80__t128, "attention_lse.cu", [], MANY, AttentionLse, 2,
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 128)]),
+    gradient!(short_heads, query_gradient_bf16xbf16_f32__sm80__t128, "query_gradient.cu", [ROWS = "128"], MANY, QueryGradient, 4,
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 128)]),
+    gradient!(long_heads, query_gradient_bf16xbf16_f32__sm80__t64, "query_gradient.cu", [ROWS = "64"], MANY, QueryGradient, 4,
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 64)]),
+    gradient!(short_heads, cache_gradient_bf16xbf16_f32__sm80__t128, "cache_gradient.cu", [ROWS = "128", MOST_TOKENS = "1048576"], TO_2_20,
+        CacheGradient, 4, [Blocks::Product("seqs", "kv_heads"), Blocks::CeilDiv("ctx", 128)]),
+    gradient!(long_heads, cache_gradient_bf16xbf16_f32__sm80__t64, "cache_gradient.cu", [ROWS = "64", MOST_TOKENS = "1048576"], TO_2_20,
+        CacheGradient, 4, [Blocks::Product("seqs", "kv_heads"), Blocks::CeilDiv("ctx", 64)]),
     plain!(scatter_add_f32_f32__cuda__t1, "plain/scatter_add.cu", [], ScatterAdd, [F32] => F32, None, 256, [Blocks::Dim("rows"), ONE]),
     plain!(mean_abs_f32_f32__cuda__t1, "mean_abs.cu", [WEIGHT = "float", CLUSTER = "1"], MeanAbs, [F32] => F32, None, 512,
         [Blocks::Dim("n"), ONE]),
     plain!(mean_abs_bf16_f32__cuda__t1, "mean_abs.cu", [WEIGHT = "bf16", CLUSTER = "1"], MeanAbs, [BF16] => F32, None, 512,
         [Blocks::Dim("n"), ONE]),
+    CudaKernelDesc {
+        takes: short_rows_dims,
+        ..row!(mean_abs_f32_f32__sm80__t1, "mean_abs.cu", [WEIGHT = "float", CLUSTER = "1"], SM_80, ANY, MeanAbs, [F32] => F32, None, 128,
+            Shared::NONE, [Blocks::Dim("n"), ONE, ONE])
+    },
+    CudaKernelDesc {
+        takes: short_rows_dims,
+        ..row!(mean_abs_bf16_f32__sm80__t1, "mean_abs.cu", [WEIGHT = "bf16", CLUSTER = "1"], SM_80, ANY, MeanAbs, [BF16] => F32, None, 128,
+            Shared::NONE, [Blocks::Dim("n"), ONE, ONE])
+    },
     CudaKernelDesc {
         takes: long_rows_dims,
         ..row!(mean_abs_f32_f32__sm90__t1, "mean_abs.cu", [WEIGHT = "float", CLUSTER = "8"], SM_90, ANY, MeanAbs, [F32] => F32, None, 1024,

@@ -48,6 +48,7 @@ impl KernelDesc {
             | Family::RopeAppend
             | Family::RopeAttention
             | Family::Sample
+            | Family::AttentionLse
             | Family::QueryGradient
             | Family::CacheGradient
             | Family::ScatterAdd
@@ -83,9 +84,11 @@ pub enum Family {
     RopeAttention,
     /// `out[n]`: an id for each row of logits.
     Sample,
+    /// `out[n, heads]`: the log of the sum of the exponentials of the scores of attention.
+    AttentionLse,
     /// The gradient of attention in its queries.
     QueryGradient,
-    /// The gradient of attention in its keys or its values.
+    /// The gradients of attention in its keys and its values.
     CacheGradient,
     /// Sums of rows by id.
     ScatterAdd,

@@ -54,15 +54,23 @@ pub fn arg_bytes(desc: &KernelDesc, name: &str, dim: &dyn Fn(&str) -> i64, seque
         (Family::KvAppend, "cache") => {
             product(&[size("seqs"), size("ctx"), size("kv_heads"), row(Some(desc.output), size("hd"))])
         }
-        (Family::QueryGradient | Family::CacheGradient, "q" | "dy") => {
-            product(&[Some(4), size("n"), size("heads"), size("hd")])
+        (Family::AttentionLse | Family::QueryGradient | Family::CacheGradient, "q" | "dy") => {
+            product(&[size("n"), size("heads"), row(input(0), size("hd"))])
+        }
+        (Family::AttentionLse | Family::QueryGradient | Family::CacheGradient, "k" | "v") => {
+            product(&[size("seqs"), size("ctx"), size("kv_heads"), row(input(1), size("hd"))])
+        }
+        (Family::AttentionLse | Family::QueryGradient | Family::CacheGradient, "seq" | "pos") => {
+            product(&[Some(4), size("n")])
+        }
+        (Family::AttentionLse | Family::QueryGradient | Family::CacheGradient, "span") => {
+            product(&[Some(8), size("n")])
+        }
+        (Family::AttentionLse, "out") | (Family::QueryGradient | Family::CacheGradient, "lse" | "delta") => {
+            product(&[Some(4), size("n"), size("heads")])
         }
         (Family::QueryGradient, "out") => product(&[Some(4), size("n"), size("heads"), size("hd")]),
-        (Family::QueryGradient | Family::CacheGradient, "k" | "v") | (Family::CacheGradient, "out") => {
-            product(&[Some(4), size("seqs"), size("ctx"), size("kv_heads"), size("hd")])
-        }
-        (Family::QueryGradient | Family::CacheGradient, "seq" | "pos") => product(&[Some(4), size("n")]),
-        (Family::QueryGradient | Family::CacheGradient, "span") => product(&[Some(8), size("n")]),
+        (Family::CacheGradient, "out") => product(&[Some(8), size("seqs"), size("ctx"), size("kv_heads"), size("hd")]),
         (Family::ScatterAdd, "x") => product(&[Some(4), size("n"), size("width")]),
         (Family::ScatterAdd, "ids") => product(&[Some(4), size("n")]),
         (Family::ScatterAdd, "out") => product(&[Some(4), size("rows"), size("width")]),

@@ -1,4 +1,4 @@
-//! Which operations, in which order, make up `exp`: shared by the kernels and by generated code.
+//! Which operations, in which order, make up `exp` and the logarithm: shared by the kernels and by generated code.
 
 /// Below this, `exp` is +0 in single precision: `e^-104 < 2^-150`, half the smallest subnormal.
 pub const EXP_LOW: f32 = -104.0;
@@ -41,6 +41,43 @@ pub fn exp_f32(x: f32) -> f32 {
     mul_pow2(p, n)
 }
 
+/// Coefficients of `p` in `ln x = e ln 2 + f - f^2 / 2 + f^3 p(f)` with `x = 2^e (1 + f)`, those of the highest power first (Cephes, `logf`).
+const LN_COEFFICIENTS: [f32; 9] = [
+    7.037_683_6e-2,
+    -1.151_461e-1,
+    1.167_699_8e-1,
+    -1.242_014_1e-1,
+    1.424_932_3e-1,
+    -1.666_805_8e-1,
+    2.000_071_5e-1,
+    -2.499_999_4e-1,
+    3.333_333e-1,
+];
+
+/// The natural logarithm of a sum of exponentials, in single precision: of a positive number that is normal; NaN for NaN.
+///
+/// ```text
+/// x = 2^e * (1 + f) with 1 + f between sqrt(1/2) and sqrt(2)
+/// p = C0;  p = p * f + Ci for i = 1..9
+/// ln = (f + (((p * f) * f^2 + e * LN2_LOW) - f^2 * 0.5)) + e * LN2_HIGH
+/// ```
+#[inline]
+pub(crate) fn ln_f32(x: f32) -> f32 {
+    let bits = x.to_bits() as i32;
+    let half = f32::from_bits(((bits & 0x007f_ffff) | 0x3f00_0000) as u32);
+    let is_low = half < std::f32::consts::FRAC_1_SQRT_2;
+    let e = ((bits >> 23) - 126 - i32::from(is_low)) as f32;
+    let f = if is_low { half + half } else { half } - 1.0;
+    let mut p = LN_COEFFICIENTS[0];
+    for coefficient in &LN_COEFFICIENTS[1..] {
+        p = p * f + coefficient;
+    }
+    let square = f * f;
+    let ln = (f + (((p * f) * square + e * LN2_LOW) - square * 0.5)) + e * LN2_HIGH;
+    // Infinity and what is no number stay.
+    if x < f32::INFINITY { ln } else { x }
+}
+
 /// `(p * 2^a) * 2^b` with `a = n >> 1` and `b = n - a`, for integral `n` between -252 and 252.
 #[inline]
 pub(crate) fn mul_pow2(p: f32, n: f32) -> f32 {
@@ -67,6 +104,19 @@ mod tests {
             x += 0.000_917;
         }
         assert!(worst.0 < 1.2e-7, "relative error {} at {}", worst.0, worst.1);
+    }
+
+    #[test]
+    fn ln_is_close_from_one_to_more_than_there_are_keys() {
+        let mut x = 1.0_f32;
+        while x < 1e9 {
+            let exact = f64::from(x).ln();
+            assert!((f64::from(ln_f32(x)) - exact).abs() <= 1.2e-7 * exact.max(0.5), "{x}");
+            x *= 1.000_37;
+        }
+        assert_eq!(ln_f32(1.0).to_bits(), 0);
+        assert_eq!(ln_f32(f32::INFINITY), f32::INFINITY);
+        assert!(ln_f32(f32::NAN).is_nan());
     }
 
     #[test]

@@ -137,20 +137,37 @@ static SAMPLE: Signature = Signature {
     grid: Grid::One("n"),
 };
 
-/// `q`, `dy`: f32 `[n, heads, hd]`; `k`, `v`: f32 `[seqs, kv_heads, ctx, hd]`; `seq`, `pos`, `span` as for attention; `out`: of the shape of `q`. What is
-/// computed is said by [`ir::op::attention::AttentionGradient`].
-static QUERY_GRADIENT: Signature = Signature {
-    args: &[read("q"), read("k"), read("v"), read("seq"), read("pos"), read("span"), read("dy"), write("out")],
+/// `q`: f32 or bf16 `[n, heads, hd]`; `k`: of the same type, `[seqs, kv_heads, ctx, hd]`; `seq`, `pos`, `span` as for attention; `out`: f32 `[n, heads]`.
+/// What is computed is said by [`ir::op::attention::AttentionLse`].
+static ATTENTION_LSE: Signature = Signature {
+    args: &[read("q"), read("k"), read("seq"), read("pos"), read("span"), write("out")],
     dims: &["n", "heads", "kv_heads", "hd", "ctx", "window", "sinks", "scale_bits", "seqs"],
     grid: Grid::Product("n", "heads"),
 };
 
-/// As [`QUERY_GRADIENT`] for the keys, or where `of_values` is not 0 for the values: `out` is of the shape of `k`.
-static CACHE_GRADIENT: Signature = Signature {
-    args: QUERY_GRADIENT.args,
-    dims: &["n", "heads", "kv_heads", "hd", "ctx", "window", "sinks", "scale_bits", "seqs", "of_values"],
-    grid: Grid::Product("seqs", "kv_heads"),
+/// `q`, `dy`: f32 or bf16 `[n, heads, hd]`; `k`, `v`: of the same type, `[seqs, kv_heads, ctx, hd]`; `seq`, `pos`, `span` as for attention; `lse`, `delta`:
+/// f32 `[n, heads]`; `out`: f32 of the shape of `q`. What is computed is said by [`ir::op::attention::AttentionQueryGradient`].
+static QUERY_GRADIENT: Signature = Signature {
+    args: &[
+        read("q"),
+        read("k"),
+        read("v"),
+        read("seq"),
+        read("pos"),
+        read("span"),
+        read("dy"),
+        read("lse"),
+        read("delta"),
+        write("out"),
+    ],
+    dims: ATTENTION_LSE.dims,
+    grid: Grid::Product("n", "heads"),
 };
+
+/// As [`QUERY_GRADIENT`] for the keys and the values: `out` is f32 `[2, seqs, kv_heads, ctx, hd]`. What is computed is said by
+/// [`ir::op::attention::AttentionCacheGradient`].
+static CACHE_GRADIENT: Signature =
+    Signature { args: QUERY_GRADIENT.args, dims: ATTENTION_LSE.dims, grid: Grid::Product("seqs", "kv_heads") };
 
 /// `x`: f32 `[n, width]`; `ids`: i32 `[n]`; `out`: f32 `[rows, width]`, the sums of the rows of each id.
 static SCATTER_ADD: Signature = Signature {
@@ -177,6 +194,7 @@ pub(crate) const fn signature(family: Family, inputs: &[DType]) -> &'static Sign
         (Family::RopeAppend, _) => &ROPE_APPEND,
         (Family::RopeAttention, _) => &ROPE_ATTENTION,
         (Family::Sample, _) => &SAMPLE,
+        (Family::AttentionLse, _) => &ATTENTION_LSE,
         (Family::QueryGradient, _) => &QUERY_GRADIENT,
         (Family::CacheGradient, _) => &CACHE_GRADIENT,
         (Family::ScatterAdd, _) => &SCATTER_ADD,
@@ -289,14 +307,21 @@ pub static TABLE: &[KernelDesc] = &[
     row!(scalar::sample_f32_i32__scalar__t1, Scalar, Sample, [F32] => I32, None, ANY),
     row!(scalar::gemm_bf16xbf16_f32__scalar__r16, Scalar, Gemm, [BF16, BF16] => F32, None, ANY),
     row!(scalar::gemm_bf16xbf16_bf16__scalar__r16, Scalar, Gemm, [BF16, BF16] => BF16, None, ANY),
+    row!(scalar::attention_lse_f32xf32_f32__scalar__t64, Scalar, AttentionLse, [F32, F32] => F32, None, ANY),
+    row!(avx2::attention_lse_f32xf32_f32__avx2__t64, Avx2, AttentionLse, [F32, F32] => F32, None, ANY),
+    row!(avx512_vnni::attention_lse_f32xf32_f32__avx512vnni__t64, Avx512Vnni, AttentionLse, [F32, F32] => F32, None, ANY),
+    row!(neon::attention_lse_f32xf32_f32__neon__t64, Neon, AttentionLse, [F32, F32] => F32, None, ANY),
+    row!(scalar::attention_lse_bf16xbf16_f32__scalar__t64, Scalar, AttentionLse, [BF16, BF16] => F32, None, ANY),
     row!(scalar::query_gradient_f32xf32_f32__scalar__t1, Scalar, QueryGradient, [F32, F32] => F32, None, ANY),
     row!(avx2::query_gradient_f32xf32_f32__avx2__t1, Avx2, QueryGradient, [F32, F32] => F32, None, ANY),
     row!(avx512_vnni::query_gradient_f32xf32_f32__avx512vnni__t1, Avx512Vnni, QueryGradient, [F32, F32] => F32, None, ANY),
     row!(neon::query_gradient_f32xf32_f32__neon__t1, Neon, QueryGradient, [F32, F32] => F32, None, ANY),
+    row!(scalar::query_gradient_bf16xbf16_f32__scalar__t1, Scalar, QueryGradient, [BF16, BF16] => F32, None, ANY),
     row!(scalar::cache_gradient_f32xf32_f32__scalar__t1, Scalar, CacheGradient, [F32, F32] => F32, None, ANY),
     row!(avx2::cache_gradient_f32xf32_f32__avx2__t1, Avx2, CacheGradient, [F32, F32] => F32, None, ANY),
     row!(avx512_vnni::cache_gradient_f32xf32_f32__avx512vnni__t1, Avx512Vnni, CacheGradient, [F32, F32] => F32, None, ANY),
     row!(neon::cache_gradient_f32xf32_f32__neon__t1, Neon, CacheGradient, [F32, F32] => F32, None, ANY),
+    row!(scalar::cache_gradient_bf16xbf16_f32__scalar__t1, Scalar, CacheGradient, [BF16, BF16] => F32, None, ANY),
     row!(scalar::scatter_add_f32_f32__scalar__r64, Scalar, ScatterAdd, [F32] => F32, None, ANY),
     row!(scalar::mean_abs_f32_f32__scalar__r1, Scalar, MeanAbs, [F32] => F32, None, ANY),
     row!(scalar::mean_abs_bf16_f32__scalar__r1, Scalar, MeanAbs, [BF16] => F32, None, ANY),
@@ -339,6 +364,7 @@ mod tests {
                 Family::RopeAppend => "rope_append",
                 Family::RopeAttention => "rope_attention",
                 Family::Sample => "sample",
+                Family::AttentionLse => "attention_lse",
                 Family::QueryGradient => "query_gradient",
                 Family::CacheGradient => "cache_gradient",
                 Family::ScatterAdd => "scatter_add",

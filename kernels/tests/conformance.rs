@@ -45,6 +45,7 @@ fn kv_appends_conform() {
 #[test]
 fn gradients_conform() {
     conform(Family::Gemm, training::products);
+    conform(Family::AttentionLse, training::gradients);
     conform(Family::QueryGradient, training::gradients);
     conform(Family::CacheGradient, training::gradients);
     conform(Family::TernaryMatmulTransposed, training::transposed);

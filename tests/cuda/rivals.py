@@ -1,11 +1,12 @@
 """What PyTorch takes for the work that the rows of `kernels/cuda` do, on the same machine: attention, and linears in bf16.
 
-    python3 tests/cuda/rivals.py
+    python3 tests/cuda/rivals.py [linears] [prefill] [decode] [training]
 
 Times are medians of CUDA graphs, of which each has several calls; inputs of short calls are more than the L2 holds.
 """
 
 import statistics
+import sys
 
 import torch
 import torch.nn.functional as functional
@@ -79,16 +80,55 @@ def linears(tokens):
     print(f"cuBLAS bf16 {LAYERS} layers n={tokens}: {time * 1e-3:.3f} ms, {2e-6 * products / time:.0f} TFLOP/s")
 
 
+def training(backend, sequences, tokens, heads, kv_heads, width):
+    """Causal attention of whole sequences and its gradients."""
+    q, k, v = (random(sequences, count, tokens, width).requires_grad_() for count in [heads, kv_heads, kv_heads])
+    dy = random(sequences, heads, tokens, width)
+    name = f"SDPA {backend.name.lower()} {sequences} x {tokens}, heads={heads}/{kv_heads} hd={width}"
+    try:
+        with sdpa_kernel(backend):
+            forward = lambda: functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            times = [microseconds_of(forward)]
+            out = forward()
+            times.append(microseconds_of(lambda: torch.autograd.grad(out, (q, k, v), dy, retain_graph=True)))
+    except RuntimeError as error:
+        print(f"{name}: {str(error).splitlines()[0]}")
+        return
+    products = 1e-6 * sequences * heads * width * tokens * (tokens + 1)
+    rates = [f"{time:.1f} us, {count * products / time:.0f} TFLOP/s" for time, count in zip(times, [2, 5])]
+    print(f"{name}: forward {rates[0]}; backward {rates[1]}")
+
+
+def microseconds_of(call):
+    """Of a call that no graph can have; several of them, so that they follow each other closely."""
+    call()
+    torch.cuda.synchronize()
+    times = []
+    for _ in range(RUNS):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(5):
+            call()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) * 1e3 / 5)
+    return statistics.median(times)
+
+
 def main():
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}")
     torch.manual_seed(1)
-    for tokens in [512, 2048, 4096]:
+    wanted = sys.argv[1:] or ["linears", "prefill", "decode", "training"]
+    for tokens in [512, 2048, 4096] if "linears" in wanted else []:
         linears(tokens)
     for backend in [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]:
-        for tokens in [4096, 32768]:
+        for tokens in [4096, 32768] if "prefill" in wanted else []:
             attention(backend, tokens, tokens, 32, 8, 128)
-        for heads, kv_heads in [(20, 5), (32, 8)]:
+        for heads, kv_heads in [(20, 5), (32, 8)] if "decode" in wanted else []:
             attention(backend, 1, 131072, heads, kv_heads, 128)
+        batches = [(64, 1024, 8, 2, 64), (8, 1024, 12, 12, 64), (8, 1024, 16, 16, 64), (4, 2048, 16, 16, 128)]
+        for batch in batches if "training" in wanted else []:
+            training(backend, *batch)
 
 
 main()

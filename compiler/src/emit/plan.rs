@@ -671,6 +671,7 @@ impl<'a> PhaseCtx<'_, 'a> {
                     | Family::RopeAttention
                     | Family::Gemm
                     | Family::Sample
+                    | Family::AttentionLse
                     | Family::QueryGradient
                     | Family::CacheGradient
                     | Family::Unpack

@@ -24,12 +24,20 @@ pub fn macs(graph: &Graph, value: ValueId) -> Expr {
             let k = &graph.ty(graph.operands(value)[0]).shape.0[gemm.form.contracted().0];
             Expr::product(graph.ty(value).shape.dims()) * Expr::from(k)
         }
-        Some(Op::Attention(_)) => {
-            let q = graph.ty(value);
-            Expr::symbol(KEYS) * Expr::product(&q.shape.0[1..]) * Expr::from(2)
-        }
+        // Products over pairs of a query and a key that it sees: scores and weighted values, and for gradients products with the values, and of each
+        // operand that has one.
+        Some(Op::Attention(_)) => of_pairs(graph, value, 2),
+        Some(Op::AttentionLse(_)) => of_pairs(graph, value, 1),
+        Some(Op::AttentionQueryGradient(_)) => of_pairs(graph, value, 3),
+        Some(Op::AttentionCacheGradient(_)) => of_pairs(graph, value, 4),
         _ => Expr::from(0),
     }
+}
+
+/// So many products for each element of attention's queries and each key that they see.
+fn of_pairs(graph: &Graph, value: ValueId, products: u64) -> Expr {
+    let q = graph.ty(graph.operands(value)[0]);
+    Expr::symbol(KEYS) * Expr::product(&q.shape.0[1..]) * Expr::from(products)
 }
 
 /// Elementwise operations of a nest: for each op but views, those of an element times the elements of its result, or of its largest operand

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use ir::op::attention::Operand;
+use ir::op::attention::Attention;
 use ir::op::matmul::Form;
 use ir::packing::{ABSMAX_FLOOR, TernaryLayout};
 use ir::plan::Expr;
@@ -95,11 +95,9 @@ pub(crate) fn wanted(graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>
         Op::Attention(_) => (Family::Attention, vec![DType::F32, dtype(1), dtype(2)], DType::F32),
         Op::KvAppend(_) => (Family::KvAppend, vec![DType::F32], dtype(0)),
         Op::Sample(_) => (Family::Sample, vec![DType::F32], DType::I32),
-        Op::AttentionGradient(gradient) => {
-            let of_queries = gradient.of == Operand::Q;
-            let family = if of_queries { Family::QueryGradient } else { Family::CacheGradient };
-            (family, vec![dtype(0), dtype(1)], DType::F32)
-        }
+        Op::AttentionLse(_) => (Family::AttentionLse, vec![dtype(0), dtype(1)], DType::F32),
+        Op::AttentionQueryGradient(_) => (Family::QueryGradient, vec![dtype(0), dtype(1)], DType::F32),
+        Op::AttentionCacheGradient(_) => (Family::CacheGradient, vec![dtype(0), dtype(1)], DType::F32),
         Op::ScatterAdd(_) => (Family::ScatterAdd, vec![DType::F32], DType::F32),
         Op::TernaryScale(_) | Op::RowThreshold(_) => (Family::MeanAbs, vec![dtype(0)], DType::F32),
         _ => (Family::DenseMatmul, Vec::new(), DType::F32),
@@ -152,6 +150,20 @@ pub fn dim(graph: &Graph, value: ValueId, name: &str, x_stride: i64) -> Option<E
     let operands = graph.operands(value);
     let size = |position: usize, axis: usize| Expr::from(&graph.ty(operands[position]).shape.0[axis]);
     let constant = |value: u64| Some(Expr::from(value));
+    if let Some(attention) = attention_of(graph.op(value)?) {
+        return match name {
+            "n" => Some(size(0, 0)),
+            "heads" => Some(size(0, 1)),
+            "hd" => Some(size(0, 2)),
+            "seqs" => Some(size(1, 0)),
+            "kv_heads" => Some(size(1, 1)),
+            "ctx" => Some(size(1, 2)),
+            "window" => constant(u64::from(attention.window)),
+            "sinks" => constant(u64::from(attention.sinks)),
+            "scale_bits" => constant(u64::from((attention.scale.get() as f32).to_bits())),
+            _ => None,
+        };
+    }
     match (graph.op(value)?, name) {
         (
             Op::TernaryMatmul(_)
@@ -181,14 +193,6 @@ pub fn dim(graph: &Graph, value: ValueId, name: &str, x_stride: i64) -> Option<E
         (Op::Gemm(gemm), "k") => Some(size(0, gemm.form.contracted().0)),
         (Op::Gemm(gemm), "m") => Some(size(1, 1 - gemm.form.contracted().1)),
         (Op::Gemm(gemm), "form") => constant(Form::ALL.iter().position(|form| *form == gemm.form)? as u64),
-        (Op::Attention(_), "n") => Some(size(0, 0)),
-        (Op::Attention(_), "heads") => Some(size(0, 1)),
-        (Op::Attention(_), "hd") => Some(size(0, 2)),
-        (Op::Attention(_), "ctx") => Some(size(1, 2)),
-        (Op::Attention(_), "kv_heads") => Some(size(1, 1)),
-        (Op::Attention(attention), "window") => constant(u64::from(attention.window)),
-        (Op::Attention(attention), "sinks") => constant(u64::from(attention.sinks)),
-        (Op::Attention(attention), "scale_bits") => constant(u64::from((attention.scale.get() as f32).to_bits())),
         (Op::KvAppend(_), "n") => Some(size(1, 0)),
         (Op::KvAppend(_), "seqs") => Some(size(0, 0)),
         (Op::KvAppend(_), "ctx") => Some(size(0, 2)),
@@ -196,16 +200,6 @@ pub fn dim(graph: &Graph, value: ValueId, name: &str, x_stride: i64) -> Option<E
         (Op::KvAppend(_), "hd") => Some(size(0, 3)),
         (Op::Sample(_), "n") => Some(size(0, 0)),
         (Op::Sample(_), "v") => Some(size(0, 1)),
-        (Op::AttentionGradient(_), "n") => Some(size(0, 0)),
-        (Op::AttentionGradient(_), "heads") => Some(size(0, 1)),
-        (Op::AttentionGradient(_), "hd") => Some(size(0, 2)),
-        (Op::AttentionGradient(_), "seqs") => Some(size(1, 0)),
-        (Op::AttentionGradient(_), "kv_heads") => Some(size(1, 1)),
-        (Op::AttentionGradient(_), "ctx") => Some(size(1, 2)),
-        (Op::AttentionGradient(gradient), "window") => constant(u64::from(gradient.window)),
-        (Op::AttentionGradient(gradient), "sinks") => constant(u64::from(gradient.sinks)),
-        (Op::AttentionGradient(gradient), "scale_bits") => constant(u64::from((gradient.scale.get() as f32).to_bits())),
-        (Op::AttentionGradient(gradient), "of_values") => constant(u64::from(gradient.of == Operand::V)),
         (Op::ScatterAdd(_), "n") => Some(size(0, 0)),
         (Op::ScatterAdd(_), "width") => Some(size(0, 1)),
         (Op::ScatterAdd(scatter), "rows") => scatter.shape.dims().first().map(Expr::from),
@@ -218,4 +212,16 @@ pub fn dim(graph: &Graph, value: ValueId, name: &str, x_stride: i64) -> Option<E
         (Op::KvAppend(_), "x_stride") => constant(u64::try_from(x_stride).ok()?),
         _ => None,
     }
+}
+
+/// The attention that an op is or is of: what is seen, and the scale of its scores.
+fn attention_of(op: &Op) -> Option<Attention> {
+    let (scale, window, sinks) = match op {
+        Op::Attention(op) => (op.scale, op.window, op.sinks),
+        Op::AttentionLse(op) => (op.scale, op.window, op.sinks),
+        Op::AttentionQueryGradient(op) => (op.scale, op.window, op.sinks),
+        Op::AttentionCacheGradient(op) => (op.scale, op.window, op.sinks),
+        _ => return None,
+    };
+    Some(Attention { scale, window, sinks })
 }

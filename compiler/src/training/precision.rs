@@ -1,11 +1,13 @@
-//! Dense products in bf16: the forward pass of a step before it is differentiated.
+//! Dense products and attention in bf16: the forward pass of a step before it is differentiated.
 //!
 //! ```text
-//! matmul(x, w)    cast(gemm(cast(x, bf16), cast(w, bf16), form=@nt, to=bf16), f32)
+//! matmul(x, w)            cast(gemm(cast(x, bf16), cast(w, bf16), form=@nt, to=bf16), f32)
+//! attention(q, k, v, ..)  attention(q, cast(k, bf16), cast(v, bf16), ..)
 //! ```
 //!
 //! Products are of bf16, their sums of f32 and their results of bf16, as with the mixed precision of Micikevicius et al., 2018; all else stays f32: norms,
-//! softmax, the residual stream, gradients that add up, parameters and their moments. The gradients of [`Gemm`] are of its kind, so the backward pass follows. Because this
+//! softmax, the residual stream, gradients that add up, parameters and their moments. The gradients of [`Gemm`] are of its kind, and those of
+//! attention over keys and values in bf16 round their other operands too, so the backward pass follows. Because this
 //! comes first, what layers leave for the backward pass is the operands in bf16, half of what they would be.
 
 use std::fmt;
@@ -53,7 +55,7 @@ impl FromStr for Precision {
     }
 }
 
-/// The program with its dense products in bf16, but for those with ternary parameters that are not trained: these are exact in integers.
+/// The program with its dense products and its attention in bf16, but for those with ternary parameters that are not trained: these are exact in integers.
 pub(super) fn in_bf16(
     program: &Verified<Program>,
     wanted: &dyn Fn(&str) -> bool,
@@ -68,9 +70,25 @@ fn of_graph(graph: &Graph, wanted: &dyn Fn(&str) -> bool) -> Result<Graph, Build
             let (x, w) = (remake.of(x), remake.of(w));
             product(&mut remake.b, graph.values[id].name.as_deref(), x, w, &graph.ty(id).shape).map(Some)
         }
+        (Some(Op::Attention(_)), _) => attention(remake, graph, id).map(Some),
         _ => Ok::<_, BuildError>(None),
     })?;
     Ok(remake.finish(graph))
+}
+
+/// Attention whose keys and values are read in bf16: what rows of tensor cores read, of whole batches too.
+fn attention(remake: &mut Remake, graph: &Graph, id: ValueId) -> Result<ValueId, BuildError> {
+    let op = graph.op(id).expect("an attention is an op").clone();
+    let mut operands: Vec<ValueId> = graph.operands(id).iter().map(|&operand| remake.of(operand)).collect();
+    for cache in &mut operands[1..3] {
+        if remake.b.ty(*cache).dtype == DType::F32 {
+            *cache = remake.b.op(Cast { to: DType::BF16 }, &[*cache])?;
+        }
+    }
+    match &graph.values[id].name {
+        Some(name) => remake.b.named(name, op, &operands),
+        None => remake.b.op(op, &operands),
+    }
 }
 
 /// Whether weights are ternary and not trained: a parameter that is stored so, or one that is made so as it is stored.

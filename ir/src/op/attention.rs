@@ -1,22 +1,24 @@
-//! Rotary embedding, the key-value cache, attention over it, and its gradients.
+//! Rotary embedding, the key-value cache, and attention over it.
 //!
 //! Tokens of a call come in any mixture of sequences: token `i` belongs to sequence `seq[i]` and stands at position `pos[i]` of it. A cache has
 //! the type `[sequences, kv_heads, context, head_dim]`, in f32, in bf16 or in a row format; its rows are rounded or quantised once, when they are
 //! appended. The keys of a head lie one after the other, because that is how they are read.
 
-use std::sync::Arc;
+mod gradient;
 
 use crate::builder::{BuildError, Builder};
 use crate::dtype::DType;
 use crate::graph::ValueId;
 use crate::mask::{Mask, Span};
-use crate::op::elementwise::{Add, Mul, Neg, Sub};
+use crate::op::elementwise::{Add, Cast, Mul, Neg, Sub};
 use crate::op::movement::{Reshape, Slice};
 use crate::op::ternary::through_format;
-use crate::op::{Attr, AttrValue, Concrete, OpDef, OpParts, Real, TypeError, arity, expect_f32, op, straight_through};
+use crate::op::{Concrete, OpDef, Real, TypeError, arity, expect_f32, op, straight_through};
 use crate::reference::Tensor;
 use crate::shape::{Dim, Shape, TensorType};
 use crate::vjp::{Gradient, Gradients, VjpError, Zero, filled, sum_to};
+
+pub use gradient::{AttentionCacheGradient, AttentionLse, AttentionQueryGradient};
 
 /// What caches hold.
 const CACHED: &str = "f32, bf16, q8 or q4";
@@ -235,59 +237,82 @@ impl OpDef for Attention {
     fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
         let [q, k, v, seq, pos, span] = arity(inputs)?;
         expect_f32("q", q)?;
-        expect_rank("q", q, 3, "3 dimensions [n, heads, d]")?;
-        for (name, cache) in [("k", k), ("v", v)] {
-            if !is_cached(cache.dtype) {
-                return Err(TypeError::DType { input: name, expected: CACHED, found: cache.dtype });
-            }
-            expect_rank(name, cache, 4, "4 dimensions [sequences, kv_heads, context, d]")?;
-        }
-        if k.shape != v.shape {
-            return Err(TypeError::mismatch("the shapes of `k` and `v`", &k.shape, &v.shape));
-        }
-        if k.shape.last() != q.shape.last() {
-            return Err(TypeError::mismatch("head dimensions", &q.shape, &k.shape));
-        }
-        match (q.shape.0[1].as_const(), k.shape.0[1].as_const()) {
-            (Some(heads), Some(kv_heads)) if 0 < kv_heads && heads % kv_heads == 0 => {}
-            _ => {
-                return Err(TypeError::mismatch(
-                    "heads, as a multiple of the key-value heads,",
-                    &q.shape.0[1],
-                    &k.shape.0[1],
-                ));
-            }
-        }
-        let n = q.shape.0[0].clone();
-        expect_ids("seq", seq, &Shape::new([n.clone()]))?;
-        expect_ids("pos", pos, &Shape::new([n.clone()]))?;
-        expect_ids("span", span, &Shape::new([n, Dim::Const(2)]))?;
+        expect_caches(q, &[("k", k), ("v", v)])?;
+        expect_places(q, [seq, pos, span])?;
         Ok((*q).clone())
     }
 
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
         let mask = Mask { window: self.window, sinks: self.sinks };
-        let v = inputs[2];
+        let [q, k, v, seq, pos, span] = inputs else { unreachable!("the arity was checked") };
         let mut data = Vec::with_capacity(out.dims.iter().product());
-        each_query(inputs, mask, self.scale, |query| {
+        each_query([q, k, seq, pos, span], mask, self.scale, |query| {
+            let (_, powers, sum) = query.powers();
             data.extend((0..out.dims[2]).map(|i| {
-                let parts = query.keys.iter().zip(&query.parts);
-                parts.map(|(&key, part)| part * v.at(&[query.sequence, query.kv_head, key, i])).sum::<f64>()
+                let powers = query.keys.iter().zip(&powers);
+                powers.map(|(&key, power)| power / sum * v.at(&[query.sequence, query.kv_head, key, i])).sum::<f64>()
             }));
         });
         Tensor::new(out.clone(), data)
     }
 
-    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
-        let mut gradients = Gradients::new();
-        let operands: Vec<ValueId> = inputs.iter().copied().chain([dy]).collect();
-        for of in Operand::ALL {
-            let op = AttentionGradient { of, scale: self.scale, window: self.window, sinks: self.sinks };
-            gradients.push(Gradient::Of(b.op(op, &operands)?));
+    /// The scores are made again from `q` and `k`; that their weights add up to 1 is what `lse` knows, and what of `dy` their changes cancel is `delta`.
+    /// Where caches are bf16, so are the other operands of the products with them.
+    fn vjp(&self, b: &mut Builder, inputs: &[ValueId], y: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        let Attention { scale, window, sinks } = *self;
+        let [q, k, v, seq, pos, span] = inputs.try_into().expect("the arity was checked");
+        let products = b.op(Mul {}, &[dy, y])?;
+        let (q, dy) = match b.ty(k).dtype {
+            narrow @ DType::BF16 => (b.op(Cast { to: narrow }, &[q])?, b.op(Cast { to: narrow }, &[dy])?),
+            _ => (q, dy),
+        };
+        let lse = b.op(AttentionLse { scale, window, sinks }, &[q, k, seq, pos, span])?;
+        let rows = b.ty(lse).shape.clone();
+        let one: Shape = rows.dims().iter().chain([&Dim::Const(1)]).cloned().collect();
+        let sums = sum_to(b, products, &one)?;
+        let delta = b.op(Reshape { shape: rows }, &[sums])?;
+        let operands = [q, k, v, seq, pos, span, dy, lse, delta];
+        let dq = b.op(AttentionQueryGradient { scale, window, sinks }, &operands)?;
+        let both = b.op(AttentionCacheGradient { scale, window, sinks }, &operands)?;
+        let mut gradients: Gradients = [Gradient::Of(dq)].into_iter().collect();
+        let shape = b.ty(k).shape.clone();
+        for start in 0..2 {
+            let part = b.op(Slice { axis: 0, start, end: start + 1 }, &[both])?;
+            gradients.push(Gradient::Of(b.op(Reshape { shape: shape.clone() }, &[part])?));
         }
         gradients.extend([Gradient::Zero(Zero::Integer); 3]);
         Ok(gradients)
     }
+}
+
+/// Checks caches that queries of this type are to read: alike, and with heads that the queries' heads share evenly.
+fn expect_caches(q: &TensorType, caches: &[(&'static str, &TensorType)]) -> Result<(), TypeError> {
+    expect_rank("q", q, 3, "3 dimensions [n, heads, d]")?;
+    for &(name, cache) in caches {
+        if !is_cached(cache.dtype) {
+            return Err(TypeError::DType { input: name, expected: CACHED, found: cache.dtype });
+        }
+        expect_rank(name, cache, 4, "4 dimensions [sequences, kv_heads, context, d]")?;
+    }
+    let k = caches[0].1;
+    if let Some((_, v)) = caches.iter().find(|(_, v)| v.shape != k.shape) {
+        return Err(TypeError::mismatch("the shapes of `k` and `v`", &k.shape, &v.shape));
+    }
+    if k.shape.last() != q.shape.last() {
+        return Err(TypeError::mismatch("head dimensions", &q.shape, &k.shape));
+    }
+    match (q.shape.0[1].as_const(), k.shape.0[1].as_const()) {
+        (Some(heads), Some(kv_heads)) if 0 < kv_heads && heads % kv_heads == 0 => Ok(()),
+        _ => Err(TypeError::mismatch("heads, as a multiple of the key-value heads,", &q.shape.0[1], &k.shape.0[1])),
+    }
+}
+
+/// Checks the sequences, positions and spans of queries.
+fn expect_places(q: &TensorType, [seq, pos, span]: [&TensorType; 3]) -> Result<(), TypeError> {
+    let n = q.shape.0[0].clone();
+    expect_ids("seq", seq, &Shape::new([n.clone()]))?;
+    expect_ids("pos", pos, &Shape::new([n.clone()]))?;
+    expect_ids("span", span, &Shape::new([n, Dim::Const(2)]))
 }
 
 /// One head of one query of a call, and what it sees.
@@ -298,13 +323,23 @@ struct Query {
     kv_head: usize,
     /// The keys that it sees, in ascending order.
     keys: Vec<usize>,
-    /// The part of each: the softmax of their scores.
-    parts: Vec<f64>,
+    /// Their scores.
+    scores: Vec<f64>,
 }
 
-/// Visits all queries, head by head.
-fn each_query(inputs: &[&Tensor], mask: Mask, scale: Real, mut visit: impl FnMut(Query)) {
-    let [q, k, _, seq, pos, span, ..] = inputs else { unreachable!("the arity was checked") };
+impl Query {
+    /// The largest score, the exponentials of what the scores are above it, and their sum.
+    fn powers(&self) -> (f64, Vec<f64>, f64) {
+        let max = self.scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let powers: Vec<f64> = self.scores.iter().map(|score| (score - max).exp()).collect();
+        let sum = powers.iter().sum();
+        (max, powers, sum)
+    }
+}
+
+/// Visits all queries, head by head. The operands are `q`, `k`, `seq`, `pos` and `span`.
+fn each_query(operands: [&Tensor; 5], mask: Mask, scale: Real, mut visit: impl FnMut(Query)) {
+    let [q, k, seq, pos, span] = operands;
     let [n, heads, d] = q.dims()[..] else { unreachable!("the rank was checked") };
     let (kv_heads, context) = (k.dims()[1], k.dims()[2]);
     for token in 0..n {
@@ -317,115 +352,8 @@ fn each_query(inputs: &[&Tensor], mask: Mask, scale: Real, mut visit: impl FnMut
                 let dot = |i| q.at(&[token, head, i]) * k.at(&[sequence, kv_head, key, i]);
                 (0..d).map(dot).sum::<f64>() * scale.get()
             };
-            let scores: Vec<f64> = keys.iter().map(score).collect();
-            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let powers: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
-            let sum: f64 = powers.iter().sum();
-            let parts = powers.iter().map(|power| power / sum).collect();
-            visit(Query { token, head, sequence, kv_head, keys: keys.clone(), parts });
+            let scores = keys.iter().map(score).collect();
+            visit(Query { token, head, sequence, kv_head, keys: keys.clone(), scores });
         }
-    }
-}
-
-/// An operand of [`Attention`] that has a gradient.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Operand {
-    /// The queries.
-    Q,
-    /// The keys' cache.
-    K,
-    /// The values' cache.
-    V,
-}
-
-impl Operand {
-    /// All of them, in the order of the operands.
-    pub const ALL: [Operand; 3] = [Operand::Q, Operand::K, Operand::V];
-
-    /// The name in the text form.
-    pub fn name(self) -> &'static str {
-        match self {
-            Operand::Q => "q",
-            Operand::K => "k",
-            Operand::V => "v",
-        }
-    }
-}
-
-impl AttrValue for Operand {
-    const KIND: &'static str = "@q, @k or @v";
-    fn to_attr(&self) -> Attr {
-        Attr::Name(Arc::from(self.name()))
-    }
-    fn from_attr(attr: &Attr) -> Option<Self> {
-        match attr {
-            Attr::Name(name) => Self::ALL.into_iter().find(|operand| operand.name() == &**name),
-            _ => None,
-        }
-    }
-}
-
-op! {
-    /// The gradient of [`Attention`] in one of its operands, from that of its result, `dy`, f32 `[n, heads, d]`. With `p` the softmax of a query's
-    /// scores, `e[j] = dy . v[j]` and `t[j] = p[j] * (e[j] - sum_i p[i] * e[i]) * scale`: that of `q` is the sum of `t[j] * k[j]`, that of `k[j]` the sum
-    /// of `t[j] * q` and that of `v[j]` the sum of `p[j] * dy`, the last two over all queries and heads that share the key, in ascending order.
-    /// The result is f32 of the operand's shape.
-    AttentionGradient = "attention_gradient" (q, k, v, seq, pos, span, dy) {
-        /// Which operand's gradient.
-        of: Operand,
-        /// See [`Attention::scale`].
-        scale: Real,
-        /// See [`Mask::window`].
-        window: u32,
-        /// See [`Mask::sinks`].
-        sinks: u32,
-    }
-}
-
-impl OpDef for AttentionGradient {
-    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
-        let [q, k, v, .., dy] = arity::<7>(inputs)?;
-        let out = Attention { scale: self.scale, window: self.window, sinks: self.sinks }.infer(&inputs[..6])?;
-        if **dy != out {
-            return Err(TypeError::mismatch("the result and its gradient", &out, dy));
-        }
-        Ok(match self.of {
-            Operand::Q => (*q).clone(),
-            Operand::K => k.with_dtype(DType::F32),
-            Operand::V => v.with_dtype(DType::F32),
-        })
-    }
-
-    fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
-        let [q, k, v, _, _, _, dy] = inputs else { unreachable!("the arity was checked") };
-        let mask = Mask { window: self.window, sinks: self.sinks };
-        let d = q.dims()[2];
-        let mut result = Tensor::zeros(out.clone());
-        each_query(inputs, mask, self.scale, |query| {
-            let Query { token, head, sequence, kv_head, keys, parts } = query;
-            let cached = |cache: &Tensor, key: usize, i: usize| cache.at(&[sequence, kv_head, key, i]);
-            let dy = |i: usize| dy.at(&[token, head, i]);
-            let pulls: Vec<f64> = keys.iter().map(|&key| (0..d).map(|i| dy(i) * cached(v, key, i)).sum()).collect();
-            let mean: f64 = parts.iter().zip(&pulls).map(|(part, pull)| part * pull).sum();
-            for ((&key, part), pull) in keys.iter().zip(&parts).zip(&pulls) {
-                let turn = part * (pull - mean) * self.scale.get();
-                let place = match self.of {
-                    Operand::Q => token * q.dims()[1] + head,
-                    Operand::K | Operand::V => (sequence * k.dims()[1] + kv_head) * k.dims()[2] + key,
-                };
-                for i in 0..d {
-                    result.data[place * d + i] += match self.of {
-                        Operand::Q => turn * cached(k, key, i),
-                        Operand::K => turn * q.at(&[token, head, i]),
-                        Operand::V => part * dy(i),
-                    };
-                }
-            }
-        });
-        result
-    }
-
-    fn vjp(&self, _: &mut Builder, _: &[ValueId], _: ValueId, _: ValueId) -> Result<Gradients, VjpError> {
-        Err(VjpError::SecondOrder(Self::NAME))
     }
 }

@@ -1,105 +1,89 @@
-// Gradients of attention over f32 caches, in the order of the CPU's rows: `kernels/src/cpu/generic/attention_gradient.rs` has the formulas.
+// Gradients of attention, in the order of the CPU's rows: `kernels/src/cpu/generic/attention_gradient.rs` has the formulas.
 //
-// q, dy: f32 [n, HEADS, HD]; k, v: f32 [SEQS, KV_HEADS, CTX, HD]; seq, pos: i32 [n]; span: i32 [n, 2]. With OF_QUERIES out is of the shape of q and a
-// block is one head of one token; else out is of the shape of k, the gradient of the values if OF_VALUES and of the keys if not, and a block is one KV
-// head of one sequence, which goes through all tokens. Bound: chains of additions.
-#include "lib/mask.cuh"
+// q, dy: NUMBER [n, HEADS, HD]; k, v: NUMBER [SEQS, KV_HEADS, CTX, HD]; seq, pos: i32 [n]; span: i32 [n, 2]; lse, delta: f32 [n, HEADS]. With OF_QUERIES
+// out is f32 [n, HEADS, HD] and a block is one head of one token, which meets its keys in runs; else out is f32 [2, SEQS, KV_HEADS, CTX, HD] and a block is
+// 32 keys of one KV head of one sequence, which meet all queries, 4 heads at a time. Bound: chains of additions.
+#include "lib/scores.cuh"
 
-#if OF_QUERIES
-#define OF_VALUES 0
-#endif
+// What a key counts for a query: p_j and t_j.
+struct Weight {
+    float part, turn;
+};
 
-// What the keys count for one query: p_j and t_j.
-__shared__ float parts[CTX], turns[CTX];
-
-// `dot` of the CPU's rows: 16 partial sums, added in pairs of halves.
-__device__ __forceinline__ float dot16(const float *left, const float *right) {
-    float lanes[16] = {};
-#pragma unroll
-    for (int i = 0; i < HD; i++) lanes[i % 16] += left[i] * right[i];
-#pragma unroll
-    for (int width = 8; 0 < width; width /= 2)
-#pragma unroll
-        for (int lane = 0; lane < width; lane++) lanes[lane] += lanes[lane + width];
-    return lanes[0];
-}
-
-// Computes them, by all threads of a block.
-__device__ __forceinline__ void weigh(const Ranges &seen, const float *query, const float *pull, const float *keys, const float *values) {
-    __shared__ float total, mean;
-    float scale = __int_as_float(SCALE_BITS);
-    __syncthreads();
-    for (int key = threadIdx.x; key < CTX; key += THREADS)
-        if (seen.sees(key)) {
-            parts[key] = dot16(query, keys + (size_t)key * HD) * scale;
-            turns[key] = dot16(pull, values + (size_t)key * HD);
-        }
-    __syncthreads();
-    // A maximum is the same in any order.
-    float largest = __int_as_float(0xff800000);
-    for (int key = seen.head_start; key < seen.head_end; key++) largest = largest < parts[key] ? parts[key] : largest;
-    for (int key = seen.tail_start; key < seen.tail_end; key++) largest = largest < parts[key] ? parts[key] : largest;
-    __syncthreads();
-    for (int key = threadIdx.x; key < CTX; key += THREADS)
-        if (seen.sees(key)) parts[key] = exp_exact(parts[key] - largest);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        float sum = 0.0f;
-        for (int key = seen.head_start; key < seen.head_end; key++) sum += parts[key];
-        for (int key = seen.tail_start; key < seen.tail_end; key++) sum += parts[key];
-        total = sum;
-    }
-    __syncthreads();
-    for (int key = threadIdx.x; key < CTX; key += THREADS)
-        if (seen.sees(key)) parts[key] = parts[key] / total;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        float sum = 0.0f;
-        for (int key = seen.head_start; key < seen.head_end; key++) sum += parts[key] * turns[key];
-        for (int key = seen.tail_start; key < seen.tail_end; key++) sum += parts[key] * turns[key];
-        mean = sum;
-    }
-    __syncthreads();
-    for (int key = threadIdx.x; key < CTX; key += THREADS)
-        if (seen.sees(key)) turns[key] = parts[key] * (turns[key] - mean) * scale;
-    __syncthreads();
+__device__ __forceinline__ Weight weigh(const NUMBER *query, const NUMBER *pull, const NUMBER *key, const NUMBER *value, float lse, float delta) {
+    float scale = __int_as_float(SCALE_BITS), part = exp_exact(dot16(query, key) * scale - lse);
+    return Weight{part, part * (dot16(pull, value) - delta) * scale};
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-KERNEL(const float *q, const float *k, const float *v, const int *seq, const int *pos, const int *span, const float *dy, float *out, int n) {
+KERNEL(const NUMBER *q, const NUMBER *k, const NUMBER *v, const int *seq, const int *pos, const int *span, const NUMBER *dy, const float *lse, const float *delta,
+       float *out, int n) {
     wait_for_previous();
-#if OF_QUERIES
-    int head = blockIdx.x, token = blockIdx.y, sequence = seq[token];
-    size_t row = ((size_t)token * HEADS + head) * HD;
-    bool is_known = 0 <= sequence && sequence < SEQS;
-    size_t first = (size_t)((is_known ? sequence : 0) * KV_HEADS + head / (HEADS / KV_HEADS)) * CTX * HD;
-    Ranges seen(pos[token], span[2 * token], span[2 * token + 1]);
-    if (is_known) weigh(seen, q + row, dy + row, k + first, v + first);
-    for (int i = threadIdx.x; i < HD; i += THREADS) {
-        float sum = 0.0f;
-        if (is_known) {
-            for (int key = seen.head_start; key < seen.head_end; key++) sum += turns[key] * k[first + (size_t)key * HD + i];
-            for (int key = seen.tail_start; key < seen.tail_end; key++) sum += turns[key] * k[first + (size_t)key * HD + i];
-        }
-        out[row + i] = sum;
-    }
-#else
     constexpr int GROUP = HEADS / KV_HEADS;
-    int sequence = blockIdx.x / KV_HEADS, kv_head = blockIdx.x % KV_HEADS;
-    size_t first = (size_t)blockIdx.x * CTX * HD;
-    float *own = out + first;
-    for (int i = threadIdx.x; i < CTX * HD; i += THREADS) own[i] = 0.0f;
+#if OF_QUERIES
+    constexpr int OWN = ceil_div(HD, THREADS);
+    __shared__ float turns[THREADS];
+    int head = blockIdx.x, token = blockIdx.y, sequence = seq[token];
+    bool is_known = 0 <= sequence && sequence < SEQS;
+    size_t at = (size_t)token * HEADS + head, first_row = (size_t)((is_known ? sequence : 0) * KV_HEADS + head / GROUP) * CTX;
+    Ranges seen(pos[token], span[2 * token], span[2 * token + 1]);
+    int count = is_known ? count_keys(seen) : 0;
+    float sums[OWN] = {};
+    for (int first = 0; first < count; first += THREADS) {
+        int length = min(THREADS, count - first);
+        __syncthreads();
+        if (threadIdx.x < length) {
+            size_t row = (first_row + key_at(seen, first + threadIdx.x)) * HD;
+            turns[threadIdx.x] = weigh(q + at * HD, dy + at * HD, k + row, v + row, lse[at], delta[at]).turn;
+        }
+        __syncthreads();
+        for (int i = 0; i < length; i++) {
+            const NUMBER *row = k + (first_row + key_at(seen, first + i)) * HD;
+#pragma unroll
+            for (int j = 0; j < OWN; j++) {
+                int column = threadIdx.x + j * THREADS;
+                if (column < HD) sums[j] += turns[i] * widen(row[column]);
+            }
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < OWN; j++)
+        if (threadIdx.x + j * THREADS < HD) out[at * HD + threadIdx.x + j * THREADS] = sums[j];
+#else
+    constexpr int KEYS = 32, SLOTS = THREADS / KEYS, OWN = ceil_div(KEYS * HD, THREADS);
+    __shared__ Weight weights[SLOTS][KEYS];
+    int sequence = blockIdx.x / KV_HEADS, kv_head = blockIdx.x % KV_HEADS, first = blockIdx.y * KEYS;
+    size_t first_row = (size_t)blockIdx.x * CTX + first;
+    int keys = min(KEYS, CTX - first), slot = threadIdx.x / KEYS, key = threadIdx.x % KEYS;
+    float dk[OWN] = {}, dv[OWN] = {};
     for (int token = 0; token < n; token++) {
         if (seq[token] != sequence) continue;
         Ranges seen(pos[token], span[2 * token], span[2 * token + 1]);
-        for (int head = kv_head * GROUP; head < (kv_head + 1) * GROUP; head++) {
-            size_t row = ((size_t)token * HEADS + head) * HD;
-            weigh(seen, q + row, dy + row, k + first, v + first);
-            const float *factors = OF_VALUES ? parts : turns, *added = (OF_VALUES ? dy : q) + row;
-            // An element belongs to one thread in all turns of this loop.
-            for (int i = threadIdx.x; i < CTX * HD; i += THREADS)
-                if (seen.sees(i / HD)) own[i] += factors[i / HD] * added[i % HD];
+        for (int head = kv_head * GROUP; head < (kv_head + 1) * GROUP; head += SLOTS) {
+            int slots = min(SLOTS, (kv_head + 1) * GROUP - head);
+            __syncthreads();
+            if (slot < slots && key < keys && seen.sees(first + key)) {
+                size_t at = (size_t)token * HEADS + head + slot, row = (first_row + key) * HD;
+                weights[slot][key] = weigh(q + at * HD, dy + at * HD, k + row, v + row, lse[at], delta[at]);
+            }
+            __syncthreads();
+            for (int i = 0; i < slots; i++) {
+                size_t row = ((size_t)token * HEADS + head + i) * HD;
+#pragma unroll
+                for (int j = 0; j < OWN; j++) {
+                    int element = threadIdx.x + j * THREADS, own = element / HD;
+                    if (keys <= own || !seen.sees(first + own)) continue;
+                    dk[j] += weights[i][own].turn * widen(q[row + element % HD]);
+                    dv[j] += weights[i][own].part * widen(dy[row + element % HD]);
+                }
+            }
         }
+    }
+    float *of_keys = out + first_row * HD, *of_values = of_keys + (size_t)SEQS * KV_HEADS * CTX * HD;
+#pragma unroll
+    for (int j = 0; j < OWN; j++) {
+        int element = threadIdx.x + j * THREADS;
+        if (element < keys * HD) of_keys[element] = dk[j], of_values[element] = dv[j];
     }
 #endif
 }

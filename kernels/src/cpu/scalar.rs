@@ -38,8 +38,12 @@ entries! {
     kv_append_f32_q8__scalar__t1 = kv_append::append_q8;
     kv_append_f32_q4__scalar__t1 = kv_append::append_q4;
     sample_f32_i32__scalar__t1 = sample::sample;
-    query_gradient_f32xf32_f32__scalar__t1 = attention_gradient::queries;
-    cache_gradient_f32xf32_f32__scalar__t1 = attention_gradient::caches;
+    attention_lse_f32xf32_f32__scalar__t64 = attention_gradient::lse::<f32>;
+    query_gradient_f32xf32_f32__scalar__t1 = attention_gradient::queries::<f32>;
+    cache_gradient_f32xf32_f32__scalar__t1 = attention_gradient::caches::<f32>;
+    attention_lse_bf16xbf16_f32__scalar__t64 = attention_gradient::lse::<bf16>;
+    query_gradient_bf16xbf16_f32__scalar__t1 = attention_gradient::queries::<bf16>;
+    cache_gradient_bf16xbf16_f32__scalar__t1 = attention_gradient::caches::<bf16>;
     scatter_add_f32_f32__scalar__r64 = scatter_add::scatter_add;
     mean_abs_f32_f32__scalar__r1 = mean_abs::of_f32;
     mean_abs_bf16_f32__scalar__r1 = mean_abs::of_bf16;

@@ -17,6 +17,16 @@
 //! * The sums over `n` keys lose `u (n + 64)` of `a_d` twice, above and below the line, and once of `raised * sum_j p_j record_j`, if codes of values are
 //!   multiplied with so much added to them; `record_j` is the scale of the value's record.
 //!
+//! For the gradients of attention, whose operands are multiplied as they are, let `e_j` be as above, `w_j = e_j + 4 u (|s_j| + |lse|) + 2^-20` and
+//! `a_j = sum_i |dy_i| |v_ji|`.
+//!
+//! * `lse` is off by at most `max_j e_j + 2^-20 + u (n + 64) + 4 u |lse|`.
+//! * A weight `p_j = exp(s_j - lse)`, from the `lse` that is given, is off by a factor between `exp(-w_j)` and `exp(w_j)`, and then rounded relatively by
+//!   `weights`; so `|d p_j| = (exp(w_j + weights) - 1) p_j`.
+//! * With `d_j = u (hd + 8) a_j + 2 u |delta|`, `t_j = p_j (dy . v_j - delta) * scale` is off by at most
+//!   `|d t_j| = (exp(w_j + weights) - 1) |t_j| + exp(w_j + weights) p_j d_j |scale|`.
+//! * A sum of `n` products of these loses `u (n + 64)` of the sum of their absolute values, beside what its terms are off by.
+//!
 //! All of this is for finite numbers. A value that is infinite or no number, and that some token sees, may make results of other tokens of its block no
 //! numbers, where the scalar row has some: their weight for it is zero, and the product is none. What no token sees is never multiplied.
 
@@ -58,6 +68,9 @@ impl Rounding {
 
     /// Queries and weights are bf16, and so are keys and values once they are decoded.
     pub const BF16_DECODED: Rounding = Rounding { keys: BF16, values: BF16, ..Rounding::BF16_OPERANDS };
+
+    /// Weights, and what they are turned into for gradients, are bf16.
+    pub const BF16_WEIGHTS: Rounding = Rounding { weights: BF16, ..NONE };
 
     /// Queries and weights are sums of two bf16; keys and values are as they lie in the cache.
     pub const TWO_BF16: Rounding = Rounding { queries: BF16 * BF16, weights: BF16 * BF16, ..NONE };

@@ -2,10 +2,10 @@
 
 use half::bf16;
 use ir::DType;
-use ir::op::attention::{AttentionGradient, Operand};
+use ir::op::attention::{AttentionCacheGradient, AttentionLse, AttentionQueryGradient};
 use ir::op::gather::ScatterAdd;
 use ir::op::matmul::{Form, Gemm};
-use ir::op::{Concrete, OpDef, Real};
+use ir::op::{Concrete, Op, OpDef, Real};
 use ir::reference::Tensor;
 use ir::{Shape, mask::Mask};
 use tritter_kernels::{Family, KernelDesc};
@@ -27,24 +27,25 @@ fn near(result: &Tensor, relative: f64) -> Expected {
 }
 
 pub(crate) fn gradients(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
-    let operands: &[Operand] =
-        if desc.family == Family::QueryGradient { &[Operand::Q] } else { &[Operand::K, Operand::V] };
     for (n, heads, kv_heads, hd, ctx) in
-        [(0, 2, 1, 8, 3), (1, 1, 1, 1, 1), (7, 4, 2, 15, 9), (33, 6, 1, 64, 40), (70, 4, 4, 33, 70)]
+        [(0, 2, 1, 8, 3), (1, 1, 1, 1, 1), (7, 4, 2, 15, 9), (33, 6, 1, 64, 40), (70, 4, 4, 33, 70), (5, 2, 1, 16, 300)]
     {
         for mask in [Mask::default(), Mask { window: 5, sinks: 2 }] {
-            for &of in operands {
-                check(gradient(desc, [n, heads, kv_heads, hd, ctx], mask, of));
-            }
+            check(gradient(desc, [n, heads, kv_heads, hd, ctx], mask));
         }
     }
 }
 
-fn gradient(desc: &KernelDesc, [n, heads, kv_heads, hd, ctx]: [usize; 5], mask: Mask, of: Operand) -> Case {
+fn gradient(desc: &KernelDesc, [n, heads, kv_heads, hd, ctx]: [usize; 5], mask: Mask) -> Case {
     const SEQS: usize = 2;
     let mut random = Random::new(n * 31 + hd);
-    let (q, dy) = (random.floats(n * heads * hd), random.floats(n * heads * hd));
-    let (k, v) = (random.floats(SEQS * kv_heads * ctx * hd), random.floats(SEQS * kv_heads * ctx * hd));
+    let dtype = desc.inputs[0];
+    let mut numbers = |count: usize| match dtype {
+        DType::BF16 => random.floats(count).into_iter().map(|value| bf16::from_f32(value).to_f32()).collect(),
+        _ => random.floats(count),
+    };
+    let (q, dy) = (numbers(n * heads * hd), numbers(n * heads * hd));
+    let (k, v) = (numbers(SEQS * kv_heads * ctx * hd), numbers(SEQS * kv_heads * ctx * hd));
     let seq: Vec<i32> = (0..n).map(|_| random.below(SEQS) as i32).collect();
     let pos: Vec<i32> = (0..n).map(|_| random.below(ctx) as i32).collect();
     let first =
@@ -54,36 +55,45 @@ fn gradient(desc: &KernelDesc, [n, heads, kv_heads, hd, ctx]: [usize; 5], mask: 
         .flat_map(|&pos| [first(&mut random, pos), if random.below(4) == 0 { random.below(ctx) as i32 } else { 0 }])
         .collect();
     let scale = (hd as f32).sqrt().recip();
-    let op = AttentionGradient { of, scale: Real::new(f64::from(scale)), window: mask.window, sinks: mask.sinks };
+    let (real, Mask { window, sinks }) = (Real::new(f64::from(scale)), mask);
     let (queries, caches) = ([n, heads, hd], [SEQS, kv_heads, ctx, hd]);
-    let of_queries = of == Operand::Q;
-    let out = Concrete { dtype: DType::F32, dims: if of_queries { queries.to_vec() } else { caches.to_vec() } };
-    let inputs = [
-        tensor(&queries, &q),
-        tensor(&caches, &k),
-        tensor(&caches, &v),
-        integers(&[n], &seq),
-        integers(&[n], &pos),
-        integers(&[n, 2], &span),
-        tensor(&queries, &dy),
-    ];
-    let result = op.reference(&inputs.iter().collect::<Vec<_>>(), &out);
-    let sizes =
-        [n, heads, kv_heads, hd, ctx, mask.window as usize, mask.sinks as usize, scale.to_bits() as usize, SEQS];
-    let mut dims: Vec<i64> = sizes.iter().map(|&size| size as i64).collect();
-    dims.extend((desc.family == Family::CacheGradient).then_some(i64::from(of == Operand::V)));
+    let of_queries = [tensor(&queries, &q), tensor(&caches, &k)];
+    let places = [integers(&[n], &seq), integers(&[n], &pos), integers(&[n, 2], &span)];
+    let lse_op = Op::AttentionLse(AttentionLse { scale: real, window, sinks });
+    let lse_inputs: Vec<&Tensor> = of_queries.iter().chain(&places).collect();
+    let lse = lse_op.reference(&lse_inputs, &Concrete { dtype: DType::F32, dims: vec![n, heads] });
+    let lse: Vec<f32> = lse.data.iter().map(|&value| value as f32).collect();
+    // Any number will do.
+    let delta = random.floats(n * heads);
+    let others = [tensor(&caches, &v), tensor(&queries, &dy), tensor(&[n, heads], &lse), tensor(&[n, heads], &delta)];
+    let [value, pull, lse_tensor, delta_tensor] = &others;
+    let mut inputs = lse_inputs;
+    let (op, dims) = match desc.family {
+        Family::AttentionLse => (lse_op, vec![n, heads]),
+        Family::QueryGradient => (Op::from(AttentionQueryGradient { scale: real, window, sinks }), queries.to_vec()),
+        _ => (Op::from(AttentionCacheGradient { scale: real, window, sinks }), vec![2, SEQS, kv_heads, ctx, hd]),
+    };
+    let buffer = |values: &[f32]| match dtype {
+        DType::BF16 => {
+            let bytes = values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect();
+            Buffer { bytes, align: 2 }
+        }
+        _ => Buffer::f32(values),
+    };
+    let places = [&seq, &pos, &span].map(|values| Buffer::i32(values));
+    let mut buffers: Vec<Buffer> = [buffer(&q), buffer(&k)].into_iter().chain(places).collect();
+    if desc.family != Family::AttentionLse {
+        inputs.insert(2, value);
+        inputs.extend([pull, lse_tensor, delta_tensor]);
+        buffers.insert(2, buffer(&v));
+        buffers.extend([buffer(&dy), Buffer::f32(&lse), Buffer::f32(&delta)]);
+    }
+    let result = op.reference(&inputs, &Concrete { dtype: DType::F32, dims });
+    let sizes = [n, heads, kv_heads, hd, ctx, window as usize, sinks as usize, scale.to_bits() as usize, SEQS];
     Case {
-        label: format!("{mask:?} {of:?}"),
-        dims,
-        inputs: vec![
-            Buffer::f32(&q),
-            Buffer::f32(&k),
-            Buffer::f32(&v),
-            Buffer::i32(&seq),
-            Buffer::i32(&pos),
-            Buffer::i32(&span),
-            Buffer::f32(&dy),
-        ],
+        label: format!("{mask:?}"),
+        dims: sizes.iter().map(|&size| size as i64).collect(),
+        inputs: buffers,
         output: Buffer::f32(&vec![f32::NAN; result.data.len()]),
         expected: near(&result, 1e-5),
     }

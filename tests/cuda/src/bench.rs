@@ -10,6 +10,7 @@ use crate::Compiler;
 use crate::case::{Random, rows};
 use crate::check::{launch, load};
 use crate::gpu::{Buffer, Gpu, Launch};
+use crate::gradient;
 
 /// Matrices of one layer of a 2B model, outputs by inputs: QKV, output projection, gate and up, down.
 const LAYER: [(i64, i64); 4] = [(3840, 2560), (2560, 2560), (13824, 2560), (2560, 6912)];
@@ -68,6 +69,7 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
                 for tokens in [4096, 32768] {
                     prefill(gpu, compiler, desc, tokens)?;
                 }
+                gradient::bench(gpu, compiler, desc)?;
             }
             Family::Attention | Family::RopeAttention => {
                 for (n, heads, kv_heads, ctx) in [
@@ -90,6 +92,12 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
                     }
                 }
             }
+            // The exact rows are for small sizes.
+            Family::AttentionLse | Family::QueryGradient | Family::CacheGradient => {
+                if desc.accuracy != Accuracy::Exact {
+                    gradient::bench(gpu, compiler, desc)?;
+                }
+            }
             Family::RopeAppend => {
                 for n in [1, 8, 512, 4096].into_iter().filter(|n| desc.tokens.contains(&(*n as u64))) {
                     rope_append(gpu, compiler, desc, n, rate)?;
@@ -98,8 +106,6 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
             Family::KvAppend
             | Family::Gemm
             | Family::Sample
-            | Family::QueryGradient
-            | Family::CacheGradient
             | Family::ScatterAdd
             | Family::MeanAbs
             | Family::TernaryMatmulTransposed
@@ -216,7 +222,7 @@ fn dim_of((n, k, m): (i64, i64, i64)) -> impl Fn(&str) -> i64 {
     }
 }
 
-fn median(mut times: Vec<f32>) -> f64 {
+pub(crate) fn median(mut times: Vec<f32>) -> f64 {
     times.sort_by(f32::total_cmp);
     f64::from(times[times.len() / 2]) * 1e-3
 }
@@ -288,14 +294,14 @@ fn layers(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, n: i64,
 }
 
 /// Queries, or a cache `[seqs, kv_heads, ctx]`, of rows that repeat.
-fn cache(dtype: DType, rows_of_all: i64, hd: i64) -> Vec<u8> {
+pub(crate) fn repeated(dtype: DType, rows_of_all: i64, hd: i64) -> Vec<u8> {
     let some = rows(dtype, &Random::new(1).floats(64 * hd as u64), hd as usize);
     let bytes = some.len() / 64 * rows_of_all as usize;
     some.iter().copied().cycle().take(bytes).collect()
 }
 
 /// Numbers of tokens.
-fn numbers(gpu: &Gpu, values: impl IntoIterator<Item = i32>) -> Result<Buffer> {
+pub(crate) fn numbers(gpu: &Gpu, values: impl IntoIterator<Item = i32>) -> Result<Buffer> {
     gpu.upload(&values.into_iter().flat_map(i32::to_le_bytes).collect::<Vec<_>>())
 }
 
@@ -316,17 +322,17 @@ fn attention(
         other => typical(other),
     };
     let hd = dim("hd");
-    let [k, v] = [1, 2].map(|input| cache(desc.inputs[input], n * ctx * kv_heads, hd));
+    let [k, v] = [1, 2].map(|input| repeated(desc.inputs[input], n * ctx * kv_heads, hd));
     let bytes = (k.len() + v.len()) as f64;
     let copies = (COLD_BYTES / 2).div_ceil(bytes as usize).min(64);
     let mut caches = vec![(gpu.upload(&k)?, gpu.upload(&v)?)];
     for _ in 1..copies {
         caches.push((caches[0].0.duplicate(gpu)?, caches[0].1.duplicate(gpu)?));
     }
-    let q = gpu.upload(&cache(DType::F32, n * heads, hd))?;
+    let q = gpu.upload(&repeated(DType::F32, n * heads, hd))?;
     // Of rows that rotate and append: a product of queries, keys and values, and a table of angles.
-    let joined = gpu.upload(&cache(DType::F32, n * (heads + 2 * kv_heads), hd))?;
-    let table = gpu.upload(&cache(DType::F32, n, hd / 2))?;
+    let joined = gpu.upload(&repeated(DType::F32, n * (heads + 2 * kv_heads), hd))?;
+    let table = gpu.upload(&repeated(DType::F32, n, hd / 2))?;
     let (seq, pos) = (numbers(gpu, 0..n as i32)?, numbers(gpu, vec![ctx as i32 - 1; n as usize])?);
     let span = numbers(gpu, vec![0; 2 * n as usize])?;
     let out = gpu.allocate(4 * (n * heads * hd) as usize)?;
@@ -362,8 +368,8 @@ fn rope_append(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, n:
     };
     let (heads, kv_heads, hd) = (dim("heads"), dim("kv_heads"), dim("hd"));
     let joined = heads + 2 * kv_heads;
-    let x = cache(DType::F32, n * joined, hd);
-    let caches = [1, 2].map(|input| cache(desc.inputs[input], seqs * dim("ctx") * kv_heads, hd));
+    let x = repeated(DType::F32, n * joined, hd);
+    let caches = [1, 2].map(|input| repeated(desc.inputs[input], seqs * dim("ctx") * kv_heads, hd));
     // What is read and written of activations and tables, and the rows of the caches.
     let rows: usize = caches.iter().map(|cache| cache.len() / (seqs * dim("ctx")) as usize).sum();
     let bytes = (4 * n * hd * (joined + heads + 1)) as f64 + (n as usize * rows) as f64;
@@ -372,7 +378,7 @@ fn rope_append(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, n:
     for _ in 1..copies {
         buffers.push((buffers[0].0.duplicate(gpu)?, gpu.allocate(4 * (n * heads * hd) as usize)?));
     }
-    let table = gpu.upload(&cache(DType::F32, n, hd / 2))?;
+    let table = gpu.upload(&repeated(DType::F32, n, hd / 2))?;
     let (seq, pos) = (numbers(gpu, (0..n).map(|i| (i % seqs) as i32))?, numbers(gpu, (0..n).map(|i| i as i32))?);
     let [k_cache, v_cache] = [gpu.upload(&caches[0])?, gpu.upload(&caches[1])?];
     let kernel = load(gpu, compiler, desc, &dim)?;
@@ -404,9 +410,9 @@ fn prefill(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, n: i64
         other => typical(other),
     };
     let (heads, hd) = (dim("heads"), dim("hd"));
-    let [k, v] = [1, 2].map(|input| cache(desc.inputs[input], n * dim("kv_heads"), hd));
+    let [k, v] = [1, 2].map(|input| repeated(desc.inputs[input], n * dim("kv_heads"), hd));
     let (k, v) = (gpu.upload(&k)?, gpu.upload(&v)?);
-    let q = gpu.upload(&cache(DType::F32, n * heads, hd))?;
+    let q = gpu.upload(&repeated(DType::F32, n * heads, hd))?;
     let (seq, pos) = (numbers(gpu, vec![0; n as usize])?, numbers(gpu, 0..n as i32)?);
     let span = numbers(gpu, vec![0; 2 * n as usize])?;
     let out = gpu.allocate(4 * (n * heads * hd) as usize)?;

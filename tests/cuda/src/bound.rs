@@ -16,7 +16,7 @@ pub(crate) struct Expected {
 }
 
 /// What an addition in f32 may lose, relatively, where tensor cores truncate.
-const ULP: f64 = 1.0 / (1 << 23) as f64;
+pub(crate) const ULP: f64 = 1.0 / (1 << 23) as f64;
 
 /// What a row of attention must write.
 pub(crate) fn attention(desc: &CudaKernelDesc, case: &Case, rounding: Rounding) -> Result<Vec<Expected>> {

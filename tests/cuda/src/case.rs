@@ -6,6 +6,8 @@ use ir::packing::{RowFormat, TernaryLayout};
 use kernels::Family;
 use kernels::cuda::{Accuracy, CudaKernelDesc};
 
+use crate::gradient;
+
 /// One call of a kernel.
 pub(crate) struct Case {
     pub(crate) label: &'static str,
@@ -65,7 +67,7 @@ pub(crate) fn cases(desc: &CudaKernelDesc) -> Vec<Case> {
         Family::RopeAppend => rope_appends(desc),
         Family::RopeAttention => rope_attentions(desc),
         Family::Sample => samples(),
-        Family::QueryGradient | Family::CacheGradient => gradients(desc),
+        Family::AttentionLse | Family::QueryGradient | Family::CacheGradient => gradient::cases(desc),
         // A library computes it.
         Family::Gemm => Vec::new(),
         Family::ScatterAdd => scatters(),
@@ -75,11 +77,11 @@ pub(crate) fn cases(desc: &CudaKernelDesc) -> Vec<Case> {
     }
 }
 
-fn f32s(values: &[f32]) -> Vec<u8> {
+pub(crate) fn f32s(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-fn i32s(values: &[i32]) -> Vec<u8> {
+pub(crate) fn i32s(values: &[i32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
@@ -193,6 +195,13 @@ fn attentions(desc: &CudaKernelDesc) -> Vec<Case> {
             cases.push(attention(desc, "bf16 queries", n, sizes));
         }
     }
+    // All positions of both sequences, which meet within a block.
+    for sizes in [[8, 2, 64, 130, 0, 0], [2, 2, 64, 512, 0, 0], [4, 1, 128, 200, 33, 3]] {
+        let n = 2 * sizes[3];
+        if is_bounded && desc.tokens.contains(&n) {
+            cases.push(attention(desc, "batch", n, sizes));
+        }
+    }
     cases
 }
 
@@ -217,6 +226,10 @@ fn attention(
         seq = (0..n).map(|token| i32::from(n * 2 / 3 <= token)).collect();
         pos = (0..n).map(|token| (ctx - n + token) as i32).collect();
     }
+    if label == "batch" {
+        seq = (0..n).map(|token| (token / ctx) as i32).collect();
+        pos = (0..n).map(|token| (token % ctx) as i32).collect();
+    }
     let mut span = Vec::new();
     for position in &pos {
         let first = if random.below(3) == 0 { random.below(*position as u64 + 1) as i32 } else { 0 };
@@ -240,30 +253,6 @@ fn attention(
             (vec![0xFF; (4 * n * heads * hd) as usize], 4),
         ],
     }
-}
-
-fn gradients(desc: &CudaKernelDesc) -> Vec<Case> {
-    let of_values: &[i64] = if desc.family == Family::CacheGradient { &[0, 1] } else { &[-1] };
-    let mut cases = Vec::new();
-    for (n, heads, kv_heads, hd, ctx) in
-        [(1, 1, 1, 8, 1), (7, 4, 2, 15, 9), (33, 6, 1, 64, 40), (130, 4, 4, 40, 130), (64, 2, 2, 128, 600)]
-    {
-        for (window, sinks) in [(0, 0), (5, 2)] {
-            for &of_values in of_values {
-                let mut case = attention(desc, "random", n, [heads, kv_heads, hd, ctx, window, sinks]);
-                let seqs = case.args[1].0.len() as u64 / (4 * ctx * kv_heads * hd);
-                let mut random = Random::new(n + hd);
-                let out = case.args.pop().map(|(out, _)| out.len()).unwrap_or(0);
-                case.args.push((f32s(&random.floats(n * heads * hd)), 4));
-                let of_cache = 4 * seqs * ctx * kv_heads * hd;
-                case.args.push((vec![0xFF; if 0 <= of_values { of_cache as usize } else { out }], 4));
-                case.dims.push(seqs as i64);
-                case.dims.extend((0 <= of_values).then_some(of_values));
-                cases.push(case);
-            }
-        }
-    }
-    cases
 }
 
 fn scatters() -> Vec<Case> {

@@ -14,6 +14,7 @@ use crate::Compiler;
 use crate::bound::{self, Expected};
 use crate::case::{Case, cases};
 use crate::gpu::{Buffer, Function, Gpu, Launch};
+use crate::gradient;
 use crate::rope;
 
 /// Bytes around each buffer that must not change.
@@ -118,6 +119,9 @@ fn check(gpu: &Gpu, compiler: &Compiler, desc: &'static CudaKernelDesc, case: &C
         Accuracy::Bounded(rounding) if desc.family == Family::RopeAttention => {
             let (caches, numbers) = rope::expected_attention(desc, case, rounding)?;
             Wanted { bytes: caches, numbers }
+        }
+        Accuracy::Bounded(rounding) if desc.family != Family::Attention => {
+            Wanted { bytes: Vec::new(), numbers: gradient::expected(desc, case, rounding) }
         }
         Accuracy::Bounded(rounding) => Wanted { bytes: Vec::new(), numbers: bound::attention(desc, case, rounding)? },
     };
@@ -275,6 +279,6 @@ pub(crate) fn floats(bytes: &[u8]) -> Vec<f32> {
 }
 
 /// Numbers in bf16, widened.
-fn halves(bytes: &[u8]) -> Vec<f32> {
+pub(crate) fn halves(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<2>().0.iter().map(|two| half::bf16::from_le_bytes(*two).to_f32()).collect()
 }

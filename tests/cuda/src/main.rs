@@ -10,6 +10,7 @@ mod gpu;
 mod case;
 mod bound;
 mod rope;
+mod gradient;
 mod check;
 mod bench;
 
@@ -149,7 +150,9 @@ fn open(nvrtc: Nvrtc) -> Result<(Gpu, Compiler)> {
 }
 
 fn resources(compiler: &Compiler, desc: &'static CudaKernelDesc, save: Option<&Path>) -> Result<()> {
-    let special = Specialised::new(desc, |name| Some(bench::typical(name)));
+    let takes = |hd: i64| (desc.takes)(&|name| if name == "hd" { hd } else { bench::typical(name) });
+    let hd = [bench::typical("hd"), 64].into_iter().find(|&hd| takes(hd)).unwrap_or(128);
+    let special = Specialised::new(desc, |name| Some(if name == "hd" { hd } else { bench::typical(name) }));
     let cubin = compiler.compile(&special)?;
     if let Some(folder) = save {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;

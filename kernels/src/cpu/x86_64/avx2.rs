@@ -27,8 +27,9 @@ entries! {
     attention_f32xbf16_f32__avx2__t64 = attention::<Avx2, Bf16Row, Bf16Row, 2, 2, false>;
     attention_f32xq8q4_f32__avx2__t64 = attention::<Avx2, Q8Row, Q4Row, 2, 2, false>;
     attention_f32xq4_f32__avx2__t64 = attention::<Avx2, Q4Row, Q4Row, 2, 2, false>;
-    query_gradient_f32xf32_f32__avx2__t1 = attention_gradient::queries;
-    cache_gradient_f32xf32_f32__avx2__t1 = attention_gradient::caches;
+    attention_lse_f32xf32_f32__avx2__t64 = attention_gradient::lse::<f32>;
+    query_gradient_f32xf32_f32__avx2__t1 = attention_gradient::queries::<f32>;
+    cache_gradient_f32xf32_f32__avx2__t1 = attention_gradient::caches::<f32>;
 }
 
 /// Lanes in four registers: lane `l` is lane `l % 8` of register `l / 8`.

@@ -27,8 +27,9 @@ entries! {
     attention_f32xbf16_f32__avx512vnni__t64 = attention::<Avx512Vnni, Bf16Row, Bf16Row, 8, 8, true>;
     attention_f32xq8q4_f32__avx512vnni__t64 = attention::<Avx512Vnni, Q8Row, Q4Row, 8, 8, true>;
     attention_f32xq4_f32__avx512vnni__t64 = attention::<Avx512Vnni, Q4Row, Q4Row, 8, 8, true>;
-    query_gradient_f32xf32_f32__avx512vnni__t1 = attention_gradient::queries;
-    cache_gradient_f32xf32_f32__avx512vnni__t1 = attention_gradient::caches;
+    attention_lse_f32xf32_f32__avx512vnni__t64 = attention_gradient::lse::<f32>;
+    query_gradient_f32xf32_f32__avx512vnni__t1 = attention_gradient::queries::<f32>;
+    cache_gradient_f32xf32_f32__avx512vnni__t1 = attention_gradient::caches::<f32>;
 }
 
 /// Lanes in two registers: lane `l` is lane `l % 16` of register `l / 16`.
