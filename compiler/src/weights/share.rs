@@ -107,3 +107,60 @@ fn is_same(graph: &Graph, value: ValueId, other_graph: &Graph, other: ValueId) -
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ir::DType;
+
+    use super::*;
+
+    const PROGRAM: &str = "program @p
+
+graph @back() -> t2[16, 20] {
+  param k: t2[16, 20] = \"k\"
+  return k
+}
+
+graph @odd() -> t2[8, 20] {
+  param v: t2[8, 20] = \"v\"
+  return v
+}
+
+graph @forward() -> t2[40, 20] {
+  param q: t2[16, 20] = \"q\"
+  param k: t2[16, 20] = \"k\"
+  param v: t2[8, 20] = \"v\"
+  two = concat q, k, axis=0
+  all = concat two, v, axis=0
+  return all
+}
+
+graph @again() -> t2[40, 20] {
+  param q: t2[16, 20] = \"q\"
+  param k: t2[16, 20] = \"k\"
+  param v: t2[8, 20] = \"v\"
+  two = concat q, k, axis=0
+  all = concat two, v, axis=0
+  return all
+}
+";
+
+    fn homes_of(layout: TernaryLayout) -> Vec<(usize, u64)> {
+        let program = ir::text::parse(PROGRAM).unwrap_or_else(|errors| panic!("{}", errors.show(PROGRAM)));
+        let stored = StoredTensor { dtype: DType::T2, layout: Some(layout) };
+        let of = |graph: usize| Wanted { graph, value: program.graphs[graph].outputs[0], stored, rounds: 1 };
+        let all: Vec<Wanted> = (0..4).map(of).collect();
+        homes(&program, &all).into_iter().map(|home| (home.of, home.offset)).collect()
+    }
+
+    #[test]
+    fn rows_of_a_matrix_are_found_among_those_of_several() {
+        // A block of 16 rows of 20 columns is two tiles of 64 bytes.
+        assert_eq!(homes_of(TernaryLayout::Tile16), [(2, 128), (2, 256), (2, 0), (2, 0)]);
+    }
+
+    #[test]
+    fn where_rows_do_not_lie_one_after_the_other_only_equals_are_shared() {
+        assert_eq!(homes_of(TernaryLayout::Tile16Base3), [(0, 0), (1, 0), (2, 0), (2, 0)]);
+    }
+}
