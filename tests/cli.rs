@@ -288,6 +288,49 @@ fn greedy_text() -> (String, String) {
     (text(&prompt[1..]), text(&ids[prompt.len()..]))
 }
 
+/// Adapters beside packed weights: trained, written as the PEFT library has them, compiled with their base, and trained further.
+#[test]
+fn adapters_are_trained_written_and_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| str(&directory.path().join(name)).to_owned();
+    let train = ["--random-weights", "1", "--context", "32", "--sequences", "2", "--target", "scalar", "--json"];
+    let train = |with: &[&str]| {
+        let report = Tritterc.json(&[&["train", "tiny", "-o", &at("step")], with, &train[..]].concat());
+        report["trained_parameters"].as_u64().unwrap()
+    };
+    let parameters = train(&["--lora-rank", "2", "--lora-targets", "q,down", "--keep", "inputs"]);
+    assert!(0 < parameters);
+    Tritter.succeed(&[
+        "shard",
+        concat!(env!("CARGO_MANIFEST_DIR"), "/src"),
+        "-o",
+        &at("data"),
+        "--vocabulary",
+        "bytes",
+    ]);
+    let config = r#"(artifact: "step", shards: ["data"], out: "run", seed: 1, steps: 2, batch: 64,
+        schedule: (warm_up: 0, stages: [(until: 1.0, rate: (1e-1, 1e-1), decay: (0.0, 0.0))]))"#;
+    fs::write(at("run.ron"), config).unwrap();
+    Tritter.succeed(&["train", &at("run.ron")]);
+    let states = at("run/step-00000002/states.safetensors");
+    Tritterc.succeed(&["adapter", "tiny", "-o", &at("lora"), "--weights", &states, "--lora-alpha", "3"]);
+    let config: Value = serde_json::from_str(&fs::read_to_string(at("lora/adapter_config.json")).unwrap()).unwrap();
+    assert_eq!((&config["r"], &config["lora_alpha"]), (&2.into(), &3.0.into()));
+    assert_eq!(config["target_modules"], serde_json::json!(["down_proj", "q_proj"]));
+
+    let compile = |name: &str, with: &[&str]| {
+        let base = ["compile", "tiny", "--random-weights", "1", "--context", "40", "-o"];
+        Tritterc.succeed(&[&base[..], &[&at(name)], with].concat());
+        Tritter.json(&["run", &at(name), "--prompt", "fn main", "--max-new-tokens", "16", "--json"])["text"].clone()
+    };
+    assert_ne!(compile("with", &["--adapter", &at("lora")]), compile("without", &[]));
+    assert_eq!(train(&["--adapter", &at("lora")]), parameters);
+    // Weights that are no adapters, as those of the model without them.
+    let none = Tritterc.run(&["adapter", "tiny", "-o", &at("none"), "--weights", &at("without/weights.safetensors")]);
+    assert_eq!(none.status.code(), Some(1), "{}", text(&none.stderr));
+    assert!(text(&none.stderr).contains("holds no adapters"), "{}", text(&none.stderr));
+}
+
 #[test]
 fn run_prints_text_and_nothing_else_and_json_on_demand() {
     let (prompt, expected) = greedy_text();
@@ -441,6 +484,25 @@ fn eval_and_bench_report_what_they_measured() {
     for step in steps {
         assert_keys(step, &["bytes", "seconds", "gb_per_s", "share"]);
     }
+}
+
+#[test]
+fn bench_measures_a_step_of_training() {
+    let directory = tempfile::tempdir().unwrap();
+    let (step, csv) = (directory.path().join("step"), directory.path().join("steps.csv"));
+    let args = ["train", "tiny", "-o", str(&step), "--random-weights", "1", "--context", "16", "--sequences", "2"];
+    Tritterc.succeed(&args);
+    let args = ["bench", str(&step), "--repeats", "2", "--csv", str(&csv)];
+    let report = Tritter.json(&[&args[..], &["--json"]].concat());
+    assert_eq!(report["tokens"], 32);
+    for key in ["tokens_per_s", "parameters", "flops_per_token", "model_tflops", "product_macs", "certified_bytes"] {
+        assert!(report[key].as_f64().is_some_and(|value| 0.0 < value), "{key}: {report}");
+    }
+    let phases = |phase: &str| report["steps"].as_array().unwrap().iter().filter(|step| step["phase"] == phase).count();
+    assert!(10 < phases("gradients") && 3 < phases("update") && phases("start") == 0, "{report}");
+    let text = Tritter.succeed(&args);
+    assert!(text.contains("a step of 32 tokens in sequences of 16") && text.contains("phase `update`"), "{text}");
+    assert_eq!(std::fs::read_to_string(&csv).unwrap().lines().count(), 3);
 }
 
 #[test]

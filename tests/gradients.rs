@@ -191,6 +191,7 @@ fn gradients_are_those_of_finite_differences() {
         "gemm",
         "ternary_matmul_base3",
         "ternary_matmul_transposed",
+        "unpack_in_call",
         "kv_rows",
         "attention_lse",
         "attention_query_gradient",

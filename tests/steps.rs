@@ -4,7 +4,9 @@ use compiler::Target;
 use compiler::autodiff::Keep;
 use compiler::optimiser::AdamW;
 use compiler::training::{Batch as Sequences, Precision, Step, StepOptions};
+use ir::packing::TernaryLayout;
 use runtime::training::{Batch, PlanTrainer, Trainer, Update};
+use tritter_tests::compare::relative_l2;
 use tritter_tests::fixture::{self, Tensors, random_ids};
 use tritter_tests::session::{self, Build, Model, targets};
 
@@ -75,6 +77,84 @@ fn five_steps_lead_where_the_reference_goes() {
                 }
                 assert!(0 < compared);
             }
+        }
+    }
+}
+
+/// Adapters that the PEFT library made: the logits with them, and the loss and the gradients of a step that trains nothing else. Its projections read
+/// int8 activations and packed weights, so an activation may be rounded to the other code where the reference's was not.
+#[test]
+fn adapters_are_those_of_peft() {
+    let name = "lora-peft";
+    let expected = Tensors::read(&fixture::data(name).join("expected.safetensors")).unwrap();
+    let config = std::fs::read_to_string(fixture::data(name).join("adapter_config.json")).unwrap();
+    let adapters = models::import::peft(&config).unwrap();
+    let file = fixture::data(name).join("adapter_model.safetensors");
+    let ids = expected.ids("input_ids").unwrap();
+    let base = Model::checkpoint(&fixture::checkpoint("bitnet-online")).unwrap();
+    let n = ids.len() * ids[0].len();
+    for target in targets() {
+        let build = Build {
+            sequences: ids.len() as u32,
+            chunk: n as u32,
+            packing: Some(TernaryLayout::Tile16),
+            ..Build::new(ids[0].len())
+        };
+        let build = build.on(&target);
+        let model = base.build_adapted(&build, &adapters).unwrap();
+        let weights = base.adapted_weights(&model, &file).unwrap();
+        let compiled = session::compile(model.program.clone(), &build).unwrap();
+        let artifact = session::write(&compiled, &weights).unwrap();
+        let mut session = session::session(artifact.path(), 2).unwrap();
+        let of_sequence = |(at, ids): (usize, &Vec<u32>)| session::logits(&mut session, at, ids, ids.len()).unwrap();
+        let logits: Vec<f64> = ids.iter().enumerate().flat_map(of_sequence).map(f64::from).collect();
+        let logits_error = relative_l2(&expected.values("logits").unwrap(), &logits);
+        assert!(logits_error <= 0.03, "{target}: logits are off by {logits_error}");
+
+        let of = |precision| [Keep::Values, Keep::Inputs].map(|keep| (precision, keep));
+        for (precision, keep) in Precision::ALL.into_iter().flat_map(of) {
+            let what = format!("{target}, {precision}, {keep:?}");
+            let options = StepOptions {
+                batch: Sequences { sequences: ids.len() as u64, context: ids[0].len() as u64 },
+                wanted: &|key| model.adapters.iter().any(|adapter| adapter.key == key),
+                decays: &|_| false,
+                keep,
+                precision,
+                optimiser: AdamW { beta1: 0.0, beta2: 0.95, eps: 1e-8, clip: None },
+            };
+            let compiled = session::compile_step(Step::new(&model.program, &options).unwrap(), &build).unwrap();
+            // Both directions read the same: the rows of several projections as one, or those of each among them.
+            let packed = compiled.plan.buffers.iter().filter(|buffer| buffer.is_ternary);
+            let packed: Vec<&str> = packed.map(|buffer| buffer.name.as_str()).collect();
+            let names = ["attention.q+k+v", "attention.o", "ffn.gate+up", "ffn.down"];
+            assert_eq!(packed, names.map(|name| format!("layers.{{}}.{name}.weight")), "{what}");
+            let artifact = session::write(&compiled, &weights).unwrap();
+            let mut trainer = session::trainer(artifact.path(), 2).unwrap();
+            let loss = f64::from(trainer.accumulate(&batch(&ids)).unwrap());
+            let theirs = expected.values("loss").unwrap()[0];
+            // The head of this model is dense, and its logits are as large as the loss: rounded by bf16 they turn probabilities by a few hundredths.
+            let (bound, gradient_bound) = match precision {
+                Precision::F32 => (1e-2, 0.03),
+                Precision::Bf16 => (theirs / 512.0, 0.08),
+            };
+            assert!((loss - theirs).abs() <= bound, "{what}: loss {loss} against {theirs}");
+            // Without memory of older gradients the mean of them is the last one.
+            trainer.update(&Update { step: 1, rate: 0.0, decay: 0.0, batches: 1 }).unwrap();
+            let (mut compared, mut worst) = (0, 0.0_f64);
+            for (index, state) in trainer.states().into_iter().enumerate() {
+                let Some(key) = state.key.strip_suffix(".first_moment") else { continue };
+                let mut all =
+                    model.adapters.iter().flat_map(|binding| (0..binding.rounds).map(move |round| (binding, round)));
+                let (binding, round) = all.find(|(binding, round)| binding.key_of(*round) == key).unwrap();
+                let source = binding.source_of(round).replace(".weight", ".default.weight");
+                let theirs = expected.values(&format!("grad.{source}")).unwrap();
+                let error = relative_l2(&theirs, &values(&mut trainer, index));
+                worst = worst.max(error);
+                assert!(error <= gradient_bound, "{what}: {source} is off by {error}");
+                compared += 1;
+            }
+            println!("{what}: logits {logits_error:.1e}, loss {loss} against {theirs}, gradients {worst:.1e}");
+            assert_eq!(compared, 16);
         }
     }
 }

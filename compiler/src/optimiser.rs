@@ -18,6 +18,7 @@ use ir::graph::Program;
 use ir::op::control::Scan;
 use ir::op::elementwise::{Add, Cast, Div, Minimum, Mul, Sqrt, Sub};
 use ir::op::movement::Slice;
+use ir::op::reduce::Sum;
 use ir::plan::training::settings;
 use ir::verify::VerifyErrors;
 use ir::vjp::{scalar, sum_to};
@@ -207,12 +208,13 @@ pub const FIRST_MOMENT: &str = "first_moment";
 /// What the key of the mean of their squares ends in.
 pub const SECOND_MOMENT: &str = "second_moment";
 
-/// `sqrt(sum of squares)` over all gradients, `[1]`.
+/// `sqrt(sum of squares)` over all gradients, `[1]`. Those of a matrix are added row by row, so that rows are read by many at once, and then the rows' sums.
 fn global_norm(b: &mut Builder, gradients: &[ValueId]) -> Result<ValueId, OptimiserError> {
     let mut total: Option<ValueId> = None;
     for &gradient in gradients {
         let squares = b.op(Mul {}, &[gradient, gradient])?;
-        let sum = sum_to(b, squares, &Shape::of(&[1]))?;
+        let rows = if 1 < b.ty(squares).shape.rank() { b.op(Sum {}, &[squares])? } else { squares };
+        let sum = sum_to(b, rows, &Shape::of(&[1]))?;
         total = Some(match total {
             Some(total) => b.op(Add {}, &[total, sum])?,
             None => sum,

@@ -250,7 +250,9 @@ pub fn optimise(
 /// What each way to pack the weights of a graph's ternary matmuls would cost.
 fn packings(graph: &Graph, model: &CostModel) -> Vec<PackingReport> {
     let ways: [Op; 2] = [TernaryMatmul {}.into(), TernaryMatmulBase3 {}.into()];
-    let matmuls = graph.values.ids().filter_map(|value| Some((value, cost::layout_of(graph.op(value)?)?)));
+    let has_ways = |op: &&Op| matches!(op, Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_));
+    let matmuls =
+        graph.values.ids().filter_map(|value| Some((value, cost::layout_of(graph.op(value).filter(has_ways)?)?)));
     let report = |(value, chosen)| {
         let inputs: Vec<&TensorType> = graph.operands(value).iter().map(|&operand| graph.ty(operand)).collect();
         let out = graph.ty(value);

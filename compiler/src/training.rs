@@ -13,6 +13,7 @@
 
 pub mod count;
 mod batch;
+mod frozen;
 mod precision;
 mod remake;
 mod step;

@@ -6,7 +6,9 @@
 pub mod checkpoint;
 pub mod evaluate;
 pub mod file;
+mod joined;
 pub mod random;
+mod share;
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -18,7 +20,9 @@ use ir::plan::ALIGNMENT;
 use ir::{DType, Program, TensorType, ValueId};
 
 pub use checkpoint::Checkpoint;
+pub use joined::JoinedWeights;
 pub use random::RandomWeights;
+pub(crate) use share::Wanted;
 
 /// One tensor as a checkpoint stores it.
 #[derive(Clone, Debug)]
@@ -119,11 +123,22 @@ pub struct PlannedTensor {
     pub is_gathered: bool,
 }
 
+/// Where a value lies in the tensors of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Located {
+    /// The position of the tensor.
+    pub(crate) tensor: usize,
+    /// Bytes from its start.
+    pub(crate) offset: u64,
+    /// Bytes of the value, padded to [`ALIGNMENT`].
+    bytes: u64,
+}
+
 /// The tensors of the weights file, in its order: what all rounds share, then round by round, so that a layer is one run of bytes.
 #[derive(Debug, Default)]
 pub struct WeightPlan {
     tensors: Vec<PlannedTensor>,
-    by_value: HashMap<(usize, ValueId, Option<TernaryLayout>), usize>,
+    by_value: HashMap<(usize, ValueId, Option<TernaryLayout>), Located>,
     names: HashSet<String>,
     bytes: u64,
 }
@@ -144,36 +159,42 @@ impl WeightPlan {
         self.bytes
     }
 
-    /// Whether the value is stored already.
-    pub fn contains(&self, graph: usize, value: ValueId, layout: Option<TernaryLayout>) -> bool {
-        self.by_value.contains_key(&(graph, value, layout))
-    }
-
     /// Bytes of a value in one round.
     pub fn bytes_of(&self, graph: usize, value: ValueId, layout: Option<TernaryLayout>) -> Option<u64> {
-        self.by_value.get(&(graph, value, layout)).map(|&index| self.tensors[index].bytes)
+        self.by_value.get(&(graph, value, layout)).map(|located| located.bytes)
     }
 
-    /// Adds a value of a graph that runs `rounds` times.
-    pub(crate) fn add(
-        &mut self,
-        program: &Program,
-        graph_index: usize,
-        value: ValueId,
-        stored: StoredTensor,
-        is_body: bool,
-        rounds: u32,
-    ) {
+    /// Every value that has a place: its graph, itself, its packing, and where it lies.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (usize, ValueId, Option<TernaryLayout>, Located)> {
+        self.by_value.iter().map(|(&(graph, value, layout), &located)| (graph, value, layout, located))
+    }
+
+    /// Adds the tensors that graphs read, each once: what lies in another is found there. `is_gathered` says of a value of a graph whether single rows
+    /// of it are read, and never all.
+    pub(crate) fn fill(&mut self, program: &Program, all: &[Wanted], is_gathered: &dyn Fn(usize, ValueId) -> bool) {
+        let homes = share::homes(program, all);
+        let mut tensor_of = HashMap::new();
+        for (at, wanted) in all.iter().enumerate().filter(|(at, _)| homes[*at].of == *at) {
+            tensor_of.insert(at, self.tensors.len());
+            self.add(program, *wanted);
+        }
+        for (wanted, home) in all.iter().zip(homes) {
+            let &Wanted { graph, value, stored, .. } = wanted;
+            let bytes = stored_bytes(program.graphs[graph].ty(value), stored).next_multiple_of(ALIGNMENT);
+            let located = Located { tensor: tensor_of[&home.of], offset: home.offset, bytes };
+            self.by_value.insert((graph, value, stored.layout), located);
+            self.tensors[located.tensor].is_gathered &= stored.layout.is_none() && is_gathered(graph, value);
+        }
+    }
+
+    fn add(&mut self, program: &Program, wanted: Wanted) {
+        let Wanted { graph: graph_index, value, stored, rounds } = wanted;
         let graph = &program.graphs[graph_index];
-        let keys = keys_of(graph, value);
-        let is_rolled = is_body && keys.iter().any(|key| key.contains("{}"));
-        let mut name = tensor_name(&keys, &graph.label(value));
+        let mut name = tensor_name(&keys_of(graph, value), &graph.label(value));
         while !self.names.insert(name.clone()) {
             name.push('\'');
         }
         let bytes = stored_bytes(graph.ty(value), stored).next_multiple_of(ALIGNMENT);
-        let rounds = if is_rolled { rounds } else { 1 };
-        self.by_value.insert((graph_index, value, stored.layout), self.tensors.len());
         self.tensors.push(PlannedTensor {
             name,
             graph: graph_index,
@@ -183,15 +204,8 @@ impl WeightPlan {
             offset: 0,
             stride: 0,
             bytes,
-            is_gathered: false,
+            is_gathered: true,
         });
-    }
-
-    /// Notes which tensors of a graph are only gathered from.
-    pub(crate) fn mark_gathered(&mut self, graph: usize, is_gathered: &dyn Fn(ValueId) -> bool) {
-        for tensor in self.tensors.iter_mut().filter(|tensor| tensor.graph == graph) {
-            tensor.is_gathered = tensor.stored.layout.is_none() && is_gathered(tensor.value);
-        }
     }
 
     /// Gives every tensor its place.
@@ -243,6 +257,11 @@ impl PlannedTensor {
     pub fn name_in(&self, round: u32) -> String {
         self.name.replace("{}", &round.to_string())
     }
+}
+
+/// Whether each round has another value: it follows from a parameter of the round's.
+pub(crate) fn is_of_rounds(graph: &Graph, value: ValueId) -> bool {
+    keys_of(graph, value).iter().any(|key| key.contains("{}"))
 }
 
 /// Bytes of a value as stored, without padding.

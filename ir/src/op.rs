@@ -447,7 +447,7 @@ ops! {
     reduce: Sum Mean Max Argmax Softmax SumTo;
     movement: Reshape Permute Slice Concat Broadcast;
     matmul: Matmul QuantizedMatmul Gemm;
-    ternary: Ternarise TernaryScale RowThreshold Unpack Quantize QuantizeGroups Dequantize TernaryMatmul TernaryMatmulBase3 TernaryMatmulTransposed;
+    ternary: Ternarise TernaryScale RowThreshold Unpack UnpackInCall Quantize QuantizeGroups Dequantize TernaryMatmul TernaryMatmulBase3 TernaryMatmulTransposed;
     norm: RmsNorm LayerNorm RmsNormQuantize AddRmsNorm AddLayerNorm;
     attention: Rope KvAppend KvRows Attention AttentionLse AttentionQueryGradient AttentionCacheGradient;
     gather: Gather ScatterAdd;

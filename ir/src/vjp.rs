@@ -80,16 +80,31 @@ pub fn filled(b: &mut Builder, value: f64, shape: &Shape) -> Result<ValueId, Bui
     broadcast_to(b, value, shape)
 }
 
-/// The sum of `x` over the axes along which something of the shape `shape` was repeated.
+/// The sum of `x` over the axes along which something of the shape `shape` was repeated, one axis after the other from the outermost: many sums of few
+/// numbers can be computed side by side, few sums of many cannot.
 ///
 /// # Errors
 ///
 /// If `shape` does not broadcast to that of `x`.
 pub fn sum_to(b: &mut Builder, x: ValueId, shape: &Shape) -> Result<ValueId, BuildError> {
-    if b.ty(x).shape == *shape {
-        return Ok(x);
+    let mut sum = x;
+    loop {
+        let dims = b.ty(sum).shape.dims();
+        let missing = dims.len().saturating_sub(shape.rank());
+        let is_repeated = |(axis, dim): &(usize, &Dim)| {
+            **dim != Dim::Const(1) && (*axis < missing || shape.0.get(axis - missing) != Some(dim))
+        };
+        let mut repeated = dims.iter().enumerate().filter(is_repeated).map(|(axis, _)| axis);
+        let next = match (repeated.next(), repeated.next()) {
+            (Some(axis), Some(_)) => {
+                let one = |(other, dim): (usize, &Dim)| if other == axis { Dim::Const(1) } else { dim.clone() };
+                dims.iter().enumerate().map(one).collect()
+            }
+            _ if b.ty(sum).shape == *shape => return Ok(sum),
+            _ => shape.clone(),
+        };
+        sum = b.op(SumTo { shape: next }, &[sum])?;
     }
-    b.op(SumTo { shape: shape.clone() }, &[x])
 }
 
 /// `x` repeated to `shape`, unless it has it.

@@ -176,7 +176,7 @@ fn points(desc: &'static KernelDesc) -> Vec<Point> {
             vec![Point { label: "n=512, 5 of 128".to_owned(), make: Box::new(|| append(desc)) }]
         }
         // No CPU has a row of them.
-        Family::RopeAppend | Family::RopeAttention => Vec::new(),
+        Family::RopeAppend | Family::RopeAttention | Family::TernaryMatmulTransposed | Family::Unpack => Vec::new(),
         // Training is measured in whole steps.
         Family::Gemm
         | Family::AttentionLse

@@ -33,6 +33,8 @@ mod generic {
     pub(crate) mod scatter_add;
     pub(crate) mod ternary_f32;
     pub(crate) mod ternary_q8;
+    pub(crate) mod ternary_transposed;
+    pub(crate) mod unpack;
 }
 
 pub(crate) mod scalar;

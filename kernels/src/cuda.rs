@@ -527,6 +527,16 @@ fn any_dims(_dim: Dims<'_>) -> bool {
     true
 }
 
+/// Rows that a block of few threads is done with soon, so that many are under way.
+fn short_rows_dims(dim: Dims<'_>) -> bool {
+    dim("k") <= 1 << 13
+}
+
+/// Rows of which one is enough for several blocks, and that need not be many to fill a device.
+fn long_rows_dims(dim: Dims<'_>) -> bool {
+    1 << 15 <= dim("k") && dim("n") < 1 << 16
+}
+
 /// Head dimensions that tiles of tensor cores divide; records of which pairs are whole units of a copy; and scores that grow with the products.
 fn tensor_attention_dims(dim: Dims<'_>) -> bool {
     let scale = u32::try_from(dim("scale_bits")).map_or(0.0, f32::from_bits);
@@ -599,6 +609,10 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         [Blocks::CeilDiv("m", 16), Blocks::Dim("n")]),
     plain!(ternary_matmul_f32xt2_f32__cuda__r16, "plain/ternary_f32.cu", [], TernaryMatmul, [F32, T2] => F32, Some(Tile16), 64,
         [Blocks::CeilDiv("m", 16), Blocks::Dim("n")]),
+    plain!(ternary_matmul_transposed_f32xt2_f32__cuda__c128t8, "plain/ternary_transposed.cu", [], TernaryMatmulTransposed, [F32, T2] => F32, Some(Tile16),
+        128, [Blocks::CeilDiv("k", 128), Blocks::CeilDiv("n", 8)]),
+    plain!(unpack_t2_bf16__cuda__r16, "plain/unpack.cu", [], Unpack, [T2] => BF16, Some(Tile16), 256,
+        [Blocks::CeilDiv("k", 256), Blocks::CeilDiv("n", 16)]),
     plain!(dense_matmul_f32xf32_f32__cuda__r4, "plain/dense_float.cu", [WEIGHT = "float"], DenseMatmul, [F32, F32] => F32, None, 128,
         [Blocks::CeilDiv("m", 4), Blocks::Dim("n")]),
     plain!(dense_matmul_f32xbf16_f32__cuda__r4, "plain/dense_float.cu", [WEIGHT = "bf16"], DenseMatmul, [F32, BF16] => F32, None, 128,
@@ -657,9 +671,31 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         CacheGradient, 4, [Blocks::Product("seqs", "kv_heads"), Blocks::CeilDiv("ctx", 128)]),
     gradient!(long_heads, cache_gradient_bf16xbf16_f32__sm80__t64, "cache_gradient.cu", [ROWS = "64", MOST_TOKENS = "1048576"], TO_2_20,
         CacheGradient, 4, [Blocks::Product("seqs", "kv_heads"), Blocks::CeilDiv("ctx", 64)]),
-    plain!(scatter_add_f32_f32__cuda__t1, "plain/scatter_add.cu", [], ScatterAdd, [F32] => F32, None, 128, [Blocks::Dim("rows"), ONE]),
-    plain!(mean_abs_f32_f32__cuda__t1, "plain/mean_abs.cu", [WEIGHT = "float"], MeanAbs, [F32] => F32, None, 512, [Blocks::Dim("n"), ONE]),
-    plain!(mean_abs_bf16_f32__cuda__t1, "plain/mean_abs.cu", [WEIGHT = "bf16"], MeanAbs, [BF16] => F32, None, 512, [Blocks::Dim("n"), ONE]),
+    plain!(scatter_add_f32_f32__cuda__t1, "plain/scatter_add.cu", [], ScatterAdd, [F32] => F32, None, 256, [Blocks::Dim("rows"), ONE]),
+    plain!(mean_abs_f32_f32__cuda__t1, "mean_abs.cu", [WEIGHT = "float", CLUSTER = "1"], MeanAbs, [F32] => F32, None, 512,
+        [Blocks::Dim("n"), ONE]),
+    plain!(mean_abs_bf16_f32__cuda__t1, "mean_abs.cu", [WEIGHT = "bf16", CLUSTER = "1"], MeanAbs, [BF16] => F32, None, 512,
+        [Blocks::Dim("n"), ONE]),
+    CudaKernelDesc {
+        takes: short_rows_dims,
+        ..row!(mean_abs_f32_f32__sm80__t1, "mean_abs.cu", [WEIGHT = "float", CLUSTER = "1"], SM_80, ANY, MeanAbs, [F32] => F32, None, 128,
+            Shared::NONE, [Blocks::Dim("n"), ONE, ONE])
+    },
+    CudaKernelDesc {
+        takes: short_rows_dims,
+        ..row!(mean_abs_bf16_f32__sm80__t1, "mean_abs.cu", [WEIGHT = "bf16", CLUSTER = "1"], SM_80, ANY, MeanAbs, [BF16] => F32, None, 128,
+            Shared::NONE, [Blocks::Dim("n"), ONE, ONE])
+    },
+    CudaKernelDesc {
+        takes: long_rows_dims,
+        ..row!(mean_abs_f32_f32__sm90__t1, "mean_abs.cu", [WEIGHT = "float", CLUSTER = "8"], SM_90, ANY, MeanAbs, [F32] => F32, None, 1024,
+            Shared::NONE, [Blocks::Count(8), Blocks::Dim("n"), ONE])
+    },
+    CudaKernelDesc {
+        takes: long_rows_dims,
+        ..row!(mean_abs_bf16_f32__sm90__t1, "mean_abs.cu", [WEIGHT = "bf16", CLUSTER = "8"], SM_90, ANY, MeanAbs, [BF16] => F32, None, 1024,
+            Shared::NONE, [Blocks::Count(8), Blocks::Dim("n"), ONE])
+    },
     plain!(sample_f32_i32__cuda__t1, "sample.cu", [CLUSTER = "1"], Sample, [F32] => I32, None, 512, [ONE, Blocks::Dim("n")]),
     row!(sample_f32_i32__sm90__t8, "sample.cu", [CLUSTER = "8"], SM_90, ANY, Sample, [F32] => I32, None, 512, Shared::NONE,
         [Blocks::Count(8), Blocks::Dim("n"), ONE]),

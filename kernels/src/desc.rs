@@ -40,6 +40,8 @@ impl KernelDesc {
             Family::Attention if dim("n") < MANY => (dim("heads") / dim("kv_heads").max(1)).max(1) as u64,
             Family::Attention => dim("heads").max(1) as u64,
             Family::TernaryMatmul
+            | Family::TernaryMatmulTransposed
+            | Family::Unpack
             | Family::DenseMatmul
             | Family::Gemm
             | Family::KvAppend
@@ -64,6 +66,10 @@ pub type CpuKernel = unsafe fn(args: *const *mut u8, dims: *const i64, begin: i6
 pub enum Family {
     /// `out[n, m] = (x[n, k] . w[m, k]^T) * scale[m]` with ternary `w`.
     TernaryMatmul,
+    /// `out[n, k] = (x[n, m] * scale[m]) . w[m, k]` with ternary `w`: what flows back through [`Family::TernaryMatmul`].
+    TernaryMatmulTransposed,
+    /// `out[m, k]`: ternary values in half precision.
+    Unpack,
     /// `out[n, m] = x[n, k] . w[m, k]^T`.
     DenseMatmul,
     /// `out[n, m]`: the product of two matrices, of which each may lie transposed.

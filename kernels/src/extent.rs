@@ -16,13 +16,17 @@ pub fn arg_bytes(desc: &KernelDesc, name: &str, dim: &dyn Fn(&str) -> i64, seque
     match (desc.family, name) {
         (Family::TernaryMatmul | Family::DenseMatmul, "x") => product(&[size("n"), row(input(0), size("k"))]),
         (Family::TernaryMatmul | Family::DenseMatmul, "out") => product(&[Some(4), size("n"), size("m")]),
-        (Family::TernaryMatmul, "scale") => product(&[Some(4), size("m")]),
-        (Family::TernaryMatmul, "w") => {
-            let (m, k, layout) = (size("m")?, size("k")?, desc.layout?);
+        (Family::TernaryMatmulTransposed, "x") => product(&[Some(4), size("n"), size("m")]),
+        (Family::TernaryMatmulTransposed, "out") => product(&[Some(4), size("n"), size("k")]),
+        (Family::TernaryMatmul | Family::TernaryMatmulTransposed, "scale") => product(&[Some(4), size("m")]),
+        (Family::TernaryMatmul | Family::TernaryMatmulTransposed | Family::Unpack, "w") => {
+            let rows = if desc.family == Family::Unpack { "n" } else { "m" };
+            let (m, k, layout) = (size(rows)?, size("k")?, desc.layout?);
             // Padding included; and no product of the layout's formula may wrap.
             m.checked_add(16)?.checked_mul(k.checked_add(20)?)?;
             Some(layout.bytes(m, k))
         }
+        (Family::Unpack, "out") => product(&[Some(2), size("n"), size("k")]),
         (Family::DenseMatmul, "w") if input(1) == Some(DType::Q4) => {
             let groups = size("k")?.checked_div(size("group")?)?;
             product(&[size("m"), Some(groups), row(input(1), size("group"))])
@@ -30,7 +34,7 @@ pub fn arg_bytes(desc: &KernelDesc, name: &str, dim: &dyn Fn(&str) -> i64, seque
         (Family::DenseMatmul, "w") => product(&[size("m"), row(input(1), size("k"))]),
         (Family::Gemm, "x") => product(&[Some(2), size("n"), size("k")]),
         (Family::Gemm, "w") => product(&[Some(2), size("k"), size("m")]),
-        (Family::Gemm, "out") => product(&[Some(4), size("n"), size("m")]),
+        (Family::Gemm, "out") => product(&[size("n"), row(Some(desc.output), size("m"))]),
         (Family::Attention, "q" | "out") => product(&[Some(4), size("n"), size("heads"), size("hd")]),
         (Family::Attention, "k") => {
             product(&[Some(sequences), size("ctx"), size("kv_heads"), row(input(1), size("hd"))])

@@ -30,6 +30,17 @@ static TERNARY_MATMUL: Signature = Signature {
     grid: Grid::CeilDiv("m", 16),
 };
 
+/// `x`: f32 `[n, m]`; `w`: `[m, k]` in the layout of the row; `scale`: f32 `[m]`; `out`: f32 `[n, k]`.
+static TERNARY_MATMUL_TRANSPOSED: Signature = Signature {
+    args: &[read("x"), read("w"), read("scale"), write("out")],
+    dims: &["n", "k", "m"],
+    grid: Grid::CeilDiv("k", 16),
+};
+
+/// `w`: `[n, k]` in the layout of the row; `out`: bf16 `[n, k]`.
+static UNPACK: Signature =
+    Signature { args: &[read("w"), write("out")], dims: &["n", "k"], grid: Grid::CeilDiv("n", 16) };
+
 /// `x`: f32 `[n, k]` and `w`: f32 or bf16 `[m, k]`, or q8 records of `k` on both sides; `out`: f32 `[n, m]`.
 static DENSE_MATMUL: Signature =
     Signature { args: &[read("x"), read("w"), write("out")], dims: &["n", "k", "m"], grid: Grid::CeilDiv("m", 4) };
@@ -42,7 +53,7 @@ static GROUPED_MATMUL: Signature = Signature {
     grid: Grid::CeilDiv("m", 4),
 };
 
-/// `x`, `w`: bf16; `out`: f32 `[n, m]`. `form` is the position in [`ir::op::matmul::Form::ALL`], which says how `x` and `w` lie; `k` is what is
+/// `x`, `w`: bf16; `out`: f32 or bf16 `[n, m]`. `form` is the position in [`ir::op::matmul::Form::ALL`], which says how `x` and `w` lie; `k` is what is
 /// contracted.
 static GEMM: Signature = Signature {
     args: &[read("x"), read("w"), write("out")],
@@ -173,6 +184,8 @@ static MEAN_ABS: Signature =
 pub(crate) const fn signature(family: Family, inputs: &[DType]) -> &'static Signature {
     match (family, inputs) {
         (Family::TernaryMatmul, _) => &TERNARY_MATMUL,
+        (Family::TernaryMatmulTransposed, _) => &TERNARY_MATMUL_TRANSPOSED,
+        (Family::Unpack, _) => &UNPACK,
         (Family::DenseMatmul, [_, Q4]) => &GROUPED_MATMUL,
         (Family::DenseMatmul, _) => &DENSE_MATMUL,
         (Family::Gemm, _) => &GEMM,
@@ -253,6 +266,8 @@ pub static TABLE: &[KernelDesc] = &[
     row!(avx2::ternary_matmul_f32xt2_f32__avx2__r16, Avx2, TernaryMatmul, [F32, T2] => F32, Some(Tile16), ANY),
     row!(avx512_vnni::ternary_matmul_f32xt2_f32__avx512vnni__r16, Avx512Vnni, TernaryMatmul, [F32, T2] => F32, Some(Tile16), ANY),
     row!(neon::ternary_matmul_f32xt2_f32__neon__r16, Neon, TernaryMatmul, [F32, T2] => F32, Some(Tile16), ANY),
+    row!(scalar::ternary_matmul_transposed_f32xt2_f32__scalar__c16, Scalar, TernaryMatmulTransposed, [F32, T2] => F32, Some(Tile16), ANY),
+    row!(scalar::unpack_t2_bf16__scalar__r16, Scalar, Unpack, [T2] => BF16, Some(Tile16), ANY),
     row!(scalar::dense_matmul_f32xf32_f32__scalar__r4, Scalar, DenseMatmul, [F32, F32] => F32, None, ANY),
     row!(avx2::dense_matmul_f32xf32_f32__avx2__r4, Avx2, DenseMatmul, [F32, F32] => F32, None, ANY),
     row!(avx512_vnni::dense_matmul_f32xf32_f32__avx512vnni__r4, Avx512Vnni, DenseMatmul, [F32, F32] => F32, None, ANY),
@@ -291,6 +306,7 @@ pub static TABLE: &[KernelDesc] = &[
     row!(scalar::kv_append_f32_q4__scalar__t1, Scalar, KvAppend, [F32] => Q4, None, ANY),
     row!(scalar::sample_f32_i32__scalar__t1, Scalar, Sample, [F32] => I32, None, ANY),
     row!(scalar::gemm_bf16xbf16_f32__scalar__r16, Scalar, Gemm, [BF16, BF16] => F32, None, ANY),
+    row!(scalar::gemm_bf16xbf16_bf16__scalar__r16, Scalar, Gemm, [BF16, BF16] => BF16, None, ANY),
     row!(scalar::attention_lse_f32xf32_f32__scalar__t64, Scalar, AttentionLse, [F32, F32] => F32, None, ANY),
     row!(avx2::attention_lse_f32xf32_f32__avx2__t64, Avx2, AttentionLse, [F32, F32] => F32, None, ANY),
     row!(avx512_vnni::attention_lse_f32xf32_f32__avx512vnni__t64, Avx512Vnni, AttentionLse, [F32, F32] => F32, None, ANY),
@@ -339,6 +355,8 @@ mod tests {
                 Family::TernaryMatmul if *desc.tokens.end() == 1 => "ternary_gemv",
                 Family::TernaryMatmul if desc.inputs[0] == Q8 => "ternary_gemm",
                 Family::TernaryMatmul => "ternary_matmul",
+                Family::TernaryMatmulTransposed => "ternary_matmul_transposed",
+                Family::Unpack => "unpack",
                 Family::DenseMatmul => "dense_matmul",
                 Family::Gemm => "gemm",
                 Family::Attention => "attention",

@@ -48,6 +48,8 @@ fn gradients_conform() {
     conform(Family::AttentionLse, training::gradients);
     conform(Family::QueryGradient, training::gradients);
     conform(Family::CacheGradient, training::gradients);
+    conform(Family::TernaryMatmulTransposed, training::transposed);
+    conform(Family::Unpack, training::unpacked);
     conform(Family::ScatterAdd, training::scatters);
     conform(Family::MeanAbs, training::means);
 }

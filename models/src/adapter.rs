@@ -1,6 +1,6 @@
 //! Low-rank adapters (Hu et al., 2021): small matrices beside the projections of a model, which are trained while the projections stay as they are.
 //!
-//! A projection `y = W x` becomes `y = W x + scaling * B (A x)`. The adapter meets its input in f32, before the projection quantises it.
+//! A projection `y = W x` becomes `y = W x + B (scaling * A x)`. The adapter meets its input in f32, before the projection quantises it.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ pub struct Adapters {
 }
 
 impl Adapters {
-    /// What the adapters' output is multiplied by.
+    /// What adapters are multiplied by.
     pub fn scaling(&self) -> f64 {
         let rank = f64::from(self.rank);
         self.alpha / if self.rank_stabilised { rank.sqrt() } else { rank }

@@ -111,10 +111,11 @@ fn adapted(scope: &mut Scope, name: &str, x: ValueId, [m, k]: [u64; 2]) -> Resul
     let a = declare(Part::A, [rank, k], Init::Normal { std: (1.0 / (3.0 * k as f32)).sqrt() });
     let b = declare(Part::B, [m, rank], Init::Zeros);
     let inner = scope.b.named(&format!("{name}.inner"), Matmul {}, &[x, a])?;
-    let outer = scope.b.op(Matmul {}, &[inner, b])?;
     let ty = TensorType::new(DType::F32, Shape::default());
     let scaling = scope.b.constant(None, ty, [f64::from(adapters.scaling() as f32)]);
-    Ok(Some(scope.b.named(&format!("{name}.adapter"), Mul {}, &[outer, scaling])?))
+    // Between the two, where there are fewest numbers.
+    let scaled = scope.b.op(Mul {}, &[inner, scaling])?;
+    Ok(Some(scope.b.named(&format!("{name}.adapter"), Matmul {}, &[scaled, b])?))
 }
 
 /// The norm called `name`, of rows of `width`.

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 pub use hugging_face::hugging_face;
 pub use ir::param::TensorInfo;
-pub use peft::peft;
+pub use peft::{peft, peft_config};
 pub use tritter::tritter;
 
 use crate::decoder::{BuildOptions, HeadFormat, build};

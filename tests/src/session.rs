@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 use compiler::emit::nvrtc::Search;
 use compiler::schedule::Residency;
 use compiler::training::Step;
-use compiler::weights::{Checkpoint, RandomWeights, WeightSource};
+use compiler::weights::{Checkpoint, JoinedWeights, RandomWeights, WeightSource};
 use compiler::{Compiled, Options, Target, artifact, rewrite};
 use ir::packing::TernaryLayout;
 use ir::param::ParamBinding;
@@ -186,6 +186,16 @@ impl Model {
         })
     }
 
+    /// The weights of a model with adapters, whose tensors are in a file of their own.
+    ///
+    /// # Errors
+    ///
+    /// If one of the files cannot be opened.
+    pub fn adapted_weights(&self, model: &models::Model, adapters: &Path) -> anyhow::Result<JoinedWeights> {
+        let adapters = Checkpoint::open_file(adapters)?.bind(model.adapters.clone());
+        Ok(JoinedWeights(vec![self.weights(&model.params)?, Box::new(adapters)]))
+    }
+
     /// The model as an artifact in a directory of its own.
     ///
     /// # Errors
@@ -203,8 +213,7 @@ impl Model {
     ///
     /// If any step fails.
     pub fn step_artifact(&self, step: Step, params: &[ParamBinding], build: &Build) -> anyhow::Result<TempDir> {
-        let compiled = compiler::compile_step(step, &build.target, &options(build))?;
-        write(&compiled, &*self.weights(params)?)
+        write(&compile_step(step, build)?, &*self.weights(params)?)
     }
 
     /// The model, ready to run on so many threads. The artifact's directory is gone then; what is mapped stays.
@@ -231,6 +240,15 @@ fn open(directory: &Path) -> anyhow::Result<Checkpoint> {
 /// As [`compiler::compile`].
 pub fn compile(program: Verified<Program>, build: &Build) -> anyhow::Result<Compiled> {
     Ok(compiler::compile(program, &build.target, &options(build))?)
+}
+
+/// Compiles a step of training, without dumps.
+///
+/// # Errors
+///
+/// As [`compiler::compile_step`].
+pub fn compile_step(step: Step, build: &Build) -> anyhow::Result<Compiled> {
+    Ok(compiler::compile_step(step, &build.target, &options(build))?)
 }
 
 fn options(build: &Build) -> Options {

@@ -122,6 +122,16 @@ fn cut(combined: &Graph, forward: &Graph, inputs: &[ValueId], dy: ValueId, keep:
             stack.extend(combined.operands(value));
         }
     }
+    if keep == Keep::Values {
+        // A walk that ends at fewer values meets all that the first one met.
+        let kept = without_derived(forward, &saved, &follows);
+        let mut stack: Vec<ValueId> = saved.difference(&kept).copied().collect();
+        while let Some(value) = stack.pop() {
+            let operands = combined.operands(value).iter().copied();
+            stack.extend(operands.filter(|operand| !std::mem::replace(&mut needed[operand.index()], true)));
+        }
+        saved = kept;
+    }
     let saved: Vec<ValueId> = saved.into_iter().collect();
     let whole: Vec<usize> = (0..inputs.len())
         .filter(|&position| needed[inputs[position].index()] && !saved.contains(&inputs[position]))
@@ -165,6 +175,25 @@ fn cut(combined: &Graph, forward: &Graph, inputs: &[ValueId], dy: ValueId, keep:
     Ok(Cut { backward: b.finish(&outputs), saved, whole })
 }
 
+/// What of the saved values need not be: each element of the others follows by a few operations from the same elements of values that are.
+fn without_derived(forward: &Graph, saved: &BTreeSet<ValueId>, follows: &[bool]) -> BTreeSet<ValueId> {
+    let mut is_there: Vec<bool> = Vec::with_capacity(forward.values.len());
+    let mut kept = BTreeSet::new();
+    for (id, value) in forward.values.iter() {
+        let derives = match &value.def {
+            Def::Op { op, inputs } if costs_nothing(op) || costs_little(op) => {
+                inputs.iter().all(|input| is_there[input.index()])
+            }
+            _ => false,
+        };
+        is_there.push(follows[id.index()] || derives || saved.contains(&id));
+        if saved.contains(&id) && !derives {
+            kept.insert(id);
+        }
+    }
+    kept
+}
+
 /// What is the same in the backward pass without being saved: parameters, the inputs that are not carried, and what follows from these alone.
 fn follows_from_operands(forward: &Graph, carried: ValueId) -> Vec<bool> {
     let mut follows = follows_from_parameters(forward);
@@ -189,5 +218,21 @@ fn costs_nothing(op: &Op) -> bool {
             | Op::Cast(_)
             | Op::Unpack(_)
             | Op::Dequantize(_)
+    )
+}
+
+/// Whether each element of an op's result follows from the same elements of its operands, by less than reading it from memory takes.
+fn costs_little(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Add(_)
+            | Op::Sub(_)
+            | Op::Mul(_)
+            | Op::Minimum(_)
+            | Op::Maximum(_)
+            | Op::Neg(_)
+            | Op::Abs(_)
+            | Op::Relu(_)
+            | Op::Relu2(_)
     )
 }

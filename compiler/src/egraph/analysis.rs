@@ -175,7 +175,9 @@ impl Analysis<ENode> for Facts {
                     let constant = fold(&op, &inputs, &ty);
                     Fact::Tensor(TensorFact {
                         uniform: constant.as_ref().and_then(uniform).or_else(|| same_elements(&op, &inputs)),
-                        weight_time: op.body().is_none() && inputs.iter().all(|fact| fact.weight_time),
+                        weight_time: op.body().is_none()
+                            && !matches!(op, Op::UnpackInCall(_))
+                            && inputs.iter().all(|fact| fact.weight_time),
                         ty,
                         constant,
                     })

@@ -181,10 +181,23 @@ fn traffic(machine: &Machine, phase: Phase, op: &Op, inputs: &[&TensorType], out
 /// How the ternary weights of a matmul are packed.
 pub fn layout_of(op: &Op) -> Option<TernaryLayout> {
     match op {
-        Op::TernaryMatmul(_) => Some(TernaryLayout::Tile16),
+        Op::TernaryMatmul(_) | Op::TernaryMatmulTransposed(_) => Some(TernaryLayout::Tile16),
         Op::TernaryMatmulBase3(_) => Some(TernaryLayout::Tile16Base3),
         _ => None,
     }
+}
+
+/// Which operand of an op are packed ternary weights, and how they are packed.
+pub fn packed_operand(op: &Op) -> Option<(usize, TernaryLayout)> {
+    match op {
+        Op::UnpackInCall(_) => Some((0, TernaryLayout::Tile16)),
+        op => layout_of(op).map(|layout| (1, layout)),
+    }
+}
+
+/// The packing of an operand, if it is such weights.
+pub fn packing_of(op: &Op, position: usize) -> Option<TernaryLayout> {
+    packed_operand(op).filter(|(packed, _)| *packed == position).map(|(_, layout)| layout)
 }
 
 /// Bytes of ternary weights, without those that fill the last tiles: a choice for large matrices, which small ones should not turn.

@@ -32,6 +32,15 @@ const CHUNK: u64 = 11_264;
 /// Registers of a multiprocessor.
 const REGISTERS: u64 = 65_536;
 
+/// Units from which on a nest fills a device with a warp for each: four times as many warps as an H100 has at once.
+const MANY_UNITS: u64 = 4 * 132 * 64;
+
+/// Columns of a warp's unit: more than 48 of a thread have no room in its registers.
+const WARP_COLUMNS: u64 = 48 * 32;
+
+/// Units that lie side by side in memory and are folded together: what a trip to memory brings of one row, in f32.
+const SIDE_BY_SIDE: u64 = 8;
+
 /// How the units of a nest are given to threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Units {
@@ -39,6 +48,9 @@ pub struct Units {
     pub threads: u32,
     /// Units of a block.
     pub of_block: u64,
+    /// Whether neighbouring threads have neighbouring units, and the lanes of a unit are [`SIDE_BY_SIDE`] threads apart; else each unit has
+    /// threads that follow each other.
+    pub is_across: bool,
 }
 
 impl Units {
@@ -48,15 +60,51 @@ impl Units {
     }
 }
 
-/// A warp for each unit of few columns, else a block: more threads than one for each 10 columns or so have more to tell each other than they save,
-/// with one row on the device as with thousands.
+/// A warp for each unit of few columns, or where there are very many units; else a block: more threads than one for each 10 columns or so have more to
+/// tell each other than they save. Sums down the columns of a matrix are taken side by side.
 pub fn units(nest: &Verified) -> Units {
-    match widest(nest) {
-        8192.. => Units { threads: 1024, of_block: 1 },
-        4096.. => Units { threads: 512, of_block: 1 },
-        257.. => Units { threads: 256, of_block: 1 },
-        _ => Units { threads: 256, of_block: 8 },
+    let of = |threads, of_block| Units { threads, of_block, is_across: false };
+    if is_across(nest) {
+        return Units { threads: 32 * SIDE_BY_SIDE as u32, of_block: SIDE_BY_SIDE, is_across: true };
     }
+    let is_many = MANY_UNITS <= nest.outer.iter().map(constant).fold(1, u64::saturating_mul);
+    match widest(nest) {
+        8192.. => of(1024, 1),
+        4096.. => of(512, 1),
+        columns if columns <= 256 || (is_many && columns <= WARP_COLUMNS) => of(256, 8),
+        _ => of(256, 1),
+    }
+}
+
+/// A size, or 0 where it is known only at a call.
+fn constant(extent: &Extent) -> u64 {
+    match extent {
+        Extent::Const(size) => *size,
+        Extent::Dim(_) => 0,
+    }
+}
+
+/// Whether a nest does nothing but fold columns that lie far apart, of units that lie side by side.
+fn is_across(nest: &Verified) -> bool {
+    let Some((last, &Extent::Const(units))) = nest.outer.iter().enumerate().next_back() else { return false };
+    let is_known = |extent: &Extent| matches!(extent, Extent::Const(_));
+    let is_fold = |stage: &Stage| match stage {
+        Stage::Reduce { op, len: Extent::Const(len), .. } => !matches!(op, ReduceOp::ArgMax) && 64 <= *len,
+        Stage::Store { len, .. } => *len == Extent::Const(1),
+        Stage::Scalar { .. } => true,
+        Stage::Reduce { .. } | Stage::StoreRow { .. } => false,
+    };
+    let is_far = |expr: &Expr| match expr {
+        Expr::Load { index, .. } => {
+            let by_unit = index.terms.iter().filter(|term| term.axis == Axis::Outer(last)).map(|term| term.stride);
+            SIDE_BY_SIDE as i64 <= index.column_stride() && by_unit.sum::<i64>() == 1
+        }
+        _ => false,
+    };
+    SIDE_BY_SIDE <= units
+        && nest.outer.iter().all(is_known)
+        && nest.stages.iter().all(is_fold)
+        && nest.exprs.values().any(is_far)
 }
 
 /// Columns of the widest stage.
@@ -126,6 +174,16 @@ impl Source {
             "{head}constexpr int CHUNK = {chunk};\n\n{}{functions}\n{code}",
             functions::PRELUDE
         ))
+    }
+}
+
+/// What folds of the prelude are called.
+fn op_name(op: ReduceOp) -> &'static str {
+    match op {
+        ReduceOp::Sum => "Sum",
+        ReduceOp::Max => "Max",
+        ReduceOp::Min => "Min",
+        ReduceOp::ArgMax => unreachable!("it is no fold of values alone"),
     }
 }
 
@@ -239,13 +297,20 @@ struct Body<'a> {
     kept: Vec<ExprId>,
     /// The buffer that is at hand instead of in memory, and the columns of each of its parts.
     product: Option<(usize, u64)>,
+    /// Whether units lie side by side: see [`Units::is_across`].
+    is_across: bool,
 }
 
 impl<'a> Body<'a> {
     /// A nest by itself.
     fn new(nest: &'a Verified) -> Self {
         let units = units(nest);
-        Self::in_block(nest, units.width(), REGISTERS / u64::from(units.threads))
+        let body = Self::in_block(nest, units.width(), REGISTERS / u64::from(units.threads));
+        match units.is_across {
+            // Nothing is kept, and the words of shared memory are the lanes of all units.
+            true => Self { is_across: true, kept: Vec::new(), chunk: u64::from(units.threads), ..body },
+            false => body,
+        }
     }
 
     /// A nest whose units have `width` threads of so many registers.
@@ -258,7 +323,7 @@ impl<'a> Body<'a> {
         by_use.sort_by_key(|&id| std::cmp::Reverse(stages_of(nest, id)));
         by_use.truncate(usize::try_from((registers * 15 / 32 - 6).min(96) / columns).unwrap_or(usize::MAX));
         kept.retain(|id| by_use.contains(id));
-        Self { nest, functions: BTreeSet::new(), chunk, kept, product: None }
+        Self { nest, functions: BTreeSet::new(), chunk, kept, product: None, is_across: false }
     }
 
     /// The parameters of a kernel for the buffers.
@@ -287,7 +352,7 @@ impl<'a> Body<'a> {
             let mut met = 0;
             for (position, stage) in nest.stages.iter().enumerate() {
                 if must_meet(nest, &nest.stages[met..position], stage) {
-                    w.line("meet<WIDTH>();");
+                    w.line(if self.is_across { "__syncthreads();" } else { "meet<WIDTH>();" });
                     met = position;
                 }
                 self.stage(w, stage);
@@ -308,7 +373,12 @@ impl<'a> Body<'a> {
             for dim in &nest.dims {
                 w.line(format!("const i64 {dim} = max({dim}_, 0);"));
             }
-            if 1 < units.of_block {
+            if units.is_across {
+                let all: u64 = nest.outer.iter().map(constant).product();
+                w.line("// Threads beyond the last unit compute it once more.");
+                let first = format!("{SIDE_BY_SIDE} * (i64)blockIdx.x + threadIdx.x % {SIDE_BY_SIDE}");
+                w.line(format!("const i64 unit = min({first}, (i64){});", all - 1));
+            } else if 1 < units.of_block {
                 let extents: Vec<String> = nest.outer.iter().map(|extent| self.extent(*extent)).collect();
                 let all = if extents.is_empty() { "1".to_owned() } else { extents.join(" * ") };
                 w.line(format!("const i64 unit = {} * (i64)blockIdx.x + threadIdx.x / {width};", units.of_block));
@@ -317,7 +387,7 @@ impl<'a> Body<'a> {
                 w.line("const i64 unit = blockIdx.x;");
             }
             let is_shared = |stage: &Stage| matches!(stage, Stage::Reduce { .. } | Stage::StoreRow { .. });
-            let has_scratch = width != 32 && nest.stages.iter().any(is_shared);
+            let has_scratch = (width != 32 || units.is_across) && nest.stages.iter().any(is_shared);
             if has_scratch {
                 w.line("__shared__ u32 scratch[CHUNK];");
             }
@@ -393,19 +463,20 @@ impl<'a> Body<'a> {
                     let ty = self.nest.type_of(*body);
                     self.column_function(w, "column", &columnar, c_type(ty), &body.to_string());
                     let ty = if ty == Type::I32 { "I32" } else { "F32" };
+                    if self.is_across {
+                        self.functions.insert(Function::FoldAcross);
+                        let (name, len) = (op_name(*op), self.extent(*len));
+                        w.line(format!("{dst} = fold_across<{name}{ty}, {len}, {SIDE_BY_SIDE}>(column, scratch);"));
+                        return;
+                    }
                     let (size, len) = (constant_len(*len), self.extent(*len));
                     match op {
-                        ReduceOp::Sum => {
-                            w.line(format!("{dst} = fold<Sum{ty}, {size}, WIDTH>({len}, column, scratch);"))
-                        }
-                        ReduceOp::Max => {
-                            w.line(format!("{dst} = fold<Max{ty}, {size}, WIDTH>({len}, column, scratch);"))
-                        }
-                        ReduceOp::Min => {
-                            w.line(format!("{dst} = fold<Min{ty}, {size}, WIDTH>({len}, column, scratch);"))
-                        }
                         ReduceOp::ArgMax => {
                             w.line(format!("{dst} = first_of_largest<{size}, WIDTH>({len}, column, scratch);"))
+                        }
+                        op => {
+                            let name = op_name(*op);
+                            w.line(format!("{dst} = fold<{name}{ty}, {size}, WIDTH>({len}, column, scratch);"));
                         }
                     }
                 }
@@ -440,7 +511,10 @@ impl<'a> Body<'a> {
                 self.store(w, write);
             }
         });
-        w.line(format!("store<{}, WIDTH>({}, column, write);", constant_len(len), self.extent(len)));
+        match self.is_across {
+            true => w.line(format!("if (threadIdx.x < {SIDE_BY_SIDE}) write(0, column(0, 0));")),
+            false => w.line(format!("store<{}, WIDTH>({}, column, write);", constant_len(len), self.extent(len))),
+        }
     }
 
     /// The expressions that roots need beyond what is kept, in order: first those that depend on no column, then the others.
@@ -641,6 +715,6 @@ mod tests {
         ] {
             assert!(source.contains(part), "no `{part}` in\n{}", source);
         }
-        assert_eq!(units(&nest), Units { threads: 256, of_block: 8 });
+        assert_eq!(units(&nest), Units { threads: 256, of_block: 8, is_across: false });
     }
 }

@@ -21,7 +21,7 @@ use ir::plan::{
     Step, SymbolBound, Training, VERSION, manifest,
 };
 use ir::{Dim, Graph, Op, Program, TensorType, ValueId};
-use kernels::cuda::library::{CUBLASLT_GEMM, LibraryKernel};
+use kernels::cuda::library::{CUBLASLT, LibraryKernel};
 use kernels::{CudaKernelDesc, Family, KernelDesc, Signature, Specialised};
 
 use crate::egraph::cost;
@@ -443,10 +443,16 @@ impl<'a> Emitter<'a> {
 
     /// The row of the target's table that computes an op in calls of a range of tokens.
     fn row(&self, graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>) -> Result<Row, NoKernel> {
+        let of_library = || match graph.op(value)? {
+            Op::Gemm(gemm) => CUBLASLT.iter().find(|library| library.desc().output == gemm.to),
+            _ => None,
+        };
         Ok(match self.options.hardware {
             Hardware::Cpu { isa, .. } => Row::Cpu(cpu::choose(graph, value, tokens, isa)?),
-            Hardware::Cuda(_) if matches!(graph.op(value), Some(Op::Gemm(_))) => Row::Library(&CUBLASLT_GEMM),
-            Hardware::Cuda(sm) => Row::Cuda(cuda::choose(graph, value, tokens, sm)?),
+            Hardware::Cuda(sm) => match of_library() {
+                Some(library) => Row::Library(library),
+                None => Row::Cuda(cuda::choose(graph, value, tokens, sm)?),
+            },
         })
     }
 
@@ -655,7 +661,7 @@ impl<'a> PhaseCtx<'_, 'a> {
             Row::Cuda(desc) => {
                 let launch = cuda::launch(desc, graph, value, &dim)?;
                 let is_early = match desc.family {
-                    Family::TernaryMatmul | Family::DenseMatmul => {
+                    Family::TernaryMatmul | Family::TernaryMatmulTransposed | Family::DenseMatmul => {
                         operands[1..].iter().all(|&operand| schedule.views.is_weight_time(operand))
                     }
                     Family::Attention => self.has_old_caches(schedule, value, places),
@@ -668,6 +674,7 @@ impl<'a> PhaseCtx<'_, 'a> {
                     | Family::AttentionLse
                     | Family::QueryGradient
                     | Family::CacheGradient
+                    | Family::Unpack
                     | Family::ScatterAdd
                     | Family::MeanAbs => true,
                 };
@@ -705,7 +712,7 @@ impl<'a> PhaseCtx<'_, 'a> {
     fn operand_place(&self, schedule: &Schedule<'_>, value: ValueId, position: usize, places: &Places) -> Place {
         let graph = schedule.graph;
         let operand = graph.operands(value)[position];
-        let layout = graph.op(value).and_then(cost::layout_of).filter(|_| position == 1);
+        let layout = graph.op(value).and_then(|op| cost::packing_of(op, position));
         let packed = layout.and_then(|layout| {
             let base = schedule.views.resolve(operand).base;
             self.emitter.packed.get(&(self.emitter.index_of(graph), base, layout))
@@ -757,7 +764,7 @@ impl<'a> PhaseCtx<'_, 'a> {
                 Expr::product(&rows[..2]) * Expr::from(row_bytes(ty))
             }
             _ if schedule.views.is_weight_time(operand) => {
-                let layout = graph.op(value).and_then(cost::layout_of).filter(|_| position == 1);
+                let layout = graph.op(value).and_then(|op| cost::packing_of(op, position));
                 let bytes = self.emitter.weights.bytes_of(self.emitter.index_of(graph), operand, layout);
                 Expr::from(bytes.unwrap_or(0))
             }

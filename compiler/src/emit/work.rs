@@ -16,6 +16,10 @@ pub fn macs(graph: &Graph, value: ValueId) -> Expr {
             let weight = graph.ty(graph.operands(value)[1]);
             Expr::product(graph.ty(value).shape.outer()) * Expr::product(weight.shape.dims())
         }
+        Some(Op::TernaryMatmulTransposed(_)) => {
+            let weight = graph.ty(graph.operands(value)[1]);
+            Expr::product(graph.ty(value).shape.outer()) * Expr::product(weight.shape.dims())
+        }
         Some(Op::Gemm(gemm)) => {
             let k = &graph.ty(graph.operands(value)[0]).shape.0[gemm.form.contracted().0];
             Expr::product(graph.ty(value).shape.dims()) * Expr::from(k)

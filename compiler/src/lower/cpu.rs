@@ -86,10 +86,12 @@ pub(crate) fn wanted(graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>
         Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) => {
             (Family::TernaryMatmul, vec![dtype(0), DType::T2], DType::F32)
         }
+        Op::TernaryMatmulTransposed(_) => (Family::TernaryMatmulTransposed, vec![dtype(0), DType::T2], DType::F32),
+        Op::UnpackInCall(_) => (Family::Unpack, vec![DType::T2], DType::BF16),
         // Weights in half precision are widened when they are packed.
         Op::Matmul(_) => (Family::DenseMatmul, vec![DType::F32, stored_dtype(dtype(1))], DType::F32),
         Op::QuantizedMatmul(_) => (Family::DenseMatmul, vec![dtype(0), dtype(1)], DType::F32),
-        Op::Gemm(_) => (Family::Gemm, vec![dtype(0), dtype(1)], DType::F32),
+        Op::Gemm(gemm) => (Family::Gemm, vec![dtype(0), dtype(1)], gemm.to),
         Op::Attention(_) => (Family::Attention, vec![DType::F32, dtype(1), dtype(2)], DType::F32),
         Op::KvAppend(_) => (Family::KvAppend, vec![DType::F32], dtype(0)),
         Op::Sample(_) => (Family::Sample, vec![DType::F32], DType::I32),
@@ -101,10 +103,12 @@ pub(crate) fn wanted(graph: &Graph, value: ValueId, tokens: &RangeInclusive<u64>
         _ => (Family::DenseMatmul, Vec::new(), DType::F32),
     };
     let tokens = match op {
-        Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::Matmul(_) => rows(graph.ty(operands[0]), tokens),
+        Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::TernaryMatmulTransposed(_) | Op::Matmul(_) => {
+            rows(graph.ty(operands[0]), tokens)
+        }
         _ => tokens.clone(),
     };
-    Wanted { family, inputs, output, layout: cost::layout_of(op), tokens }
+    Wanted { family, inputs, output, layout: cost::packed_operand(op).map(|(_, layout)| layout), tokens }
 }
 
 /// The error that no row fits.
@@ -161,16 +165,30 @@ pub fn dim(graph: &Graph, value: ValueId, name: &str, x_stride: i64) -> Option<E
         };
     }
     match (graph.op(value)?, name) {
-        (Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::Matmul(_) | Op::QuantizedMatmul(_), "n") => {
-            Some(Expr::product(graph.ty(operands[0]).shape.outer()))
+        (
+            Op::TernaryMatmul(_)
+            | Op::TernaryMatmulBase3(_)
+            | Op::TernaryMatmulTransposed(_)
+            | Op::Matmul(_)
+            | Op::QuantizedMatmul(_),
+            "n",
+        ) => Some(Expr::product(graph.ty(operands[0]).shape.outer())),
+        (Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::TernaryMatmulTransposed(_) | Op::Matmul(_), "k") => {
+            Some(size(1, 1))
         }
-        (Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::Matmul(_), "k") => Some(size(1, 1)),
         // The weights may be cut into groups; the activations never are.
         (Op::QuantizedMatmul(_), "k") => graph.ty(operands[0]).shape.last().map(Expr::from),
         (Op::QuantizedMatmul(_), "group") => graph.ty(operands[1]).shape.last().map(Expr::from),
-        (Op::TernaryMatmul(_) | Op::TernaryMatmulBase3(_) | Op::Matmul(_) | Op::QuantizedMatmul(_), "m") => {
-            Some(size(1, 0))
-        }
+        (
+            Op::TernaryMatmul(_)
+            | Op::TernaryMatmulBase3(_)
+            | Op::TernaryMatmulTransposed(_)
+            | Op::Matmul(_)
+            | Op::QuantizedMatmul(_),
+            "m",
+        ) => Some(size(1, 0)),
+        (Op::UnpackInCall(_), "k") => Some(size(0, 1)),
+        (Op::UnpackInCall(_), "n") => Some(size(0, 0)),
         (Op::Gemm(gemm), "n") => Some(size(0, 1 - gemm.form.contracted().0)),
         (Op::Gemm(gemm), "k") => Some(size(0, gemm.form.contracted().0)),
         (Op::Gemm(gemm), "m") => Some(size(1, 1 - gemm.form.contracted().1)),

@@ -322,6 +322,7 @@ impl Ctx<'_, '_> {
             | Op::AttentionLse(_)
             | Op::AttentionQueryGradient(_)
             | Op::AttentionCacheGradient(_)
+            | Op::UnpackInCall(_)
             | Op::ScatterAdd(_)
             | Op::Scan(_)
             | Op::Stacked(_)

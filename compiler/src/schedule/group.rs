@@ -2,7 +2,7 @@
 //!
 //! Kinds of groups: one op that a row of the kernel table computes; one repeat or scan, with what its rounds leave; *nests*, sets of row-wise ops over the same rows, for which code
 //! is generated; on GPUs what [`super::rope_append`] finds, and for calls of few tokens what [`super::fuse`] makes of these. A value joins the nest of a producer if both have the same rows and no path
-//! between them leaves the nest and comes back. Row formats, rotary embeddings and joined tensors end a nest: their readers see whole rows.
+//! between them leaves the nest and comes back, and so do nests of which one reads the other. Row formats, rotary embeddings and joined tensors end a nest: their readers see whole rows.
 
 use std::collections::BTreeSet;
 
@@ -83,6 +83,8 @@ fn is_kernel(op: &Op) -> bool {
         op,
         Op::TernaryMatmul(_)
             | Op::TernaryMatmulBase3(_)
+            | Op::TernaryMatmulTransposed(_)
+            | Op::UnpackInCall(_)
             | Op::Matmul(_)
             | Op::QuantizedMatmul(_)
             | Op::Gemm(_)
@@ -237,41 +239,85 @@ impl Ctx<'_> {
         });
         self.groups[home].values.push(id);
         self.group_of[id.index()] = Some(home);
-        self.edges.extend(producers.into_iter().filter(|&producer| producer != home).map(|producer| (producer, home)));
+        self.edges.extend(producers.iter().copied().filter(|&producer| producer != home).map(|from| (from, home)));
+        if kind == Kind::Nest {
+            producers.into_iter().filter(|&producer| producer != home).for_each(|other| self.merge(other, home));
+        }
     }
 
     fn producers(&self, id: ValueId) -> BTreeSet<usize> {
         producers(self.graph, self.views, &self.group_of, id)
     }
 
+    /// Makes one nest of two of which the second reads the first, if a row of the second needs nothing of the first but the same row.
+    fn merge(&mut self, from: usize, into: usize) {
+        let is_between =
+            |group: usize| group != into && self.edges.contains(&(from, group)) && self.depends(into, group);
+        let is_of_row = |&user: &ValueId| {
+            let graph = self.graph;
+            let is_owned =
+                |operand: ValueId| self.group_of[storage_owner(graph, self.views, operand).index()] == Some(from);
+            graph.operands(user).iter().all(|&operand| !is_owned(operand) || self.is_direct(user, operand))
+        };
+        let fits = self.groups[from].kind == Kind::Nest
+            && self.rows_of(from).is_some_and(|rows| self.rows_of(into) == Some(rows))
+            && self.groups[into].values.iter().all(is_of_row)
+            && !(0..self.groups.len()).any(is_between);
+        if !fits {
+            return;
+        }
+        let values = std::mem::take(&mut self.groups[from].values);
+        for value in &values {
+            self.group_of[value.index()] = Some(into);
+        }
+        let all = &mut self.groups[into].values;
+        all.extend(values);
+        all.sort();
+        let renamed = |group: usize| if group == from { into } else { group };
+        let edges = self.edges.iter().map(|&(on, user)| (renamed(on), renamed(user)));
+        self.edges = edges.filter(|(on, user)| on != user).collect();
+    }
+
+    /// The dimensions of the rows of a nest, if there are several: what is computed of one row is best given to several at work at the same time.
+    fn rows_of(&self, group: usize) -> Option<&[Dim]> {
+        let first = *self.groups[group].values.first()?;
+        let rows = self.graph.ty(first).shape.outer();
+        let is_by_row = !self.graph.op(first).is_some_and(is_by_element);
+        (is_by_row && rows.iter().any(|dim| *dim != Dim::Const(1))).then_some(rows)
+    }
+
+    /// Whether an operand may be computed in the nest of a value: a row of the value needs the same row of it.
+    fn is_direct(&self, id: ValueId, operand: ValueId) -> bool {
+        let owner = storage_owner(self.graph, self.views, operand);
+        owner == operand
+            && self.group_of[owner.index()].is_some_and(|group| self.groups[group].kind == Kind::Nest)
+            && !ends_nest(self.graph, operand)
+            && self.graph.ty(operand).shape.outer() == self.graph.ty(id).shape.outer()
+            && !self.views.is_view(operand)
+            && !matches!(
+                self.graph.op(id),
+                Some(
+                    Op::Gather(_)
+                        | Op::Concat(_)
+                        | Op::Reshape(_)
+                        | Op::Permute(_)
+                        | Op::Slice(_)
+                        | Op::Broadcast(_)
+                        | Op::SumTo(_)
+                        | Op::CrossEntropy(_)
+                        | Op::KvRows(_)
+                )
+            )
+    }
+
     /// The nest of a producer that the value can join, the latest if there are several.
     fn joinable(&self, id: ValueId, producers: &BTreeSet<usize>) -> Option<usize> {
-        let rows = self.graph.ty(id).shape.outer();
         let mut homes = BTreeSet::new();
         let mut through_memory = BTreeSet::new();
         for &operand in self.graph.operands(id) {
             let owner = storage_owner(self.graph, self.views, operand);
             let Some(group) = self.group_of[owner.index()] else { continue };
-            let is_direct = owner == operand
-                && self.groups[group].kind == Kind::Nest
-                && !ends_nest(self.graph, operand)
-                && self.graph.ty(operand).shape.outer() == rows
-                && !self.views.is_view(operand)
-                && !matches!(
-                    self.graph.op(id),
-                    Some(
-                        Op::Gather(_)
-                            | Op::Concat(_)
-                            | Op::Reshape(_)
-                            | Op::Permute(_)
-                            | Op::Slice(_)
-                            | Op::Broadcast(_)
-                            | Op::SumTo(_)
-                            | Op::CrossEntropy(_)
-                            | Op::KvRows(_)
-                    )
-                );
-            if is_direct {
+            if self.is_direct(id, operand) {
                 homes.insert(group)
             } else {
                 through_memory.insert(group)

@@ -33,6 +33,8 @@ impl<'a> Views<'a> {
                 Def::Param { .. } | Def::Const(_) => true,
                 Def::Input | Def::State { .. } => false,
                 Def::Op { op, .. } if op.body().is_some() => false,
+                // What it is for.
+                Def::Op { op: Op::UnpackInCall(_), .. } => false,
                 // With a symbol in its shape a value has a size only when a call says so.
                 Def::Op { inputs, .. } => {
                     let is_fixed = value.ty.shape.dims().iter().all(|dim| dim.as_const().is_some());

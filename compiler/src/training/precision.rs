@@ -1,19 +1,19 @@
 //! Dense products and attention in bf16: the forward pass of a step before it is differentiated.
 //!
 //! ```text
-//! matmul(x, w)            gemm(cast(x, bf16), cast(w, bf16), form=@nt)
+//! matmul(x, w)            cast(gemm(cast(x, bf16), cast(w, bf16), form=@nt, to=bf16), f32)
 //! attention(q, k, v, ..)  attention(q, cast(k, bf16), cast(v, bf16), ..)
 //! ```
 //!
-//! Products are of bf16 and their sums of f32, as with the mixed precision of Micikevicius et al., 2018; all else stays f32: norms, softmax, the residual
-//! stream, gradients that add up, parameters and their moments. The gradients of [`Gemm`] are of its kind, and those of attention over
-//! keys and values in bf16 round their other operands too, so the backward pass follows. Because this
+//! Products are of bf16, their sums of f32 and their results of bf16, as with the mixed precision of Micikevicius et al., 2018; all else stays f32: norms,
+//! softmax, the residual stream, gradients that add up, parameters and their moments. The gradients of [`Gemm`] are of its kind, and those of
+//! attention over keys and values in bf16 round their other operands too, so the backward pass follows. Because this
 //! comes first, what layers leave for the backward pass is the operands in bf16, half of what they would be.
 
 use std::fmt;
 use std::str::FromStr;
 
-use ir::graph::{Graph, Program};
+use ir::graph::{Def, Graph, Program};
 use ir::op::elementwise::Cast;
 use ir::op::matmul::{Form, Gemm};
 use ir::op::movement::Reshape;
@@ -56,14 +56,17 @@ impl FromStr for Precision {
 }
 
 /// The program with its dense products and its attention in bf16, but for those with ternary parameters that are not trained: these are exact in integers.
-pub(super) fn in_bf16(program: &Verified<Program>) -> Result<Verified<Program>, StepError> {
-    let graphs = program.graphs.iter().map(of_graph).collect::<Result<_, BuildError>>()?;
+pub(super) fn in_bf16(
+    program: &Verified<Program>,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<Verified<Program>, StepError> {
+    let graphs = program.graphs.iter().map(|graph| of_graph(graph, wanted)).collect::<Result<_, BuildError>>()?;
     Ok(verify(Program { graphs, ..Program::clone(program) })?)
 }
 
-fn of_graph(graph: &Graph) -> Result<Graph, BuildError> {
+fn of_graph(graph: &Graph, wanted: &dyn Fn(&str) -> bool) -> Result<Graph, BuildError> {
     let remake = Remake::new(graph, |remake, id| match (graph.op(id), graph.operands(id)) {
-        (Some(Op::Matmul(_)), &[x, w]) if !is_packed(graph, w) => {
+        (Some(Op::Matmul(_)), &[x, w]) if !is_frozen(graph, w, wanted) => {
             let (x, w) = (remake.of(x), remake.of(w));
             product(&mut remake.b, graph.values[id].name.as_deref(), x, w, &graph.ty(id).shape).map(Some)
         }
@@ -88,11 +91,14 @@ fn attention(remake: &mut Remake, graph: &Graph, id: ValueId) -> Result<ValueId,
     }
 }
 
-/// Whether weights are unpacked from a parameter that is ternary as it is stored.
-fn is_packed(graph: &Graph, w: ValueId) -> bool {
+/// Whether weights are ternary and not trained: a parameter that is stored so, or one that is made so as it is stored.
+fn is_frozen(graph: &Graph, w: ValueId, wanted: &dyn Fn(&str) -> bool) -> bool {
     match (graph.op(w), graph.operands(w)) {
-        (Some(Op::Unpack(_)), &[packed]) => graph.op(packed).is_none(),
-        (Some(Op::Mul(_)), factors) => factors.iter().any(|&factor| is_packed(graph, factor)),
+        (Some(Op::Unpack(_)), &[packed]) => match (graph.op(packed), graph.operands(packed)) {
+            (Some(Op::Ternarise(_)), &[real]) => matches!(&graph.values[real].def, Def::Param { key } if !wanted(key)),
+            (op, _) => op.is_none(),
+        },
+        (Some(Op::Mul(_) | Op::Div(_)), factors) => factors.iter().any(|&factor| is_frozen(graph, factor, wanted)),
         _ => false,
     }
 }
@@ -111,12 +117,13 @@ fn product(b: &mut Builder, name: Option<&str>, x: ValueId, w: ValueId, shape: &
         _ => b.op(Cast { to: DType::BF16 }, &[value]),
     };
     let operands = [half(b, x)?, half(b, w)?];
-    let gemm = Gemm { form: Form::Nt };
+    let narrow = b.op(Gemm { form: Form::Nt, to: DType::BF16 }, &operands)?;
+    let wide = Cast { to: DType::F32 };
     match (is_matrix, name) {
-        (true, Some(name)) => b.named(name, gemm, &operands),
-        (true, None) => b.op(gemm, &operands),
+        (true, Some(name)) => b.named(name, wide, &[narrow]),
+        (true, None) => b.op(wide, &[narrow]),
         (false, _) => {
-            let rows = b.op(gemm, &operands)?;
+            let rows = b.op(wide, &[narrow])?;
             b.op(Reshape { shape: shape.clone() }, &[rows])
         }
     }

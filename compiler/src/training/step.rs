@@ -9,6 +9,7 @@ use ir::verify::VerifyErrors;
 use ir::{BuildError, Builder, DType, Shape, TensorType, ValueId, Verified, verify};
 
 use super::batch::{self, Batch};
+use super::frozen;
 use super::precision::{self, Precision};
 use super::remake::Remake;
 use super::ternary;
@@ -92,7 +93,7 @@ impl Step {
     pub fn new(program: &Verified<Program>, options: &StepOptions<'_>) -> Result<Self, StepError> {
         let mut loss = batch::whole(&with_cross_entropy(program, 0)?, options.batch)?;
         if options.precision == Precision::Bf16 {
-            loss = precision::in_bf16(&loss)?;
+            loss = precision::in_bf16(&loss, options.wanted)?;
         }
         let wanted = autodiff::Options { loss: 0, wanted: options.wanted, keep: options.keep };
         let differentiated = differentiate(&loss, &wanted)?;
@@ -103,6 +104,7 @@ impl Step {
         for graph in &differentiated.program.graphs {
             let is_entry = graph.name == differentiated.program.entry().name;
             let changing = ternary::spell_out(&with_states(graph, options.wanted)?)?;
+            let changing = frozen::read_packed(&changing, options.precision)?;
             gradients.push(if is_entry { accumulating(&changing, &parameters)? } else { changing });
         }
         let mut changes = update.graphs.clone();

@@ -148,11 +148,13 @@ impl AttrValue for Form {
 op! {
     /// `out[i, j] = sum_p x[i, p] * w[j, p]` of two matrices in half precision, each of which may lie transposed: see [`Form`].
     ///
-    /// Both are bf16; the result is f32 `[n, m]`. The products are exact and their sum is one of f32, in an order that is the target's: on CPUs
-    /// ascending, each step a fused multiply-add; on GPUs that of the library that computes it.
+    /// Both are bf16; the result is f32 or bf16 `[n, m]`. The products are exact and their sum is one of f32, rounded once more where the result is
+    /// bf16, in an order that is the target's: on CPUs ascending, on GPUs that of the library that computes it.
     Gemm = "gemm" (x, w) {
         /// How the operands lie.
         form: Form,
+        /// The element type of the result.
+        to: DType,
     }
 }
 
@@ -169,8 +171,11 @@ impl OpDef for Gemm {
         if x.shape.0[of_x] != w.shape.0[of_w] {
             return Err(TypeError::mismatch("the contracted dimensions of `x` and `w`", &x.shape, &w.shape));
         }
+        if !matches!(self.to, DType::F32 | DType::BF16) {
+            return Err(TypeError::attribute("to", self.to, "only f32 and bf16 are results"));
+        }
         let (n, m) = (x.shape.0[1 - of_x].clone(), w.shape.0[1 - of_w].clone());
-        Ok(TensorType::new(DType::F32, Shape::new([n, m])))
+        Ok(TensorType::new(self.to, Shape::new([n, m])))
     }
 
     fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
@@ -180,19 +185,24 @@ impl OpDef for Gemm {
             matrix.at(&if axis == 0 { [p, other] } else { [other, p] })
         };
         let k = x.dims()[of_x];
-        Tensor::from_fn(out, |ij| (0..k).map(|p| at(x, of_x, p, ij[0]) * at(w, of_w, p, ij[1])).sum())
+        let sum = |ij: &[usize]| {
+            (0..k).map(|p| at(x, of_x, p, ij[0]) * at(w, of_w, p, ij[1])).fold(0.0, |sum, product| sum + product)
+        };
+        Tensor::from_fn(out, |ij| if self.to == DType::BF16 { half::bf16::from_f64(sum(ij)).to_f64() } else { sum(ij) })
     }
 
-    /// Three forms are closed under differentiation; what comes back is rounded to bf16, too.
+    /// Three forms are closed under differentiation. What comes back is rounded to bf16, and so is what goes on to `x` where the result is; the gradient of
+    /// `w`, which is added up over batches, is not.
     fn vjp(&self, b: &mut Builder, inputs: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
         let (x, w) = (inputs[0], inputs[1]);
         let dy = b.op(Cast { to: DType::BF16 }, &[dy])?;
-        let mut gemm = |form: Form, x: ValueId, w: ValueId| b.op(Gemm { form }, &[x, w]);
+        let mut gemm = |form: Form, to: DType, x: ValueId, w: ValueId| b.op(Gemm { form, to }, &[x, w]);
         let (dx, dw) = match self.form {
-            Form::Nt => (gemm(Form::Nn, dy, w)?, gemm(Form::Tn, dy, x)?),
-            Form::Nn => (gemm(Form::Nt, dy, w)?, gemm(Form::Tn, x, dy)?),
-            Form::Tn => (gemm(Form::Nt, w, dy)?, gemm(Form::Nn, x, dy)?),
+            Form::Nt => (gemm(Form::Nn, self.to, dy, w)?, gemm(Form::Tn, DType::F32, dy, x)?),
+            Form::Nn => (gemm(Form::Nt, self.to, dy, w)?, gemm(Form::Tn, DType::F32, x, dy)?),
+            Form::Tn => (gemm(Form::Nt, self.to, w, dy)?, gemm(Form::Nn, DType::F32, x, dy)?),
         };
+        let dx = if self.to == DType::F32 { dx } else { b.op(Cast { to: DType::F32 }, &[dx])? };
         Ok([Gradient::Of(dx), Gradient::Of(dw)].into_iter().collect())
     }
 }

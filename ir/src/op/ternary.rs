@@ -190,6 +190,31 @@ impl OpDef for Unpack {
 }
 
 op! {
+    /// Ternary values as bf16, which holds them exactly, made in each call: unlike [`Unpack`] it is not computed ahead of time where the weights are
+    /// parameters, so that what is kept is packed. A product in half precision reads its result.
+    UnpackInCall = "unpack_in_call" (w) {}
+}
+
+impl OpDef for UnpackInCall {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, TypeError> {
+        let [w] = arity(inputs)?;
+        expect_matrix("w", w)?;
+        match w.dtype {
+            DType::T2 => Ok(w.with_dtype(DType::BF16)),
+            found => Err(TypeError::DType { input: "w", expected: "t2", found }),
+        }
+    }
+
+    fn reference(&self, inputs: &[&Tensor], out: &Concrete) -> Tensor {
+        Tensor::new(out.clone(), inputs[0].data.clone())
+    }
+
+    fn vjp(&self, _: &mut Builder, _: &[ValueId], _: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
+        Ok([Gradient::Of(dy)].into_iter().collect())
+    }
+}
+
+op! {
     /// Each row as int8 codes with one scale: see [`RowFormat::encode`] for the formula, which is that of BitNet's activations.
     Quantize = "quantize" (x) {}
 }

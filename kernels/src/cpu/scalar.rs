@@ -9,7 +9,7 @@ use crate::cpu::generic::attention::attention;
 use crate::cpu::generic::cache_row::{Bf16Row, F32Row, Q4Row, Q8Row};
 use crate::cpu::generic::{
     attention_gradient, dense, dense_q4, dense_q8, gemm, kv_append, mean_abs, sample, scatter_add, ternary_f32,
-    ternary_q8,
+    ternary_q8, ternary_transposed, unpack,
 };
 use crate::cpu::lanes::{ByteDot, GroupedRow, LANES, Lanes, TernaryDot};
 use crate::math;
@@ -21,11 +21,14 @@ entries! {
     ternary_gemv_q8xt2b3_f32__scalar__r16 = ternary_q8::gemv::<ScalarBase3>;
     ternary_gemm_q8xt2b3_f32__scalar__r16 = ternary_q8::gemm::<ScalarBase3, 1, 4>;
     ternary_matmul_f32xt2_f32__scalar__r16 = ternary_f32::matmul::<Scalar, 2, 1>;
+    ternary_matmul_transposed_f32xt2_f32__scalar__c16 = ternary_transposed::matmul;
+    unpack_t2_bf16__scalar__r16 = unpack::unpack;
     dense_matmul_f32xf32_f32__scalar__r4 = dense::matmul::<Scalar, f32, 1, 1>;
     dense_matmul_f32xbf16_f32__scalar__r4 = dense::matmul::<Scalar, bf16, 1, 1>;
     dense_matmul_q8xq8_f32__scalar__r4 = dense_q8::matmul::<Scalar, 4>;
     dense_matmul_q8xq4_f32__scalar__r4 = dense_q4::matmul::<Scalar, 4>;
-    gemm_bf16xbf16_f32__scalar__r16 = gemm::gemm;
+    gemm_bf16xbf16_f32__scalar__r16 = gemm::gemm::<f32>;
+    gemm_bf16xbf16_bf16__scalar__r16 = gemm::gemm::<bf16>;
     attention_f32xf32_f32__scalar__t64 = attention::<Scalar, F32Row, F32Row, 1, 1, false>;
     attention_f32xbf16_f32__scalar__t64 = attention::<Scalar, Bf16Row, Bf16Row, 1, 1, false>;
     attention_f32xq8q4_f32__scalar__t64 = attention::<Scalar, Q8Row, Q4Row, 1, 1, false>;

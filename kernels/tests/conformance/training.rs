@@ -99,12 +99,19 @@ fn gradient(desc: &KernelDesc, [n, heads, kv_heads, hd, ctx]: [usize; 5], mask: 
     }
 }
 
-pub(crate) fn products(_: &KernelDesc, check: &mut dyn FnMut(Case)) {
+pub(crate) fn products(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
     for (n, k, m) in [(0, 3, 4), (1, 1, 1), (5, 17, 3), (16, 64, 33), (37, 100, 20), (3, 0, 2)] {
         for (at, form) in Form::ALL.into_iter().enumerate() {
             let mut random = Random::new(n + k + at);
-            let mut half =
-                |count: usize| -> Vec<bf16> { random.floats(count).into_iter().map(bf16::from_f32).collect() };
+            // Whole numbers have exact sums, which are then rounded once.
+            let whole = |random: &mut Random| random.below(9) as f32 - 4.0;
+            let mut half = |count: usize| -> Vec<bf16> {
+                let values = match desc.output {
+                    DType::BF16 => (0..count).map(|_| whole(&mut random)).collect(),
+                    _ => random.floats(count),
+                };
+                values.into_iter().map(bf16::from_f32).collect()
+            };
             let (x, w) = (half(n * k), half(k * m));
             let wide = |values: &[bf16], dims: [usize; 2]| {
                 Tensor::of(DType::BF16, &dims, values.iter().map(|value| value.to_f64()))
@@ -113,17 +120,20 @@ pub(crate) fn products(_: &KernelDesc, check: &mut dyn FnMut(Case)) {
                 bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
                 align: 2,
             };
-            let out = Concrete { dtype: DType::F32, dims: vec![n, m] };
+            let out = Concrete { dtype: desc.output, dims: vec![n, m] };
             let x_dims = if form == Form::Tn { [k, n] } else { [n, k] };
             let w_dims = if form == Form::Nt { [m, k] } else { [k, m] };
-            let result = Gemm { form }.reference(&[&wide(&x, x_dims), &wide(&w, w_dims)], &out);
-            check(Case {
-                label: format!("{form:?}"),
-                dims: [n, k, m, at].map(|size| size as i64).to_vec(),
-                inputs: vec![buffer(&x), buffer(&w)],
-                output: Buffer::f32(&vec![f32::NAN; n * m]),
-                expected: near(&result, 1e-6),
-            });
+            let gemm = Gemm { form, to: desc.output };
+            let result = gemm.reference(&[&wide(&x, x_dims), &wide(&w, w_dims)], &out);
+            let (output, expected) = match desc.output {
+                DType::BF16 => {
+                    let rounded: Vec<bf16> = result.data.iter().map(|&value| bf16::from_f64(value)).collect();
+                    (buffer(&vec![bf16::NAN; n * m]), Expected::Bytes(buffer(&rounded).bytes))
+                }
+                _ => (Buffer::f32(&vec![f32::NAN; n * m]), near(&result, 1e-6)),
+            };
+            let dims = [n, k, m, at].map(|size| size as i64).to_vec();
+            check(Case { label: format!("{form:?}"), dims, inputs: vec![buffer(&x), buffer(&w)], output, expected });
         }
     }
 }
@@ -143,6 +153,49 @@ pub(crate) fn scatters(_: &KernelDesc, check: &mut dyn FnMut(Case)) {
             inputs: vec![Buffer::f32(&x), Buffer::i32(&ids)],
             output: Buffer::f32(&vec![f32::NAN; rows * width]),
             expected: near(&result, 1e-6),
+        });
+    }
+}
+
+pub(crate) fn transposed(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
+    let layout = desc.layout.unwrap();
+    for n in [0, 1, 7, 8, 9, 31] {
+        for (m, k) in [(1, 1), (15, 16), (16, 15), (17, 33), (48, 64), (331, 45), (64, 200)] {
+            let mut random = Random::new(n * 1009 + m * 31 + k);
+            let (x, scale, w) = (random.floats(n * m), random.floats(m), random.ternary(m * k));
+            let mut expected = Vec::new();
+            for token in 0..n {
+                for c in 0..k {
+                    let terms = (0..m).map(|r| (x[token * m + r] * scale[r]) * f32::from(w[r * k + c]));
+                    expected.extend(terms.fold(0.0_f32, |sum, term| sum + term).to_le_bytes());
+                }
+            }
+            check(Case {
+                label: "random".to_owned(),
+                dims: vec![n as i64, k as i64, m as i64],
+                inputs: vec![
+                    Buffer::f32(&x),
+                    Buffer::bytes(layout.encode(&w, m as u64, k as u64)),
+                    Buffer::f32(&scale),
+                ],
+                output: Buffer::unwritten(n * k),
+                expected: Expected::Bytes(expected),
+            });
+        }
+    }
+}
+
+pub(crate) fn unpacked(desc: &KernelDesc, check: &mut dyn FnMut(Case)) {
+    let layout = desc.layout.unwrap();
+    for (m, k) in [(1, 1), (15, 16), (16, 15), (17, 33), (48, 64), (331, 45), (64, 200)] {
+        let w = Random::new(m * 31 + k).ternary(m * k);
+        let values = w.iter().map(|&value| bf16::from_f32(f32::from(value)));
+        check(Case {
+            label: "random".to_owned(),
+            dims: vec![m as i64, k as i64],
+            inputs: vec![Buffer::bytes(layout.encode(&w, m as u64, k as u64))],
+            output: Buffer { bytes: vec![0xFF; 2 * m * k], align: 2 },
+            expected: Expected::Bytes(values.flat_map(bf16::to_le_bytes).collect()),
         });
     }
 }

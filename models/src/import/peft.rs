@@ -1,4 +1,4 @@
-//! The configuration of adapters that the PEFT library wrote: `adapter_config.json`.
+//! The configuration of adapters as the PEFT library reads and writes it: `adapter_config.json`.
 
 use std::collections::BTreeSet;
 
@@ -23,6 +23,26 @@ const PLAIN: [(&str, &[&str]); 12] = [
     ("target_parameters", &["[]"]),
     ("trainable_token_indices", &[]),
 ];
+
+/// Describes adapters as PEFT reads them, beside a base that is called so.
+pub fn peft_config(adapters: &Adapters, base: Option<&str>) -> String {
+    let modules: Vec<String> = adapters.targets.iter().map(|name| format!("{name}_proj")).collect();
+    let config = serde_json::json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": adapters.rank,
+        "lora_alpha": adapters.alpha,
+        "use_rslora": adapters.rank_stabilised,
+        "target_modules": modules,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "use_dora": false,
+        "inference_mode": true,
+    });
+    format!("{config:#}")
+}
 
 /// Reads adapters as PEFT describes them.
 ///
@@ -64,4 +84,16 @@ pub fn peft(config_json: &str) -> Result<Adapters, ImportErrors> {
         return Err(ImportErrors(config.errors));
     }
     Ok(Adapters { rank, alpha, rank_stabilised, targets })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let targets = ["q", "down"].map(str::to_owned).into();
+        let adapters = Adapters { rank: 16, alpha: 24.5, rank_stabilised: true, targets };
+        assert_eq!(peft(&peft_config(&adapters, Some("base"))).unwrap(), adapters);
+    }
 }

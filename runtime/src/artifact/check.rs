@@ -7,7 +7,7 @@ use ir::DType;
 use ir::entity::Id;
 use ir::plan::{self, Access, Arg, Buffer, Call, Expr, Io, Phase, Plan, ROUND, Role, Step};
 use kernels::cuda::PER_CALL;
-use kernels::cuda::library::{CUBLASLT_GEMM, LibraryKernel};
+use kernels::cuda::library::LibraryKernel;
 use kernels::{Arch, Isa, KernelDesc, Requires, Sm, extent, find_cuda};
 use safetensors::SafeTensors;
 
@@ -199,7 +199,7 @@ pub(super) fn kernels(
                 }
             }
             plan::Code::CublasLt => {
-                if kernel.name != CUBLASLT_GEMM.name {
+                if LibraryKernel::find(&kernel.name).is_none() {
                     let error = kernels::KernelError::Unknown { name: kernel.name.clone() };
                     problems.push(ArtifactProblem::Kernel(error));
                 }
@@ -233,7 +233,10 @@ pub(super) fn kernels(
                     None => return,
                 },
                 plan::Code::Cuda { entry, .. } => cuda_disagreements(call, entry),
-                plan::Code::CublasLt => library_disagreements(plan, phase, rounds, call, &CUBLASLT_GEMM),
+                plan::Code::CublasLt => match LibraryKernel::find(&kernel.name) {
+                    Some(library) => library_disagreements(plan, phase, rounds, call, library),
+                    None => return,
+                },
                 plan::Code::Generated { .. } => return,
             };
             for what in found {

@@ -14,10 +14,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ir::DType;
 use ir::entity::Id;
 use ir::op::matmul::Form;
 use ir::plan::{Certificate, Code, Plan, Role, placement};
 use kernels::Sm;
+use kernels::cuda::library::LibraryKernel;
 
 use self::cublas::{Cublas, Product, Sizes, alignment};
 use self::driver::{Context, Event, Function, Graph, Launch, Memory, Module, Pinned, Stream};
@@ -147,8 +149,8 @@ struct Kernel {
 enum KernelCode {
     /// A function of a cubin.
     Own { function: Function, threads: u32, shared_bytes: u32, waits: bool },
-    /// A dense product of cuBLASLt's.
-    Product(Arc<Cublas>),
+    /// A dense product of cuBLASLt's, with results of f32 or bf16.
+    Product { library: Arc<Cublas>, to: DType },
 }
 
 /// A list of launches with all addresses resolved.
@@ -379,7 +381,7 @@ impl CudaDevice {
     }
 
     /// The sizes and addresses of a dense product, whose arguments the artifact's reader has checked.
-    fn product(&self, args: &[Place], dims: &[i64]) -> (Sizes, [u64; 4]) {
+    fn product(&self, args: &[Place], dims: &[i64], to: DType) -> (Sizes, [u64; 4]) {
         let (&[x, w, out, workspace], &[n, k, m, form]) = (args, dims) else {
             unreachable!("the artifact's reader has counted them")
         };
@@ -387,7 +389,7 @@ impl CudaDevice {
         let [x, w, out, _] = places.map(alignment);
         let [n, k, m] = [n, k, m].map(i64::unsigned_abs);
         let form = Form::ALL[usize::try_from(form).unwrap_or(0).min(Form::ALL.len() - 1)];
-        (Sizes { n, k, m, form, alignments: [x, w, out] }, places)
+        (Sizes { n, k, m, form, to, alignments: [x, w, out] }, places)
     }
 
     /// Returns when all that was queued is done.
@@ -449,11 +451,12 @@ fn load_kernels(
         let (file, entry, threads, shared_bytes, waits) = match &kernel.code {
             Code::Cuda { file, entry, threads, shared_bytes, waits } => (file, entry, *threads, *shared_bytes, *waits),
             Code::CublasLt => {
+                let to = LibraryKernel::find(&name).map_or(DType::F32, |kernel| kernel.desc().output);
                 let library = match &cublas {
                     Some(library) => Arc::clone(library),
                     None => Arc::clone(cublas.insert(Arc::new(Cublas::new(context)?))),
                 };
-                kernels.push(Kernel { name, code: KernelCode::Product(library) });
+                kernels.push(Kernel { name, code: KernelCode::Product { library, to } });
                 continue;
             }
             Code::Table | Code::Generated { .. } => return Err(refuse(ArtifactProblem::Foreign { kernel: name })),
@@ -495,8 +498,8 @@ impl Device for CudaDevice {
                         KernelCode::Own { function, threads, shared_bytes, waits } => {
                             (function, *threads, *shared_bytes, *waits)
                         }
-                        KernelCode::Product(library) => {
-                            let (sizes, places) = self.product(args, dims);
+                        KernelCode::Product { library, to } => {
+                            let (sizes, places) = self.product(args, dims, *to);
                             let product = match products.get(&sizes) {
                                 Some(product) => Arc::clone(product),
                                 None => {

@@ -103,7 +103,13 @@ pub(crate) fn run(gpu: &Gpu, compiler: &Compiler, rows: &[&'static CudaKernelDes
                     rope_append(gpu, compiler, desc, n, rate)?;
                 }
             }
-            Family::KvAppend | Family::Gemm | Family::Sample | Family::ScatterAdd | Family::MeanAbs => {}
+            Family::KvAppend
+            | Family::Gemm
+            | Family::Sample
+            | Family::ScatterAdd
+            | Family::MeanAbs
+            | Family::TernaryMatmulTransposed
+            | Family::Unpack => {}
         }
     }
     Ok(())

@@ -72,6 +72,8 @@ pub(crate) fn cases(desc: &CudaKernelDesc) -> Vec<Case> {
         Family::Gemm => Vec::new(),
         Family::ScatterAdd => scatters(),
         Family::MeanAbs => means(desc),
+        Family::TernaryMatmulTransposed => transposed(),
+        Family::Unpack => unpacked(),
     }
 }
 
@@ -265,6 +267,35 @@ fn scatters() -> Vec<Case> {
         cases.push(Case { label: "random", dims: [n, rows, width].map(|dim| dim as i64).to_vec(), args });
     }
     cases
+}
+
+fn transposed() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (m, k) in [(1_u64, 1_u64), (15, 17), (128, 128), (331, 129), (300, 640)] {
+        for n in [1_u64, 7, 8, 33] {
+            let mut random = Random::new(n * 1_000_003 + k * 1009 + m);
+            let w: Vec<i8> = (0..m * k).map(|_| random.below(3) as i8 - 1).collect();
+            let args = vec![
+                (f32s(&random.floats(n * m)), 4),
+                (TernaryLayout::Tile16.encode(&w, m, k), 16),
+                (f32s(&random.floats(m)), 4),
+                (vec![0xFF; 4 * (n * k) as usize], 4),
+            ];
+            cases.push(Case { label: "random", dims: [n, k, m].map(|dim| dim as i64).to_vec(), args });
+        }
+    }
+    cases
+}
+
+fn unpacked() -> Vec<Case> {
+    let sizes = [(1_u64, 1_u64), (15, 17), (128, 128), (331, 129), (40, 264), (300, 640)];
+    let case = |(m, k): (u64, u64)| {
+        let mut random = Random::new(k * 1009 + m);
+        let w: Vec<i8> = (0..m * k).map(|_| random.below(3) as i8 - 1).collect();
+        let args = vec![(TernaryLayout::Tile16.encode(&w, m, k), 16), (vec![0xFF; 2 * (m * k) as usize], 16)];
+        Case { label: "random", dims: [m, k].map(|dim| dim as i64).to_vec(), args }
+    };
+    sizes.map(case).into()
 }
 
 fn means(desc: &CudaKernelDesc) -> Vec<Case> {

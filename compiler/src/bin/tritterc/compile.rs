@@ -14,13 +14,14 @@ use compiler::report::human_bytes;
 use compiler::schedule::Residency;
 use compiler::schedule::tiers::Found;
 use compiler::target::Card;
-use compiler::weights::{Checkpoint, RandomWeights, WeightSource};
+use compiler::weights::{Checkpoint, JoinedWeights, RandomWeights, WeightSource};
 use compiler::{Compiled, Options, Target};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ir::param::ParamBinding;
 use ir::plan::{Budget, manifest};
 
 use crate::fit::{self, Ask, Device};
+use crate::lora;
 use crate::memory::{Bytes, MemoryArgs};
 use crate::model::{self, BuildArgs, Named};
 use crate::nvrtc;
@@ -40,6 +41,7 @@ tritterc compile 70b -o plan                                 no weights: plan, c
 tritterc compile tiny -o plan --report plan.html             what was done, and what it takes, as a page for a browser\n  \
 tritterc compile models/bitnet-code-nano -o nano --tuning tuning.ron   with rates that tritter tune measured\n  \
 tritterc compile my.ron -o out --weights runs/a/step-00001000/states.safetensors      what `tritter train` saved\n  \
+tritterc compile ./bitnet-2b -o out --adapter lora          with adapters, of PEFT's files\n  \
 tritterc compile my.ron -o out --random-weights 7 --target x86_64:avx2 --dump stages")]
 pub(crate) struct Args {
     /// Checkpoint directory, .ron spec, .tri program, or name of a shipped spec.
@@ -74,6 +76,9 @@ pub(crate) struct Args {
     /// Take the weights from the states of a training run, a safetensors file. A spec with packed weights is built with the real ones that were trained.
     #[arg(long, value_name = "FILE", conflicts_with = "random_weights")]
     weights: Option<PathBuf>,
+    /// Adapters beside the projections: a directory that the PEFT library or `tritterc adapter` wrote.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["weights", "budget"])]
+    adapter: Option<PathBuf>,
     /// How ternary weights are packed: the faster way for each matmul by the machine's rates, or one way.
     #[arg(long, value_enum, default_value = "auto", conflicts_with = "no_optimize")]
     packing: Packing,
@@ -102,7 +107,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if let (Some(_), Named::Spec(spec)) = (&args.weights, &mut named) {
         **spec = spec.trainable();
     }
-    let built = model::build(&named, &args.build)?;
+    let adapters = args.adapter.as_deref().map(lora::read).transpose()?;
+    let built = model::build_adapted(&named, &args.build, adapters.as_ref())?;
     if args.tuning.is_some() && 1 < args.targets.len() {
         bail!("--tuning has the rates of one machine; compile for its target alone");
     }
@@ -165,6 +171,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         (Some(seed), _) => Some(Box::new(RandomWeights { seed, params: built.params })),
         (None, Named::Checkpoint { checkpoint, .. }) => Some(Box::new(checkpoint.bind(built.params))),
         (None, _) => None,
+    };
+    let weights = match (&args.adapter, weights) {
+        (Some(directory), Some(base)) => {
+            let adapters = lora::weights(directory, built.adapters)?;
+            Some(Box::new(JoinedWeights(vec![base, adapters])) as Box<dyn WeightSource>)
+        }
+        (_, weights) => weights,
     };
     let bar = progress_bar(compiled[0].weights.bytes());
     let progress = |bytes: u64| {

@@ -5,12 +5,14 @@
 // The library by its short name, in every module.
 extern crate tritter_compiler as compiler;
 
+mod adapter;
 mod compile;
 mod detect;
 mod diff;
 mod emit;
 mod explain;
 mod fit;
+mod lora;
 mod matrix;
 mod memory;
 mod model;
@@ -41,6 +43,7 @@ struct Cli {
 enum Command {
     Compile(compile::Args),
     Train(train::Args),
+    Adapter(adapter::Args),
     Print(print::Args),
     Verify(verify::Args),
     Opt(opt::Args),
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Compile(args) => compile::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Adapter(args) => adapter::run(&args),
         Command::Print(args) => print::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Opt(args) => opt::run(&args),

@@ -9,6 +9,8 @@ use ir::packing::TernaryLayout;
 use ir::param::{Init, Stored};
 use ir::plan::Tuning;
 use ir::{DType, Program, Verified};
+use models::adapter::Adapters;
+use models::decoder::Model;
 use models::import::SpecialIds;
 use models::spec::{KvFormat, TokenizerKind};
 use models::{BuildOptions, HeadFormat, Naming, ParamBinding, Spec};
@@ -119,6 +121,8 @@ pub(crate) enum Named {
 pub(crate) struct Built {
     pub program: Verified<Program>,
     pub params: Vec<ParamBinding>,
+    /// Those of adapters, which come from a file of their own.
+    pub adapters: Vec<ParamBinding>,
     pub context: u32,
     pub sequences: u32,
 }
@@ -183,13 +187,21 @@ pub(crate) fn lines<T: std::fmt::Display>(items: &[T]) -> String {
 
 /// Builds the program of a model.
 pub(crate) fn build(named: &Named, args: &BuildArgs) -> Result<Built> {
+    build_adapted(named, args, None)
+}
+
+/// The same with adapters, if there are any.
+pub(crate) fn build_adapted(named: &Named, args: &BuildArgs, adapters: Option<&Adapters>) -> Result<Built> {
     let (spec, naming) = match named {
         Named::Spec(spec) => (spec, Naming::Own),
         Named::Checkpoint { spec, naming, .. } => (spec, *naming),
+        Named::Program { path, .. } if adapters.is_some() => {
+            bail!("{} is a program; adapters stand beside a model", path.display())
+        }
         Named::Program { text, path } => {
             let program = parse(text, path)?;
             let (sequences, context) = cache_size(&program).unwrap_or((args.sequences, args.context.unwrap_or(1)));
-            return Ok(Built { params: params_of(&program), program, context, sequences });
+            return Ok(Built { params: params_of(&program), adapters: Vec::new(), program, context, sequences });
         }
     };
     let context = args.context.unwrap_or(spec.context.min(DEFAULT_CONTEXT));
@@ -203,8 +215,13 @@ pub(crate) fn build(named: &Named, args: &BuildArgs) -> Result<Built> {
         head: args.head.into(),
         naming,
     };
-    let model = models::build(spec, &options).map_err(|error| anyhow!("`{}` cannot be built: {error}", spec.name))?;
-    Ok(Built { program: model.program, params: model.params, context, sequences: args.sequences })
+    let model = match adapters {
+        Some(adapters) => models::decoder::build_adapted(spec, &options, adapters),
+        None => models::build(spec, &options),
+    };
+    let Model { program, params, adapters } =
+        model.map_err(|error| anyhow!("`{}` cannot be built: {error}", spec.name))?;
+    Ok(Built { program, params, adapters, context, sequences: args.sequences })
 }
 
 /// Sequences and positions of a program's caches, if it has any.

@@ -14,12 +14,13 @@ use compiler::optimiser::AdamW;
 use compiler::report::human_bytes;
 use compiler::target::Hardware;
 use compiler::training::{Batch, Precision, Step, StepOptions};
-use compiler::weights::{RandomWeights, WeightSource};
+use compiler::weights::{JoinedWeights, RandomWeights, WeightSource};
 use compiler::{Options, Target, artifact};
 use ir::plan::Budget;
 use models::spec::KvFormat;
 use models::{BuildOptions, HeadFormat, Naming};
 
+use crate::lora::LoraArgs;
 use crate::model::{self, Named};
 use crate::nvrtc;
 use crate::opt::{self, Packing};
@@ -27,17 +28,18 @@ use crate::say;
 
 /// Compiles a step of training to an artifact that `tritter train` runs.
 ///
-/// Every real parameter is trained, with AdamW. A spec whose ternary weights are stored packed is trained on real weights, made ternary in each
+/// Every real parameter is trained, with AdamW, or with --lora-rank adapters beside a base that stays as it is. A spec whose ternary weights are stored packed is trained on real weights, made ternary in each
 /// call: by the mean magnitude of the matrix where it has one scale, by that of the row where each row has one.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
 tritterc train test -o step --random-weights 1 --context 256 --sequences 4    a shipped spec, from random weights\n  \
 tritterc train my.ron -o step --random-weights 1 --keep inputs              less memory, for a second forward pass\n  \
 tritterc train ./bitnet-online -o step --context 512                        goes on with a checkpoint of real weights\n  \
+tritterc train ./bitnet-packed -o step --lora-rank 16 --keep inputs         adapters only, beside packed weights\n  \
 tritter train config.ron                                                    runs it; see `tritter train --help`\n  \
 tritterc compile test -o model --weights runs/a/step-00001000/states.safetensors      what came out, to generate with")]
 pub(crate) struct Args {
-    /// Checkpoint directory of real weights, .ron spec, or name of a shipped spec.
+    /// Checkpoint directory, of real weights where these are trained, .ron spec, or name of a shipped spec.
     model: String,
     /// Directory to write; an artifact that is there is replaced.
     #[arg(short, long, value_name = "DIR")]
@@ -61,6 +63,8 @@ pub(crate) struct Args {
     /// the step runs [default: bf16 for GPUs, f32 for CPUs].
     #[arg(long, value_name = "f32|bf16")]
     precision: Option<Precision>,
+    #[command(flatten)]
+    lora: LoraArgs,
     /// How slowly the mean of gradients moves.
     #[arg(long, value_name = "B", default_value_t = 0.9)]
     beta1: f64,
@@ -103,7 +107,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         (Named::Checkpoint { .. }, Some(_)) => bail!("a checkpoint has weights: leave out --random-weights"),
         _ => {}
     }
+    let adapters = args.lora.adapters()?;
     let (spec, naming) = match &named {
+        Named::Spec(spec) if adapters.is_some() => (models::Spec::clone(spec), Naming::Own),
         Named::Spec(spec) => (spec.trainable(), Naming::Own),
         Named::Checkpoint { spec, naming, .. } => (models::Spec::clone(spec), *naming),
         Named::Program { path, .. } => {
@@ -121,23 +127,29 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         head: HeadFormat::Stored,
         naming,
     };
-    let built = models::build(&spec, &options).map_err(|error| anyhow!("`{}` cannot be built: {error}", spec.name))?;
+    let built = match &adapters {
+        Some(adapters) => models::decoder::build_adapted(&spec, &options, adapters),
+        None => models::build(&spec, &options),
+    };
+    let built = built.map_err(|error| anyhow!("`{}` cannot be built: {error}", spec.name))?;
     let packed = built.params.iter().filter(|param| !param.ty.dtype.is_float()).count();
-    if packed != 0 {
+    if adapters.is_none() && packed != 0 {
         bail!(
-            "`{}` has packed weights ({packed} parameters of its layers), which nothing can be added to; give a checkpoint of real weights, or a spec",
+            "`{}` has packed weights ({packed} parameters of its layers), which nothing can be added to; give a checkpoint of real weights, a spec, or \
+             --lora-rank to train adapters",
             spec.name
         );
     }
-    let is_real = |key: &str| built.params.iter().any(|param| param.key == key && param.ty.dtype.is_float());
+    let candidates = if adapters.is_some() { &built.adapters } else { &built.params };
+    let is_wanted = |key: &str| candidates.iter().any(|param| param.key == key && param.ty.dtype.is_float());
     // Vectors are norms, biases and scales, which do not decay.
-    let is_matrix = |key: &str| built.params.iter().any(|param| param.key == key && param.ty.shape.rank() == 2);
+    let is_matrix = |key: &str| candidates.iter().any(|param| param.key == key && param.ty.shape.rank() == 2);
     let clip = (args.clip != 0.0).then_some(args.clip);
     let step = Step::new(
         &built.program,
         &StepOptions {
             batch: Batch { sequences: u64::from(args.sequences), context: u64::from(context) },
-            wanted: &is_real,
+            wanted: &is_wanted,
             decays: &is_matrix,
             keep: if args.keep == KeepArg::Values { Keep::Values } else { Keep::Inputs },
             precision: args.precision.unwrap_or(match args.target.hardware() {
@@ -148,9 +160,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         },
     )
     .map_err(|error| anyhow!("`{}` cannot be trained: {error}", spec.name))?;
-    let trained: u64 = built.params.iter().filter(|param| is_real(&param.key)).map(|param| param.elements()).sum();
+    let trained: u64 = candidates.iter().filter(|param| is_wanted(&param.key)).map(|param| param.elements()).sum();
     let compile_options = Options {
-        rewrite: opt::rewrite_options(true, None, Packing::Auto),
+        // One packing for both directions, so that weights are stored once.
+        rewrite: opt::rewrite_options(true, None, if adapters.is_some() { Packing::TwoBit } else { Packing::Auto }),
         context: u64::from(context),
         sequences: u64::from(args.sequences),
         dumps: false,
@@ -161,16 +174,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     let compiled = compiler::compile_step(step, &args.target, &compile_options)?;
     let tokenizer = model::tokenizer(&named)?;
-    let weights: Box<dyn WeightSource> = match (args.random_weights, named) {
+    let mut sources: Vec<Box<dyn WeightSource>> = vec![match (args.random_weights, named) {
         (Some(seed), _) => Box::new(RandomWeights { seed, params: built.params }),
         (None, Named::Checkpoint { checkpoint, .. }) => Box::new(checkpoint.bind(built.params)),
         (None, _) => unreachable!("a spec without weights was refused"),
-    };
+    }];
+    if !built.adapters.is_empty() {
+        sources.push(args.lora.weights(built.adapters)?);
+    }
+    let weights = JoinedWeights(sources);
     let progress = |_| match interrupted.load(Ordering::SeqCst) {
         true => Err(io::Error::from(io::ErrorKind::Interrupted)),
         false => Ok(()),
     };
-    let written = artifact::write(&args.output, &compiled, Some(&*weights), tokenizer.as_deref(), &progress);
+    let written = artifact::write(&args.output, &compiled, Some(&weights), tokenizer.as_deref(), &progress);
     let bytes = match written {
         Err(ArtifactError::Io { .. }) if interrupted.load(Ordering::SeqCst) => {
             eprintln!("interrupted: nothing was written");

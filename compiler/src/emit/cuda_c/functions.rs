@@ -14,6 +14,7 @@ pub(super) enum Function {
     F16ToF32,
     F32ToF16,
     F32ToBf16,
+    FoldAcross,
 }
 
 impl Function {
@@ -26,6 +27,7 @@ impl Function {
             Function::F16ToF32 => "f16_to_f32",
             Function::F32ToF16 => "f32_to_f16",
             Function::F32ToBf16 => "f32_to_bf16",
+            Function::FoldAcross => "fold_across",
         }
     }
 
@@ -41,6 +43,7 @@ impl Function {
             Function::F16ToF32 => math::f16_to_f32(&mut print, v0),
             Function::F32ToF16 => math::f32_to_f16(&mut print, v0),
             Function::F32ToBf16 => math::f32_to_bf16(&mut print, v0),
+            Function::FoldAcross => return include_str!("across.cuh").to_owned(),
         };
         let parameter = if self == Function::F16ToF32 { "int" } else { "float" };
         let returned = if matches!(self, Function::F32ToF16 | Function::F32ToBf16) { "int" } else { "float" };

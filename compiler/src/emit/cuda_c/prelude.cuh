@@ -26,31 +26,37 @@ __device__ int whole(float x) {
 
 // Reductions: what lanes start from, and how a lane takes a value. What is no number is passed over by the extremes.
 struct SumF32 {
+    static constexpr bool IS_EXTREME = false;
     typedef float T;
     static __device__ T start() { return 0.0f; }
     static __device__ T take(T acc, T x) { return acc + x; }
 };
 struct MaxF32 {
+    static constexpr bool IS_EXTREME = true;
     typedef float T;
     static __device__ T start() { return __uint_as_float(0xff800000u); }
     static __device__ T take(T acc, T x) { return acc < x ? x : acc; }
 };
 struct MinF32 {
+    static constexpr bool IS_EXTREME = true;
     typedef float T;
     static __device__ T start() { return __uint_as_float(0x7f800000u); }
     static __device__ T take(T acc, T x) { return x < acc ? x : acc; }
 };
 struct SumI32 {
+    static constexpr bool IS_EXTREME = false;
     typedef int T;
     static __device__ T start() { return 0; }
     static __device__ T take(T acc, T x) { return wrap_add(acc, x); }
 };
 struct MaxI32 {
+    static constexpr bool IS_EXTREME = true;
     typedef int T;
     static __device__ T start() { return (int)0x80000000u; }
     static __device__ T take(T acc, T x) { return acc < x ? x : acc; }
 };
 struct MinI32 {
+    static constexpr bool IS_EXTREME = true;
     typedef int T;
     static __device__ T start() { return 0x7fffffff; }
     static __device__ T take(T acc, T x) { return x < acc ? x : acc; }
@@ -140,9 +146,34 @@ template <class Op, int LEN> __device__ __forceinline__ typename Op::T fold_lane
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++) now[i] = next[i];
         }
-    } else
-        for (int j = threadIdx.x; j < count; j += 32) lane = Op::take(lane, values[j]);
+    } else {
+        // Chunks of a wider row are whole but for the last one.
+        constexpr int AT_ONCE = 16;
+        int j = threadIdx.x;
+        for (; j + (AT_ONCE - 1) * 32 < count; j += AT_ONCE * 32) {
+            T batch[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) batch[i] = values[j + i * 32];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) lane = Op::take(lane, batch[i]);
+        }
+        for (; j < count; j += 32) lane = Op::take(lane, values[j]);
+    }
     return lane;
+}
+
+// The fold of one value of each thread in any order, in every thread: for extremes where nobody sees the sign of a zero.
+template <class Op, int WIDTH> __device__ __forceinline__ typename Op::T fold_threads(typename Op::T lane, u32 *scratch) {
+    typedef typename Op::T T;
+    for (int d = 16; 0 < d; d /= 2) lane = Op::take(lane, __shfl_xor_sync(0xffffffffu, lane, d));
+    if constexpr (WIDTH == 32) return lane;
+    T *warps = (T *)scratch;
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = lane;
+    __syncthreads();
+    T result = Op::start();
+#pragma unroll
+    for (int warp = 0; warp < WIDTH / 32; warp++) result = Op::take(result, warps[warp]);
+    return result;
 }
 
 // The fold of the columns, in every thread, in the written order: lane l takes the columns j % 32 == l in ascending order, then lanes are folded by
@@ -156,14 +187,44 @@ template <class Op, int LEN, int WIDTH, class Column> __device__ __forceinline__
         return __shfl_sync(0xffffffffu, lane, 0);
     }
     T *values = (T *)scratch;
-    for (i64 start = 0; start < len; start += CHUNK) {
-        int count = (int)min(len - start, (i64)CHUNK);
-        if (0 < start) __syncthreads();
-        if constexpr (are_kept<LEN, WIDTH>()) each_column<LEN, WIDTH>(len, [&](int i, i64 j) { values[j] = column(i, j); });
-        else
-            for (int j = threadIdx.x; j < count; j += WIDTH) values[j] = column(0, start + j);
+    if constexpr (are_kept<LEN, WIDTH>()) {
+        each_column<LEN, WIDTH>(len, [&](int i, i64 j) { values[j] = column(i, j); });
         __syncthreads();
-        if (threadIdx.x < 32) lane = fold_lane<Op, LEN>(lane, values, count);
+        if (threadIdx.x < 32) lane = fold_lane<Op, LEN>(lane, values, (int)len);
+    } else {
+        if constexpr (Op::IS_EXTREME) {
+            // The order of an extreme shows in the sign of a zero alone.
+#pragma unroll 8
+            for (i64 j = threadIdx.x; j < len; j += WIDTH) lane = Op::take(lane, column(0, j));
+            lane = fold_threads<Op, WIDTH>(lane, scratch);
+            if (lane != 0) return lane;
+            lane = Op::start();
+            __syncthreads();
+        }
+        // While the first warp folds one part of the row, the others compute the next one.
+        constexpr int PART = CHUNK / 64 * 32, THERE = 4;
+        for (i64 start = 0; start < len + PART; start += PART) {
+            T *next = values + start / PART % 2 * PART;
+            int count = (int)min(len - start, (i64)PART);
+            if (threadIdx.x < 32) {
+                T *last = values + (start / PART + 1) % 2 * PART;
+                if (0 < start) lane = fold_lane<Op, 0>(lane, last, (int)min(len - start + PART, (i64)PART));
+            } else
+                for (int first = threadIdx.x - 32; first < count; first += THERE * (WIDTH - 32)) {
+                    T batch[THERE];
+#pragma unroll
+                    for (int i = 0; i < THERE; i++) {
+                        int j = first + i * (WIDTH - 32);
+                        if (j < count) batch[i] = column(0, start + j);
+                    }
+#pragma unroll
+                    for (int i = 0; i < THERE; i++) {
+                        int j = first + i * (WIDTH - 32);
+                        if (j < count) next[j] = batch[i];
+                    }
+                }
+            __syncthreads();
+        }
     }
     if (threadIdx.x < 32) {
         // The shuffles come after all lanes have read.
@@ -183,21 +244,7 @@ template <int LEN, int WIDTH, class Column> __device__ int first_of_largest(i64 
     return first == 0x7fffffff ? 0 : first;
 }
 
-// The fold of one value of each thread in any order, in every thread: for extremes where nobody sees the sign of a zero.
-template <class Op, int WIDTH> __device__ __forceinline__ typename Op::T fold_threads(typename Op::T lane, u32 *scratch) {
-    typedef typename Op::T T;
-    for (int d = 16; 0 < d; d /= 2) lane = Op::take(lane, __shfl_xor_sync(0xffffffffu, lane, d));
-    if constexpr (WIDTH == 32) return lane;
-    T *warps = (T *)scratch;
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = lane;
-    __syncthreads();
-    T result = Op::start();
-#pragma unroll
-    for (int warp = 0; warp < WIDTH / 32; warp++) result = Op::take(result, warps[warp]);
-    return result;
-}
-
-// The same for the largest of numbers that are not negative: their bits are in the order of the numbers.
+// `fold_threads` for the largest of numbers that are not negative: their bits are in the order of the numbers.
 template <int WIDTH> __device__ __forceinline__ float largest_of_threads(float lane, u32 *scratch) {
     u32 bits = __reduce_max_sync(0xffffffffu, __float_as_uint(lane));
     if constexpr (WIDTH == 32) return __uint_as_float(bits);

@@ -1,6 +1,6 @@
 //! What lies at the same place in every phase: weights, states, inputs, outputs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use ir::entity::Id;
 use ir::packing::TernaryLayout;
@@ -13,19 +13,26 @@ use crate::lower::cpu;
 use crate::optimiser::GRADIENT;
 use crate::schedule::{Kind, Schedule};
 use crate::training::ACCUMULATE;
-use crate::weights::StoredTensor;
+use crate::weights::{StoredTensor, Wanted, is_of_rounds};
 
 impl Emitter<'_> {
     /// Finds the weight-time values that steps read, and gives each a tensor and a buffer.
     pub(super) fn collect_weights(&mut self) -> Result<(), PlanEmitError> {
         let schedules = &self.schedules.any;
+        let (mut all, mut known) = (Vec::new(), HashSet::new());
         for (graph_index, schedule) in schedules.iter().enumerate() {
             let graph = schedule.graph;
             if !self.runs(graph) {
                 continue;
             }
-            let rounds = u32::try_from(self.rounds(graph)).unwrap_or(u32::MAX);
             let is_body = self.entries.all().all(|entry| entry != graph_index);
+            let all_rounds = u32::try_from(self.rounds(graph)).unwrap_or(u32::MAX);
+            let mut want = |value: ValueId, stored: StoredTensor| {
+                if schedule.views.is_weight_time(value) && known.insert((graph_index, value, stored.layout)) {
+                    let rounds = if is_body && is_of_rounds(graph, value) { all_rounds } else { 1 };
+                    all.push(Wanted { graph: graph_index, value, stored, rounds });
+                }
+            };
             for group in &schedule.groups {
                 let read: Vec<ValueId> = match group.kind {
                     Kind::Nest => self.nests[&nest_key(graph_index, group)].1.buffers.clone(),
@@ -37,30 +44,21 @@ impl Emitter<'_> {
                     }
                 };
                 for (position, value) in read.into_iter().enumerate() {
-                    let reader = graph.op(group.values[0]).filter(|_| group.kind == Kind::Kernel && position == 1);
-                    let layout = reader.and_then(cost::layout_of);
-                    if !schedule.views.is_weight_time(value) || self.weights.contains(graph_index, value, layout) {
-                        continue;
-                    }
-                    let dtype = cpu::stored_dtype_of(graph, value);
-                    self.weights.add(self.program, graph_index, value, StoredTensor { dtype, layout }, is_body, rounds);
+                    let reader = graph.op(group.values[0]).filter(|_| group.kind == Kind::Kernel);
+                    let layout = reader.and_then(|op| cost::packing_of(op, position));
+                    want(value, StoredTensor { dtype: cpu::stored_dtype_of(graph, value), layout });
                 }
             }
             // What a body gives or a state becomes may be a weight as it is; it is copied from there.
             for value in graph.outputs.iter().copied().chain(graph.updates.iter().map(|update| update.value)) {
                 let value = schedule.views.resolve(value).base;
-                if schedule.views.is_weight_time(value) && !self.weights.contains(graph_index, value, None) {
-                    let stored = StoredTensor { dtype: graph.ty(value).dtype, layout: None };
-                    self.weights.add(self.program, graph_index, value, stored, is_body, rounds);
-                }
+                want(value, StoredTensor { dtype: graph.ty(value).dtype, layout: None });
             }
         }
-        for (graph_index, schedule) in schedules.iter().enumerate() {
-            self.weights.mark_gathered(graph_index, &|value| is_only_gathered(schedule, value));
-        }
+        self.weights.fill(self.program, &all, &|graph, value| is_only_gathered(&schedules[graph], value));
         self.weights.lay_out();
+        let first = self.plan.buffers.len();
         for tensor in self.weights.tensors() {
-            let buffer = BufferId::new(self.plan.buffers.len());
             self.plan.buffers.push(Buffer {
                 name: tensor.name.clone(),
                 role: Role::Weight,
@@ -70,10 +68,14 @@ impl Emitter<'_> {
                 stride: tensor.stride,
                 is_ternary: tensor.stored.layout == Some(TernaryLayout::Tile16),
             });
-            let place = Place { buffer, offset: round_offset(tensor.rounds, tensor.stride) };
-            match tensor.stored.layout {
-                Some(layout) => drop(self.packed.insert((tensor.graph, tensor.value, layout), place)),
-                None => drop(self.fixed[tensor.graph].insert(tensor.value, place)),
+        }
+        for (graph, value, layout, located) in self.weights.places() {
+            let buffer = BufferId::new(first + located.tensor);
+            let Buffer { rounds, stride, .. } = *self.plan.buffer(buffer);
+            let place = Place { buffer, offset: round_offset(rounds, stride) + Expr::from(located.offset) };
+            match layout {
+                Some(layout) => drop(self.packed.insert((graph, value, layout), place)),
+                None => drop(self.fixed[graph].insert(value, place)),
             }
         }
         self.plan.weights_bytes = self.weights.bytes();

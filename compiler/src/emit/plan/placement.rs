@@ -6,6 +6,7 @@ use kernels::cuda::UnpackParcel;
 use super::{Emitter, PlanEmitError};
 use crate::schedule::residency::{self, Residency, Tier};
 use crate::target::Hardware;
+use crate::training::START;
 use crate::weights::{PlannedTensor, WeightPlan};
 
 /// Places of parcels: one is unpacked while the next is copied.
@@ -19,7 +20,13 @@ impl Emitter<'_> {
     pub(super) fn place_weights(&mut self) -> Result<(), PlanEmitError> {
         let residency = self.options.residency;
         let is_cpu = matches!(self.options.hardware, Hardware::Cpu { .. });
-        self.plan.placement = placement(&self.weights, residency, is_cpu)?;
+        // What only gives parameters their first values need not stay on a GPU: it is read once, over the link.
+        let is_first = |tensor: &PlannedTensor| {
+            let name = &self.program.graphs[tensor.graph].name;
+            let is_start = name.strip_prefix(START).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+            !is_cpu && self.entries.training.is_some() && is_start
+        };
+        self.plan.placement = placement(&self.weights, residency, is_cpu, &is_first)?;
         if residency.packs_copies && !self.plan.placement.slots.is_empty() {
             if self.plan.placement.source != Source::Host {
                 return Err(PlanEmitError::Parcels);
@@ -61,7 +68,12 @@ impl Emitter<'_> {
 }
 
 /// The placement that a residency asks for.
-fn placement(weights: &WeightPlan, residency: Residency, is_cpu: bool) -> Result<Placement, PlanEmitError> {
+fn placement(
+    weights: &WeightPlan,
+    residency: Residency,
+    is_cpu: bool,
+    is_first: &dyn Fn(&PlannedTensor) -> bool,
+) -> Result<Placement, PlanEmitError> {
     let tensors = weights.in_file_order();
     let body = streamed_body(weights.tensors());
     let rounds = body.map_or(0, |body| body.rounds);
@@ -78,7 +90,7 @@ fn placement(weights: &WeightPlan, residency: Residency, is_cpu: bool) -> Result
         let is_streamed = body.is_some_and(|body| body.has(tensor) && residency.streams(round, rounds));
         match is_streamed {
             true => Kind::Piece { round, part: parts.partition_point(|end| *end <= tensor.offset) },
-            false if residency.host_embedding && tensor.is_gathered => Kind::Host,
+            false if (residency.host_embedding && tensor.is_gathered) || is_first(tensor) => Kind::Host,
             false => Kind::Resident,
         }
     });

@@ -121,13 +121,20 @@ impl ModelArgs {
 /// From now on Ctrl-C, and the signals with which systems end programs, are asked for with [`is_interrupted`]; the second one ends the program at
 /// once.
 pub(crate) fn listen_for_interrupt() -> Result<()> {
-    ctrlc::set_handler(|| {
-        if IS_INTERRUPTED.swap(true, Ordering::Relaxed) {
+    let mut first: Option<Instant> = None;
+    ctrlc::set_handler(move || {
+        IS_INTERRUPTED.store(true, Ordering::Relaxed);
+        // One press may come twice, as what `timeout` sends does. To leave at once is for somebody who has waited: what the libraries of a GPU do when a
+        // process exits disturbs calls of theirs that are under way.
+        if PATIENCE < first.get_or_insert_with(Instant::now).elapsed() {
             std::process::exit(i32::from(INTERRUPTED));
         }
     })
     .context("cannot listen for Ctrl-C")
 }
+
+/// How long after the first interrupt another one is one of its own.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Whether Ctrl-C was pressed.
 pub(crate) fn is_interrupted() -> bool {

@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use std::ptr;
 use std::sync::Arc;
 
+use ir::DType;
 use ir::op::matmul::Form;
-use kernels::cuda::library::CUBLASLT_GEMM;
+use kernels::cuda::library::CUBLASLT_WORKSPACE_BYTES;
 use libloading::Library;
 
 use super::driver::{Context, Stream};
@@ -251,6 +252,8 @@ pub(super) struct Sizes {
     pub(super) k: u64,
     pub(super) m: u64,
     pub(super) form: Form,
+    /// The element type of the result, f32 or bf16.
+    pub(super) to: DType,
     /// What the addresses of `x`, `w` and the result are multiples of, in bytes: see [`alignment`].
     pub(super) alignments: [u32; 3],
 }
@@ -258,10 +261,11 @@ pub(super) struct Sizes {
 impl Sizes {
     /// An error with the sizes of the product that it is of.
     fn name(self, error: RuntimeError) -> RuntimeError {
-        let Sizes { n, k, m, form, alignments } = self;
+        let Sizes { n, k, m, form, to, alignments } = self;
         match error {
             RuntimeError::Cuda { call, reason, step } => {
-                let of = format!("[{n}, {k}] x [{k}, {m}], {}, at multiples of {alignments:?} bytes", form.name());
+                let of =
+                    format!("[{n}, {k}] x [{k}, {m}], {}, to {to} at multiples of {alignments:?} bytes", form.name());
                 RuntimeError::Cuda { call, reason: format!("{reason}, for {of}"), step }
             }
             error => error,
@@ -298,7 +302,7 @@ impl Product {
     ///
     /// If the library has none.
     pub(super) fn new(library: &Arc<Cublas>, sizes: Sizes) -> Result<Self, RuntimeError> {
-        let Sizes { n, k, m, form, alignments: [of_x, of_w, of_out] } = sizes;
+        let Sizes { n, k, m, form, to, alignments: [of_x, of_w, of_out] } = sizes;
         let Cublas { api, handle, .. } = &**library;
         let layout = |dtype: c_int, [rows, columns]: [u64; 2]| {
             // The library's matrices lie by columns: its rows are our columns.
@@ -309,7 +313,7 @@ impl Product {
         };
         let x = layout(R_16BF, if form == Form::Tn { [k, n] } else { [n, k] })?;
         let w = layout(R_16BF, if form == Form::Nt { [m, k] } else { [k, m] })?;
-        let out = layout(R_32F, [n, m])?;
+        let out = layout(if to == DType::BF16 { R_16BF } else { R_32F }, [n, m])?;
         let product = Description::new("cublasLtMatmulDescCreate", api.destroy_product, |place| {
             // SAFETY: a place for a handle.
             unsafe { (api.create_product)(place, COMPUTE_32F, R_32F) }
@@ -327,7 +331,7 @@ impl Product {
             // SAFETY: a place for a handle.
             unsafe { (api.create_preference)(place) }
         })?;
-        let bytes = CUBLASLT_GEMM.workspace_bytes - u64::from(FULL_ALIGNMENT);
+        let bytes = CUBLASLT_WORKSPACE_BYTES - u64::from(FULL_ALIGNMENT);
         // SAFETY: the preference exists, and the attribute is a number of 8 bytes.
         check("cublasLtMatmulPreferenceSetAttribute", unsafe {
             (api.set_preference)(preference.handle, MOST_WORKSPACE, ptr::from_ref(&bytes).cast(), size_of::<u64>())
@@ -382,7 +386,7 @@ impl Product {
                 self.out.handle,
                 &raw const self.algorithm,
                 workspace.next_multiple_of(u64::from(FULL_ALIGNMENT)),
-                (CUBLASLT_GEMM.workspace_bytes - u64::from(FULL_ALIGNMENT)) as usize,
+                (CUBLASLT_WORKSPACE_BYTES - u64::from(FULL_ALIGNMENT)) as usize,
                 stream.handle(),
             )
         };
