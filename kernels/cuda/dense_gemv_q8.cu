@@ -2,7 +2,8 @@
 //
 // x: n records of q8 of K codes, n <= TOKENS; w: M records of K codes; out: f32 [n, M]. A warp is ROWS_OF_WARP rows, its lanes are neighbouring
 // columns: a load is 256 bytes of a row, and the activations that a lane loads from the first cache serve all rows. Records are aligned to 8
-// bytes, so tensor cores would have to be fed with 32 bytes of each of 8 rows at a time, which memory delivers at 60 % of its rate.
+// bytes, so tensor cores would have to be fed with 32 bytes of each of 8 rows at a time, which memory delivers at 60 % of its rate: dense_gemm_q8.cu has
+// the copy engine bring whole rows first.
 // Bound: memory; from 12 tokens on, dp4a.
 #include "lib/mma.cuh"
 
