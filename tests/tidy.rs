@@ -56,7 +56,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     // The runtime maps artifacts, the compiler checkpoints.
     ("memmap2", &["runtime", "compiler"]),
     // The compiler loads NVRTC; the runtime's driver comes through cudarc.
-    ("libloading", &["compiler"]),
+    ("libloading", &["compiler", "runtime"]),
     // The conformance program goes alone to a GPU machine, and needs less of the driver than a session.
     ("cudarc", &["runtime", "tests/cuda"]),
     // Their build takes as long as that of all else: nothing waits for them but what runs on them.

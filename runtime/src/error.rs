@@ -57,13 +57,13 @@ pub enum RuntimeError {
     },
     /// NVIDIA's library of dense products is nowhere.
     #[error(
-        "cuBLASLt, which computes dense products in bf16, was not found. Set CUDA_HOME to an installed toolkit or to the folder that has it, put it \
-         where the loader looks, or compile with --precision f32. Tried:{}",
-        .tried.iter().map(|(path, problem)| format!("\n  {}: {problem}", path.display())).collect::<String>()
+        "cuBLASLt, which computes dense products in bf16, was not found. Put the folder that has it where the loader looks (on Linux into \
+         LD_LIBRARY_PATH: lib64 of a CUDA toolkit, or nvidia/cu13/lib of the Python wheel nvidia-cublas), or compile with --precision f32. Tried:{}",
+        .tried.iter().map(|(name, problem)| format!("\n  {name}: {problem}")).collect::<String>()
     )]
     NoCublas {
-        /// Every file that was tried, and what was wrong with it.
-        tried: Vec<(PathBuf, String)>,
+        /// Every name that was tried, and what was wrong with it.
+        tried: Vec<(&'static str, String)>,
     },
     /// A GPU, or its driver, failed.
     #[error("CUDA failed in {call}{}: {reason}", step.as_ref().map_or(String::new(), |step| format!(" at `{step}`")))]

@@ -1,11 +1,10 @@
-//! cuBLASLt, NVIDIA's library of dense products: loaded when a plan calls for it, so that a plan without dense products in half precision needs
+//! cuBLASLt, NVIDIA's library of dense products: loaded by its name when a plan calls for it, so that a plan without dense products in half precision needs
 //! nothing but the driver.
 //!
 //! A product is prepared once: which of the library's algorithms computes it follows from its sizes, the library's version and the device, and from
 //! nothing that changes between runs, so that a run gives the same bits again.
 
 use std::ffi::{c_int, c_void};
-use std::path::PathBuf;
 use std::ptr;
 use std::sync::Arc;
 
@@ -23,9 +22,6 @@ const FILE_NAMES: &[&str] = if cfg!(windows) {
 } else {
     &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"]
 };
-
-/// Folders of an installed toolkit, below `CUDA_HOME`, and of the Python wheel `nvidia-cublas`, below the folder that `CUDA_HOME` may name as well.
-const FOLDERS: &[&str] = &["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", "bin/x64", "bin", ""];
 
 type Handle = *mut c_void;
 type Status = c_int;
@@ -117,9 +113,9 @@ struct Api {
 }
 
 impl Api {
-    fn load(path: &PathBuf) -> Result<Self, libloading::Error> {
+    fn load(name: &str) -> Result<Self, libloading::Error> {
         // SAFETY: what NVIDIA's library does when it is loaded is to set up its own tables.
-        let library = unsafe { Library::new(path) }?;
+        let library = unsafe { Library::new(name) }?;
         macro_rules! function {
             ($name:literal) => {
                 // SAFETY: the type that it is given below is that of the library's header, in all versions from 11 on.
@@ -142,19 +138,6 @@ impl Api {
             _library: library,
         })
     }
-}
-
-/// Every file to try, the best first. Bare names are left to the loader, which has paths of its own.
-fn candidates() -> Vec<PathBuf> {
-    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
-    let below = |home: PathBuf| {
-        FOLDERS.iter().flat_map(move |folder| {
-            let folder = home.join(folder);
-            FILE_NAMES.iter().map(move |name| folder.join(name)).collect::<Vec<_>>()
-        })
-    };
-    let installed = homes.flat_map(below).filter(|path| path.is_file());
-    installed.chain(FILE_NAMES.iter().map(PathBuf::from)).collect()
 }
 
 fn check(call: &'static str, status: Status) -> Result<(), RuntimeError> {
@@ -189,22 +172,22 @@ unsafe impl Send for Cublas {}
 unsafe impl Sync for Cublas {}
 
 impl Cublas {
-    /// Loads the first library that can be.
+    /// Loads the first library that the system's loader finds.
     ///
     /// # Errors
     ///
-    /// [`RuntimeError::NoCublas`] with all places if there is none.
+    /// [`RuntimeError::NoCublas`] with all names if there is none.
     pub(super) fn new(context: &Arc<Context>) -> Result<Self, RuntimeError> {
         let mut tried = Vec::new();
-        for path in candidates() {
-            match Api::load(&path) {
+        for name in FILE_NAMES {
+            match Api::load(name) {
                 Ok(api) => {
                     let mut handle = ptr::null_mut();
                     // SAFETY: a place for a handle, with a context that is current.
                     check("cublasLtCreate", unsafe { (api.create)(&raw mut handle) })?;
                     return Ok(Self { api, handle, context: Arc::clone(context) });
                 }
-                Err(error) => tried.push((path, error.to_string())),
+                Err(error) => tried.push((*name, error.to_string())),
             }
         }
         Err(RuntimeError::NoCublas { tried })
