@@ -55,7 +55,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("cranelift", &["compiler"]),
     // The runtime maps artifacts, the compiler checkpoints.
     ("memmap2", &["runtime", "compiler"]),
-    // The compiler loads NVRTC; the runtime's driver comes through cudarc.
+    // The compiler loads NVRTC, and the runtime cuBLASLt; the driver comes through cudarc.
     ("libloading", &["compiler", "runtime"]),
     // The conformance program goes alone to a GPU machine, and needs less of the driver than a session.
     ("cudarc", &["runtime", "tests/cuda"]),
