@@ -301,7 +301,10 @@ impl Fault {
 fn random_programs_have_every_op() {
     use proptest::strategy::ValueTree;
     use proptest::test_runner::{TestRng, TestRunner};
-    let mut missing: std::collections::BTreeSet<&str> = ir::Op::NAMES.iter().copied().collect();
+    // What only training steps are lowered to; their texts are in `filetests`.
+    let lowered = ["gemm", "unpack_in_call"];
+    let mut missing: std::collections::BTreeSet<&str> =
+        ir::Op::NAMES.iter().copied().filter(|name| !lowered.contains(name)).collect();
     let mut runner = TestRunner::new_with_rng(config(), TestRng::from_seed(RngAlgorithm::ChaCha, &[1; 32]));
     // Long programs have all ops soon; gradients have attention's where no cache is quantised, which short ones are likelier to keep to.
     for round in 0..4000 {

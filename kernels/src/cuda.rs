@@ -457,7 +457,7 @@ macro_rules! dense_few {
     ($name:ident, $tokens:literal, $count:literal, $range:expr) => {
         CudaKernelDesc {
             takes: rows_fit_four_times,
-            ..row!($name, "dense_gemm_q8.cu", [TOKENS = $tokens, STAGES = "2"], SM_90, $range, DenseMatmul, [Q8, Q8] => F32, None, 64,
+            ..row!($name, "dense_gemm_q8.cu", [TOKENS = $tokens, STAGES = "2"], SM_90A, $range, DenseMatmul, [Q8, Q8] => F32, None, 64,
                 Shared { fixed: 128 * $count + 4 * 320, each: &[("k", $count + 4 * 8)] }, [Blocks::Count(2 * 132), ONE, ONE])
         }
     };
@@ -745,8 +745,8 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         [Q8, Q8] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE]),
     row!(dense_matmul_q8xq8_f32__sm80__r16t16, "dense_gemv_q8.cu", [ROWS_OF_WARP = "4", TOKENS = "16"], SM_80, 1..=16, DenseMatmul,
         [Q8, Q8] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE]),
-    dense_few!(dense_matmul_q8xq8_f32__sm90__r8t8, "8", 8, 1..=8),
-    dense_few!(dense_matmul_q8xq8_f32__sm90__r8t16, "16", 16, 1..=16),
+    dense_few!(dense_matmul_q8xq8_f32__sm90a__r8t8, "8", 8, 1..=8),
+    dense_few!(dense_matmul_q8xq8_f32__sm90a__r8t16, "16", 16, 1..=16),
     row!(dense_matmul_f32xbf16_f32__sm80__r32t8, "dense_gemv_bf16.cu", [TOKENS = "8"], SM_80, ANY, DenseMatmul,
         [F32, BF16] => F32, None, 128, Shared::NONE, [Blocks::CeilDiv("m", 32), Blocks::CeilDiv("n", 8), ONE]),
     row!(attention_f32xf32_f32__sm90__t512, "attention_decode.cu", [K_ROW = "RowF32", V_ROW = "RowF32", CLUSTER = "8", CHUNK = "512"], SM_90, 1..=16,

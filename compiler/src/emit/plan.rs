@@ -31,6 +31,7 @@ use crate::lower::cpu::{self, NoKernel};
 use crate::lower::cuda;
 use crate::lower::nest::{self, Lowered, NestLowerError};
 use crate::nest::Extent;
+use crate::schedule::group::Joining;
 use crate::schedule::in_place;
 use crate::schedule::memory::{self, Request};
 use crate::schedule::{Group, Kind, Residency, Schedule, ScheduleError};
@@ -147,7 +148,8 @@ pub fn emit(program: &Program, options: &PlanOptions) -> Result<Emitted, PlanEmi
         Hardware::Cuda(_) => &[("decode", 1), ("few", 8), ("batch", 16), ("short", 128), ("medium", 512)],
     };
     let group = |graph| {
-        let schedule = crate::schedule::group::group(graph, options.hardware);
+        let joining = if options.training.is_some() { Joining::Nests } else { Joining::Values };
+        let schedule = crate::schedule::group::group(graph, options.hardware, joining);
         schedule.map_err(|errors| PlanEmitError::Schedule { graph: Graph::clone(graph).name, errors })
     };
     let grouped = || program.graphs.iter().map(group).collect::<Result<Vec<_>, _>>();

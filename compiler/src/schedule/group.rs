@@ -2,7 +2,7 @@
 //!
 //! Kinds of groups: one op that a row of the kernel table computes; one repeat or scan, with what its rounds leave; *nests*, sets of row-wise ops over the same rows, for which code
 //! is generated; on GPUs what [`super::rope_append`] finds, and for calls of few tokens what [`super::fuse`] makes of these. A value joins the nest of a producer if both have the same rows and no path
-//! between them leaves the nest and comes back, and so do nests of which one reads the other. Row formats, rotary embeddings and joined tensors end a nest: their readers see whole rows.
+//! between them leaves the nest and comes back, and so do, in steps of training, nests of which one reads the other. Row formats, rotary embeddings and joined tensors end a nest: their readers see whole rows.
 
 use std::collections::BTreeSet;
 
@@ -114,12 +114,21 @@ pub(crate) fn is_by_element(op: &Op) -> bool {
     matches!(op, Op::SumTo(_) | Op::CrossEntropy(_))
 }
 
+/// Whether nests of which one reads the other become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joining {
+    /// They do, which saves launches and what goes through memory between them: for steps of training, which are made of them.
+    Nests,
+    /// Only a value joins a nest. What a card needs for inference was measured so, and predictions are held to it.
+    Values,
+}
+
 /// The groups of a graph on a target.
 ///
 /// # Errors
 ///
 /// Every value that has no place in memory.
-pub fn group(graph: &Graph, hardware: Hardware) -> Result<Schedule<'_>, Vec<ScheduleError>> {
+pub fn group(graph: &Graph, hardware: Hardware, joining: Joining) -> Result<Schedule<'_>, Vec<ScheduleError>> {
     let live = graph.live();
     let mut views = Views::new(graph);
     materialise(graph, &live, &mut views);
@@ -127,6 +136,7 @@ pub fn group(graph: &Graph, hardware: Hardware) -> Result<Schedule<'_>, Vec<Sche
     let mut ctx = Ctx {
         graph,
         views: &views,
+        joining,
         groups: Vec::new(),
         group_of: vec![None; graph.values.len()],
         edges: BTreeSet::new(),
@@ -208,6 +218,7 @@ fn materialise(graph: &Graph, live: &[bool], views: &mut Views<'_>) {
 struct Ctx<'a> {
     graph: &'a Graph,
     views: &'a Views<'a>,
+    joining: Joining,
     groups: Vec<Group>,
     group_of: Vec<Option<usize>>,
     /// From a group to one that needs it.
@@ -240,7 +251,7 @@ impl Ctx<'_> {
         self.groups[home].values.push(id);
         self.group_of[id.index()] = Some(home);
         self.edges.extend(producers.iter().copied().filter(|&producer| producer != home).map(|from| (from, home)));
-        if kind == Kind::Nest {
+        if kind == Kind::Nest && self.joining == Joining::Nests {
             producers.into_iter().filter(|&producer| producer != home).for_each(|other| self.merge(other, home));
         }
     }

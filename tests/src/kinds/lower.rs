@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 use anyhow::anyhow;
 use compiler::Target;
 use compiler::lower::{cpu, cuda, nest};
-use compiler::schedule::group::group;
+use compiler::schedule::group::{Joining, group};
 use compiler::schedule::{Kind as GroupKind, Schedule};
 use compiler::target::Hardware;
 use ir::graph::Program;
@@ -90,7 +90,7 @@ fn rows(row: impl Fn(RangeInclusive<u64>) -> String) -> String {
 /// If there is one without: all reasons.
 pub(super) fn schedules(program: &Verified<Program>, hardware: Hardware) -> anyhow::Result<Vec<Schedule<'_>>> {
     let schedules = program.graphs.iter().map(|graph| {
-        group(graph, hardware)
+        group(graph, hardware, Joining::Values)
             .map_err(|errors| anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))
     });
     schedules.collect()

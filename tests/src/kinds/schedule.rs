@@ -8,7 +8,7 @@
 
 use compiler::Target;
 use compiler::lower::cuda;
-use compiler::schedule::group::group;
+use compiler::schedule::group::{Joining, group};
 use compiler::schedule::{Kind as GroupKind, Schedule};
 use compiler::target::Hardware;
 use ir::entity::Id;
@@ -40,7 +40,7 @@ impl Kind for Groups {
         let mut out = String::new();
         for graph in &program.graphs {
             out.push_str(&format!("graph @{}\n", graph.name));
-            match group(graph, target.hardware()).map(for_target) {
+            match group(graph, target.hardware(), Joining::Values).map(for_target) {
                 Ok(schedule) => lines(&schedule).iter().for_each(|line| out.push_str(&format!("  {line}\n"))),
                 Err(errors) => errors.iter().for_each(|error| out.push_str(&format!("  refused: {error}\n"))),
             }

@@ -158,7 +158,7 @@ fn schedule<'a>(
     hardware: Hardware,
     tokens: &RangeInclusive<u64>,
 ) -> Result<Schedule<'a>, CompileError> {
-    let schedule = group::group(graph, hardware)
+    let schedule = group::group(graph, hardware, group::Joining::Values)
         .map_err(|errors| PlanEmitError::Schedule { graph: graph.name.clone(), errors })?;
     Ok(match hardware {
         Hardware::Cpu { .. } => schedule,

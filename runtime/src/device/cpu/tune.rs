@@ -18,7 +18,7 @@ use ir::DType;
 use ir::packing::RowFormat;
 use ir::plan::tuning::{MAX_RATE, TUNING_VERSION};
 use ir::plan::{KernelRate, Tuning};
-use kernels::{CpuKernel, Isa, KernelDesc, TABLE};
+use kernels::{CpuKernel, Family, Isa, KernelDesc, TABLE};
 
 use super::ceiling::{self, Buffer};
 use super::pool::{Pool, Stages};
@@ -275,8 +275,8 @@ unsafe impl Send for Task {}
 unsafe impl Sync for Task {}
 
 impl Task {
-    /// The task of a row for a number of tokens that it takes; `None` if this CPU cannot run it, if it multiplies nothing, or if its signature
-    /// has a name that is not known here.
+    /// The task of a row for a number of tokens that it takes; `None` if this CPU cannot run it, or if it is of a family whose sizes are not those of
+    /// inference.
     fn new(desc: &KernelDesc, n: usize) -> Option<Self> {
         Self::of_size(desc, n, WEIGHT_BYTES)
     }
@@ -310,6 +310,9 @@ impl Task {
     }
 
     fn of_size(desc: &KernelDesc, n: usize, weight_bytes: usize) -> Option<Self> {
+        if !matches!(desc.family, Family::TernaryMatmul | Family::DenseMatmul | Family::Attention) {
+            return None;
+        }
         let kernel = kernels::cpu::resolve(desc.name).ok()?;
         let has = |name: &str| desc.signature.dims.contains(&name);
         let group = if has("group") { GROUP } else { K };
@@ -421,7 +424,6 @@ fn lines(bytes: &[u8]) -> Vec<Line> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kernels::Family;
 
     #[test]
     fn every_available_row_that_multiplies_is_measured() {
