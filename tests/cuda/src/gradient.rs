@@ -88,8 +88,7 @@ fn case(desc: &CudaKernelDesc, tokens: Tokens, [heads, kv_heads, hd, ctx, window
         places: places.clone(),
     };
     let mut args = vec![(q, 16), (k, 16)];
-    let ids =
-        |each: &dyn Fn(&(i32, i32, [i32; 2])) -> Vec<i32>| (i32s(&places.iter().flat_map(each).collect::<Vec<_>>()), 4);
+    let ids = |each: &dyn Fn(&TokenPlace) -> Vec<i32>| (i32s(&places.iter().flat_map(each).collect::<Vec<_>>()), 4);
     let of_places = [ids(&|place| vec![place.0]), ids(&|place| vec![place.1]), ids(&|place| place.2.to_vec())];
     let bytes = match desc.family {
         Family::AttentionLse => {
@@ -119,6 +118,9 @@ fn case(desc: &CudaKernelDesc, tokens: Tokens, [heads, kv_heads, hd, ctx, window
     Case { label, dims, args }
 }
 
+/// The sequence, the position and the span of a token.
+type TokenPlace = (i32, i32, [i32; 2]);
+
 /// What scores are made of.
 struct Attention {
     sizes: [usize; 5],
@@ -127,7 +129,7 @@ struct Attention {
     q: Vec<f64>,
     k: Vec<f64>,
     /// Sequence, position and span of each token.
-    places: Vec<(i32, i32, [i32; 2])>,
+    places: Vec<TokenPlace>,
 }
 
 /// A head of a token, with the rows of the caches that it sees.
