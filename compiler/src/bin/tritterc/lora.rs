@@ -16,7 +16,7 @@ pub(crate) const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safet
 #[group(skip)]
 pub(crate) struct LoraArgs {
     /// Train adapters of this rank beside the projections of the layers, and nothing else: the base stays as it is, packed weights packed.
-    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "adapter")]
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=16_384), conflicts_with = "adapter")]
     lora_rank: Option<u32>,
     /// What adapters add is multiplied by this, over the rank [default: twice the rank].
     #[arg(long, value_name = "ALPHA", requires = "lora_rank")]
