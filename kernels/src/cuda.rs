@@ -579,6 +579,18 @@ fn many_split_dims(dim: Dims<'_>) -> bool {
     split_dims(dim) && FEW_KV_HEADS < dim("kv_heads")
 }
 
+/// Rows that blocks of 128 share out with one block for each multiprocessor and few of them idle. The blocks are of one part or two, whose columns are
+/// whole; all words of a warp are on their way at once.
+fn one_turn_of_128(dim: Dims<'_>) -> bool {
+    (100..=132).contains(&(dim("m").max(0) as u64).div_ceil(128)) && dim("m") % 128 == 0 && dim("k") <= 2560
+}
+
+/// So many columns that a warp of a block that has all of them cannot have all their words on the way, and rows for no more than the clusters of four
+/// blocks that are there at once.
+fn few_long_rows(dim: Dims<'_>) -> bool {
+    4096 < dim("k") && dim("m") <= 32 * 80
+}
+
 /// Rows of which shared memory has four times 8, beside 16 tokens.
 fn rows_fit_four_times(dim: Dims<'_>) -> bool {
     dim("k") <= 4608
@@ -724,6 +736,18 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         fuses: Some(Fuses { parts: 1, columns: 1..=4096, activations: None }),
         ..row!(ternary_gemm_q8xt2_f32__sm80__r16t16, "ternary_gemv.cu", [ROW_BLOCKS = "1", TOKEN_TILES = "2", ONE_TOKEN = "false", MIN_BLOCKS = "(K <= 6912 && 900 <= __CUDA_ARCH__ && __CUDA_ARCH__ < 1000 ? 2 : 1)"],
             SM_80, 1..=16, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 512, Shared::NONE, [Blocks::CeilDiv("m", 16), ONE, ONE])
+    },
+    CudaKernelDesc {
+        takes: one_turn_of_128,
+        fuses: Some(Fuses { parts: 2, columns: 1..=u64::MAX, activations: None }),
+        ..row!(ternary_gemm_q8xt2_f32__sm90a__r128t8, "ternary_gemv.cu", [ROW_BLOCKS = "8", TOKEN_TILES = "1", ONE_TOKEN = "false", MIN_BLOCKS = "1", AHEAD = "5"],
+            SM_90A, 1..=8, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::CeilDiv("m", 128), ONE, ONE])
+    },
+    CudaKernelDesc {
+        takes: few_long_rows,
+        fuses: Some(Fuses { parts: 1, columns: 1..=u64::MAX, activations: None }),
+        ..row!(ternary_gemm_q8xt2_f32__sm90a__r80t8c4, "ternary_gemv.cu", [ROW_BLOCKS = "5", TOKEN_TILES = "1", ONE_TOKEN = "false", MIN_BLOCKS = "2", AHEAD = "4", CLUSTER = "4"],
+            SM_90A, 1..=8, TernaryMatmul, [Q8, T2] => F32, Some(Tile16), 256, Shared::NONE, [Blocks::Count(4), Blocks::CeilDiv("m", 80), ONE])
     },
     row!(ternary_gemm_q8xt2_f32__sm80__r128t128, "ternary_gemm.cu", [STAGES = "4"], SM_80, ANY, TernaryMatmul, [Q8, T2] => F32, Some(Tile16),
         128, Shared { fixed: 4 * (16384 + 8 * 576), each: &[] }, [Blocks::CeilDiv("m", 128), Blocks::CeilDiv("n", 128), ONE]),

@@ -83,7 +83,9 @@ pub fn choose_fused(
     let rows = CUDA_TABLE.iter().filter(|desc| fits(desc, &wanted, sm, &dim));
     let rows = rows.filter_map(|desc| Some((desc, desc.fuses.as_ref()?)));
     let rows = rows.filter(|(_, fuses)| parts <= fuses.parts && fuses.columns.contains(&size("k")));
-    let best = rows.min_by_key(|(desc, fuses)| (desc.tokens.end() - desc.tokens.start(), fuses.parts, desc.name));
+    let best = rows.min_by_key(|(desc, fuses)| {
+        (desc.tokens.end() - desc.tokens.start(), std::cmp::Reverse(desc.requires), fuses.parts, desc.name)
+    });
     let (desc, fuses) = best.filter(|_| is_whole && is_within)?;
     let blocks = desc.launch.grid[0].count(dim).unsigned_abs();
     let takes_activations = fuses.activations.is_some_and(|most| blocks <= most.blocks && size("k") <= most.columns);

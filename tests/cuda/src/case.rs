@@ -126,6 +126,14 @@ fn matmuls(desc: &CudaKernelDesc) -> Vec<Case> {
             cases.push(matmul(desc, "turns", 1100, k, m, &mut |random| random.float()));
         }
     }
+    if *desc.tokens.end() == 8 {
+        // Sizes for which blocks are large or share columns.
+        for (k, m) in [(331, 12_800), (2560, 13_824), (4113, 79), (6912, 160), (6912, 2560), (7001, 161)] {
+            for n in [3, 8] {
+                cases.push(matmul(desc, "blocks", n, k, m, &mut |random| random.float()));
+            }
+        }
+    }
     for &n in tokens.iter().take(4) {
         // Sums as large as they get.
         let k = if is_grouped { 5120 } else { 20_509 };
