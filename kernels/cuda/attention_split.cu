@@ -20,9 +20,10 @@
 // A cache is as earlier calls left it but for the rows that this call appends, and positions are inputs: so the first chunks without such rows are
 // copied ahead of the wait for the launches before this one.
 //
-// With APPENDS, for one token, the kernel does what rope_append.cu does as well, q, new_k, v, cos, sin and seq being as there: a block turns the queries
+// With APPENDS the kernel does what rope_append.cu does as well, q, new_k, v, cos, sin and seq being as there: a block turns the queries
 // of its heads, and the one whose chunk has the token's own key, or the first one if the token does not see it, encodes the new rows and writes them to
-// the caches. No block waits for that: that chunk is copied as the cache was, and then the rows are put into the copy.
+// the caches. No block waits for that: that chunk is copied as the cache was, and then the rows are put into the copy. Without OTHERS there is one token;
+// with it there may be as many as a warp has lanes, and a warp whose chunk has a row of another one computes that row for itself.
 //
 // Shared memory, dynamic: STAGES * WARPS * STEP * (bytes of a key and a value). Bound: reading the cache.
 #include "lib/attention.cuh"
@@ -121,6 +122,10 @@ KERNEL(const float *q, const float *new_k, const float *new_v, const float *cos,
        const int *__restrict__ pos, const int *__restrict__ span, u8 *k, u8 *v, float *out, int n) {
     __shared__ __align__(16) float rows[ROWS][HD + GAP];
     __shared__ __align__(16) unsigned k_record[K_BYTES / 4], v_record[V_BYTES / 4];
+#ifdef OTHERS
+    __shared__ __align__(16) float other_row[WARPS][HD];
+    __shared__ __align__(16) unsigned other_k[WARPS][K_BYTES / 4], other_v[WARPS][V_BYTES / 4];
+#endif
 #else
 KERNEL(const float *q, const u8 *k, const u8 *v, const int *__restrict__ seq, const int *__restrict__ pos,
        const int *__restrict__ span, float *__restrict__ out, int n) {
@@ -178,6 +183,11 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *__restrict__ seq, co
 #ifdef APPENDS
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; stage++) fetch(mine + stage * STRIDE, stage);
+#ifdef OTHERS
+    // Lane l has the place of token l, if it is another one of the sequence.
+    bool is_other = lane < n && lane != token && seq[lane] == seq[token] && 0 <= seq[token] && seq[token] < SEQS;
+    int other_place = is_other ? pos[lane] : -1;
+#endif
     wait_for_inputs();
     let_next_start();
     // A warp has a row or a few: the new key, the new value, the queries. All are loaded before one is turned.
@@ -321,6 +331,27 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *__restrict__ seq, co
         if (appends && max(first, from) <= place && place < min(first + STEP, to)) {
             replace<K_ROW>(k_at, place - first, k_record), replace<V_ROW>(v_at, place - first, v_record);
             // The copy engine fills this stage again.
+            show_to_products();
+            __syncwarp();
+        }
+#endif
+#ifdef OTHERS
+        unsigned others = __ballot_sync(0xffffffffu, max(first, from) <= other_place && other_place < min(first + STEP, to));
+#pragma unroll 1
+        while (others != 0) {
+            int other = __ffs(others) - 1, slot = __shfl_sync(0xffffffffu, other_place, other) - first;
+            others &= others - 1;
+            const float *x = new_k + (size_t)other * K_STRIDE + blockIdx.y * HD;
+#pragma unroll
+            for (int i = lane; i < HALF; i += 32) {
+                float low = x[i], high = x[i + HALF], cosine = cos[(size_t)other * HALF + i], sine = sin[(size_t)other * HALF + i];
+                other_row[warp][i] = low * cosine - high * sine, other_row[warp][i + HALF] = high * cosine + low * sine;
+            }
+            __syncwarp();
+            RowOf<K_ROW>::encode(other_row[warp], (u8 *)other_k[warp]);
+            RowOf<V_ROW>::encode(new_v + (size_t)other * V_STRIDE + blockIdx.y * HD, (u8 *)other_v[warp]);
+            __syncwarp();
+            replace<K_ROW>(k_at, slot, other_k[warp]), replace<V_ROW>(v_at, slot, other_v[warp]);
             show_to_products();
             __syncwarp();
         }

@@ -476,15 +476,15 @@ macro_rules! split {
     };
 }
 
-/// The same for one token, with what rope_append does; the sizes are those of the row without.
+/// The same with what rope_append does.
 macro_rules! split_appending {
-    ($rounding:ident, $takes:ident, $name:ident, [$($define:ident = $value:literal),*], $requires:expr, $inputs:expr, $threads:literal,
+    ($rounding:ident, $takes:ident, $name:ident, [$($define:ident = $value:literal),*], $requires:expr, $tokens:expr, $inputs:expr, $threads:literal,
      $shared:expr, $cluster:literal) => {
         CudaKernelDesc {
             accuracy: Accuracy::Bounded(Rounding::$rounding),
             takes: $takes,
-            ..row!($name, "attention_split.cu", [APPENDS = "1", $($define = $value),*], $requires, 1..=1, RopeAttention, $inputs => F32, None, $threads,
-                $shared, [Blocks::Count($cluster), Blocks::Dim("kv_heads"), Blocks::Dim("n")])
+            ..row!($name, "attention_split.cu", [APPENDS = "1", $($define = $value),*], $requires, $tokens, RopeAttention, $inputs => F32, None,
+                $threads, $shared, [Blocks::Count($cluster), Blocks::Dim("kv_heads"), Blocks::Dim("n")])
         }
     };
 }
@@ -813,31 +813,34 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "3"], SM_90, FEW, [F32, Q4, Q4], 128,
         Shared { fixed: 384 * 16, each: &[("hd", 384)] }, 8),
     split_appending!(TWO_BF16, few_split_dims, rope_attention_f32xbf16_f32__sm90a__t16w4c16,
-        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "16", STEP = "16", STAGES = "3"], SM_90A, [F32, BF16, BF16], 128,
+        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "16", STEP = "16", STAGES = "3"], SM_90A, 1..=1, [F32, BF16, BF16], 128,
         Shared { fixed: 0, each: &[("hd", 192 * 4)] }, 16),
     split_appending!(TWO_BF16, many_split_dims, rope_attention_f32xbf16_f32__sm90a__t16w8c8,
-        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "8", STEP = "16", STAGES = "3"], SM_90A, [F32, BF16, BF16], 256,
+        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "8", STEP = "16", STAGES = "3"], SM_90A, 1..=1, [F32, BF16, BF16], 256,
         Shared { fixed: 0, each: &[("hd", 384 * 4)] }, 8),
     split_appending!(TWO_BF16, split_dims, rope_attention_f32xbf16_f32__sm90__t16w4c8,
-        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "8", STEP = "16", STAGES = "2"], SM_90, [F32, BF16, BF16], 128,
+        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "8", STEP = "16", STAGES = "2"], SM_90, 1..=1, [F32, BF16, BF16], 128,
         Shared { fixed: 0, each: &[("hd", 128 * 4)] }, 8),
+    split_appending!(TWO_BF16, split_dims, rope_attention_f32xbf16_f32__sm90a__t16w4c4,
+        [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW", CLUSTER = "4", STEP = "16", STAGES = "3", OTHERS = "1"], SM_90A, 1..=8, [F32, BF16, BF16], 128,
+        Shared { fixed: 0, each: &[("hd", 192 * 4)] }, 4),
     split_appending!(CODES, few_split_dims, rope_attention_f32xq8q4_f32__sm90a__t64w8c16,
-        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "16", STEP = "64", STAGES = "2"], SM_90A, [F32, Q8, Q4], 256,
+        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "16", STEP = "64", STAGES = "2"], SM_90A, 1..=1, [F32, Q8, Q4], 256,
         Shared { fixed: 1024 * 16, each: &[("hd", 1024 / 2 * 3)] }, 16),
     split_appending!(CODES, many_split_dims, rope_attention_f32xq8q4_f32__sm90a__t64w8c8,
-        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "64", STAGES = "2"], SM_90A, [F32, Q8, Q4], 256,
+        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "64", STAGES = "2"], SM_90A, 1..=1, [F32, Q8, Q4], 256,
         Shared { fixed: 1024 * 16, each: &[("hd", 1024 / 2 * 3)] }, 8),
     split_appending!(CODES, split_dims, rope_attention_f32xq8q4_f32__sm90__t32w4c8,
-        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "2"], SM_90, [F32, Q8, Q4], 128,
+        [K_ROW = "Q8_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "2"], SM_90, 1..=1, [F32, Q8, Q4], 128,
         Shared { fixed: 256 * 16, each: &[("hd", 256 / 2 * 3)] }, 8),
     split_appending!(CODES, few_split_dims, rope_attention_f32xq4_f32__sm90a__t64w8c16,
-        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "16", STEP = "64", STAGES = "3"], SM_90A, [F32, Q4, Q4], 256,
+        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "16", STEP = "64", STAGES = "3"], SM_90A, 1..=1, [F32, Q4, Q4], 256,
         Shared { fixed: 1536 * 16, each: &[("hd", 1536)] }, 16),
     split_appending!(CODES, many_split_dims, rope_attention_f32xq4_f32__sm90a__t64w8c8,
-        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "64", STAGES = "3"], SM_90A, [F32, Q4, Q4], 256,
+        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "64", STAGES = "3"], SM_90A, 1..=1, [F32, Q4, Q4], 256,
         Shared { fixed: 1536 * 16, each: &[("hd", 1536)] }, 8),
     split_appending!(CODES, split_dims, rope_attention_f32xq4_f32__sm90__t32w4c8,
-        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "3"], SM_90, [F32, Q4, Q4], 128,
+        [K_ROW = "Q4_ROW", V_ROW = "Q4_ROW", CLUSTER = "8", STEP = "32", STAGES = "3"], SM_90, 1..=1, [F32, Q4, Q4], 128,
         Shared { fixed: 384 * 16, each: &[("hd", 384)] }, 8),
     rounded!(BF16_OPERANDS, attention_f32xbf16_f32__sm80__t64, "attention_prefill.cu", [K_ROW = "BF16_ROW", V_ROW = "BF16_ROW"], SM_80, MANY,
         Attention, [F32, BF16, BF16] => F32, None, 128, Shared { fixed: 0, each: &[("hd", 2 * 64 * 4)] },

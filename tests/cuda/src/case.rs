@@ -428,6 +428,28 @@ fn rope_attentions(desc: &CudaKernelDesc) -> Vec<Case> {
             case.dims.extend(strides.iter().map(|stride| *stride as i64).chain([2]));
             cases.push(case);
         }
+        // Tokens of two sequences that see each other's rows, or of sequences of their own.
+        for n in [2, 5, 8].into_iter().filter(|n| desc.tokens.contains(n)) {
+            for label in ["prompts", "mixed"] {
+                let mut case = attention(desc, "prompts", n, [heads, kv_heads, hd, ctx, window, sinks]);
+                let mut random = Random::new(heads * 7 + hd + ctx + n);
+                let strides = [(heads + 2 * kv_heads) * hd, kv_heads * hd + 3, kv_heads * hd];
+                let new = strides.map(|stride| (f32s(&random.floats(n * stride)), 4));
+                let tables = [(); 2].map(|()| (f32s(&random.floats(n * hd / 2)), 4));
+                let [_, k, v, mut seq, mut pos, span, out] =
+                    <[_; 7]>::try_from(case.args).expect("the arguments of an attention");
+                if label == "mixed" {
+                    // Places far from each other, in no order; one is outside.
+                    let place = |token: i32| if token == 1 { end } else { (token * 37 + 5) % end };
+                    seq = (i32s(&(0..n as i32).map(|token| token % 2).collect::<Vec<_>>()), 4);
+                    pos = (i32s(&(0..n as i32).map(place).collect::<Vec<_>>()), 4);
+                }
+                case.label = label;
+                case.args = new.into_iter().chain(tables).chain([seq, pos, span, k, v, out]).collect();
+                case.dims.extend(strides.iter().map(|stride| *stride as i64).chain([2]));
+                cases.push(case);
+            }
+        }
     }
     cases
 }
