@@ -150,7 +150,7 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *__restrict__ seq, co
         from = is_head ? ranges.head_start : ranges.tail_start, to = is_head ? ranges.head_end : ranges.tail_end;
     };
 
-    // A warp's chunks, STAGES - 1 of them ahead. Records are copied as they lie, by the copy engine.
+    // A warp's chunks, STAGES of them at first, and a stage is filled again once it is read. Records are copied as they lie, by the copy engine.
     unsigned own = (unsigned)__cvta_generic_to_shared(shared) + warp * STAGES * STAGE_BYTES;
     unsigned barrier = (unsigned)__cvta_generic_to_shared(barriers + warp * STAGES);
     if (IS_RECORDS) {
@@ -182,7 +182,7 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *__restrict__ seq, co
     int mine = warp * CLUSTER + rank;
 #ifdef APPENDS
 #pragma unroll
-    for (int stage = 0; stage < STAGES - 1; stage++) fetch(mine + stage * STRIDE, stage);
+    for (int stage = 0; stage < STAGES; stage++) fetch(mine + stage * STRIDE, stage);
 #ifdef OTHERS
     // Lane l has the place of token l, if it is another one of the sequence.
     bool is_other = lane < n && lane != token && seq[lane] == seq[token] && 0 <= seq[token] && seq[token] < SEQS;
@@ -237,12 +237,12 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *__restrict__ seq, co
     };
     int early = 0;
 #pragma unroll
-    for (int stage = 0; stage < STAGES - 1; stage++)
+    for (int stage = 0; stage < STAGES; stage++)
         if (early == stage && is_old(mine + stage * STRIDE)) fetch(mine + stage * STRIDE, stage), early++;
     wait_for_inputs();
     let_next_start();
 #pragma unroll
-    for (int stage = 0; stage < STAGES - 1; stage++)
+    for (int stage = 0; stage < STAGES; stage++)
         if (early <= stage) fetch(mine + stage * STRIDE, stage);
     const float *queries = q + ((size_t)token * HEADS + head) * HD;
     constexpr int TO_NEXT_QUERY = HD;
@@ -319,8 +319,7 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *__restrict__ seq, co
 #pragma unroll 1
     for (int at = mine, turn = 0, parity = 0; at < chunks; at += STRIDE) {
         if (IS_RECORDS) wait_for(barrier + 8 * turn, parity);
-        else wait_for_copies<STAGES - 2>(), __syncwarp();
-        fetch(at + (STAGES - 1) * STRIDE, turn == 0 ? STAGES - 1 : turn - 1);
+        else wait_for_copies<STAGES - 1>(), __syncwarp();
         unsigned k_at = own + turn * STAGE_BYTES, v_at = k_at + STEP * K_BYTES;
         int first, from, to;
         chunk_at(at, first, from, to);
@@ -486,6 +485,7 @@ KERNEL(const float *q, const u8 *k, const u8 *v, const int *__restrict__ seq, co
         }
         // All lanes have read this stage before it is filled again.
         __syncwarp();
+        fetch(at + STAGES * STRIDE, turn);
         turn++;
         if (turn == STAGES) turn = 0, parity ^= 1;
     }
