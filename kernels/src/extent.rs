@@ -1,6 +1,7 @@
 //! How many bytes of each argument a call may touch: what a reader of plans checks before it trusts one.
 
 use ir::DType;
+use ir::op::matmul::Form;
 use ir::packing::RowFormat;
 
 use crate::desc::{Family, KernelDesc};
@@ -107,6 +108,11 @@ pub fn broken_limit(family: Family, inputs: &[DType], dim: &dyn Fn(&str) -> i64)
                 .then(|| format!("{} groups in a row, the limit is {MAX_GROUPS}", k / group))
         }
         (Family::TernaryMatmul | Family::DenseMatmul, [DType::Q8, ..]) => above("k", MAX_K),
+        (Family::Gemm, _) => {
+            let form = dim("form");
+            let is_known = usize::try_from(form).is_ok_and(|form| form < Form::ALL.len());
+            (!is_known).then(|| format!("{form} is no form of a product, of which there are {}", Form::ALL.len()))
+        }
         _ => None,
     }
 }

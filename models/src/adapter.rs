@@ -27,6 +27,16 @@ impl Adapters {
         self.alpha / if self.rank_stabilised { rank.sqrt() } else { rank }
     }
 
+    /// Why nothing can be computed with them: a rank of 0, or an alpha that f32 makes nothing or no number of.
+    pub fn refusal(&self) -> Option<&'static str> {
+        let scaling = self.scaling() as f32;
+        match (self.rank, scaling.is_finite() && scaling != 0.0) {
+            (0, _) => Some("an adapter of rank 0 has no rows; give 1 or more"),
+            (_, true) => None,
+            (_, false) => Some("alpha by the rank is nothing, or no number, in f32; give an alpha near the rank"),
+        }
+    }
+
     /// Whether the projection of this full name, such as `attention.q`, has an adapter.
     pub(crate) fn has(&self, projection: &str) -> bool {
         projection.rsplit('.').next().is_some_and(|name| self.targets.contains(name))
@@ -56,6 +66,22 @@ impl Part {
         match self {
             Part::A => "lora_A",
             Part::B => "lora_B",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scaling_is_a_number() {
+        let adapters = |rank, alpha| Adapters { rank, alpha, rank_stabilised: false, targets: BTreeSet::new() };
+        for (rank, alpha) in [(16, 32.0), (1, 0.5), (8, -8.0)] {
+            assert_eq!(adapters(rank, alpha).refusal(), None);
+        }
+        for (rank, alpha) in [(0, 8.0), (8, 0.0), (8, f64::NAN), (8, f64::INFINITY), (8, 1e300), (8, 1e-300)] {
+            assert!(adapters(rank, alpha).refusal().is_some(), "{rank} {alpha}");
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::adapter::{Adapters, TARGETS};
 use crate::error::ImportErrors;
 
 /// Keys whose other values change what adapters compute, with the values that leave it as it is here.
-const PLAIN: [(&str, &[&str]); 12] = [
+const PLAIN: [(&str, &[&str]); 13] = [
     ("peft_type", &["\"LORA\""]),
     ("bias", &["\"none\""]),
     ("use_dora", &["false"]),
@@ -22,6 +22,8 @@ const PLAIN: [(&str, &[&str]); 12] = [
     ("layer_replication", &[]),
     ("target_parameters", &["[]"]),
     ("trainable_token_indices", &[]),
+    // Others change the base as well.
+    ("init_lora_weights", &["true", "false", "\"gaussian\"", "\"eva\"", "\"orthogonal\""]),
 ];
 
 /// Describes adapters as PEFT reads them, beside a base that is called so.
@@ -52,8 +54,9 @@ pub fn peft_config(adapters: &Adapters, base: Option<&str>) -> String {
 pub fn peft(config_json: &str) -> Result<Adapters, ImportErrors> {
     let mut config = Config::parse(config_json)?;
     let rank = config.count("r");
-    if rank == 0 {
-        config.unsupported("r", "an adapter has at least one row");
+    // As libraries of JSON write what is no number.
+    if config.object.get("lora_alpha").is_some_and(Value::is_null) {
+        config.kind("lora_alpha", "a number");
     }
     let alpha = config.real_if_any("lora_alpha").unwrap_or(8.0);
     let rank_stabilised = config.flag_if_any("use_rslora").unwrap_or(false);
@@ -80,10 +83,16 @@ pub fn peft(config_json: &str) -> Result<Adapters, ImportErrors> {
         }
         _ => config.kind("target_modules", "a list of names"),
     }
+    let adapters = Adapters { rank, alpha, rank_stabilised, targets };
+    if config.errors.is_empty()
+        && let Some(reason) = adapters.refusal()
+    {
+        config.unsupported("lora_alpha", reason);
+    }
     if !config.errors.is_empty() {
         return Err(ImportErrors(config.errors));
     }
-    Ok(Adapters { rank, alpha, rank_stabilised, targets })
+    Ok(adapters)
 }
 
 #[cfg(test)]
@@ -95,5 +104,21 @@ mod tests {
         let targets = ["q", "down"].map(str::to_owned).into();
         let adapters = Adapters { rank: 16, alpha: 24.5, rank_stabilised: true, targets };
         assert_eq!(peft(&peft_config(&adapters, Some("base"))).unwrap(), adapters);
+    }
+
+    #[test]
+    fn what_changes_the_base_or_is_no_number_is_refused() {
+        let targets: BTreeSet<String> = ["q".to_owned()].into();
+        let config = peft_config(&Adapters { rank: 4, alpha: 8.0, rank_stabilised: false, targets }, None);
+        for (from, to) in [
+            ("\"lora_alpha\": 8.0", "\"lora_alpha\": null"),
+            ("\"lora_alpha\": 8.0", "\"lora_alpha\": 1e300"),
+            ("\"r\": 4", "\"r\": 0"),
+            ("\"bias\": \"none\"", "\"bias\": \"none\", \"init_lora_weights\": \"pissa\""),
+        ] {
+            let changed = config.replace(from, to);
+            assert_ne!(changed, config);
+            assert!(peft(&changed).is_err(), "{to}");
+        }
     }
 }

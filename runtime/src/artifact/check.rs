@@ -277,8 +277,13 @@ fn library_disagreements(
     let mut own = call.clone();
     let workspace = own.args.pop();
     let mut found = disagreements(plan, phase, rounds, &own, library.desc());
-    let buffer = workspace.filter(|arg| arg.access != Access::Read).map(|arg| plan.buffer(arg.buffer));
-    let bytes = buffer.filter(|buffer| buffer.role != Role::Weight).map_or(0, |buffer| buffer.bytes);
+    let room = |arg: &Arg| {
+        let buffer = plan.buffer(arg.buffer);
+        let is_own = arg.access != Access::Read && buffer.role != Role::Weight;
+        let offset = largest(plan, Some((phase, rounds)), &arg.offset)?;
+        buffer.bytes.checked_sub(offset).filter(|_| is_own)
+    };
+    let bytes = workspace.as_ref().and_then(room).unwrap_or(0);
     if bytes < library.workspace_bytes {
         found.push(format!("{bytes} bytes to work in instead of {}", library.workspace_bytes));
     }

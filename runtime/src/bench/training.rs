@@ -96,7 +96,7 @@ pub fn measure(
     }
     let steps = step_rates_of("train", &trainer.take_trace().unwrap_or_default(), TRACED as u64);
     let tokens = trainer.tokens();
-    let [product_macs, attention_macs] = macs(trainer.plan(), tokens as u64);
+    let [product_macs, attention_macs] = macs(trainer.plan(), tokens as u64, trainer.context() as u64);
     Ok(TrainingMeasurement {
         tokens,
         tokens_per_s: Spread::of(times.iter().map(|(all, _)| tokens as f64 / all).collect()),
@@ -143,15 +143,19 @@ fn parameters(plan: &Plan) -> u64 {
     elements.fold(0, u64::saturating_add)
 }
 
+/// What names of attention's kernels begin with, and of those of its gradient.
+const OF_ATTENTION: [&str; 4] = ["attention", "rope_attention", "query_gradient", "cache_gradient"];
+
 /// Multiply-accumulates of a batch's gradients: those of products, and those of attention.
-fn macs(plan: &Plan, tokens: u64) -> [u64; 2] {
-    // Whole sequences, of which each token sees what stands before it.
-    let sizes = Sizes { n: tokens, m: tokens, keys: tokens };
+fn macs(plan: &Plan, tokens: u64, context: u64) -> [u64; 2] {
+    // Whole sequences, of which each token sees itself and what stands before it.
+    let sizes = Sizes { n: tokens, m: tokens, keys: tokens.saturating_mul(context + 1) / 2 };
     let mut macs = [0_u64; 2];
     let mut add = |step: &Step, round: Option<u64>| {
         if let Step::Call(call) = step {
             let Cost { macs: of_step, .. } = cost_of(plan, step, sizes, round);
-            let is_attention = usize::from(plan.kernel(call.kernel).name.starts_with("attention"));
+            let name = &plan.kernel(call.kernel).name;
+            let is_attention = usize::from(OF_ATTENTION.iter().any(|family| name.starts_with(family)));
             macs[is_attention] = macs[is_attention].saturating_add(of_step);
         }
     };

@@ -51,6 +51,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .ok_or_else(|| anyhow!("{} holds no adapters, or some of several ranks", args.weights.display()))?;
     let alpha = args.lora_alpha.unwrap_or(2.0 * f64::from(rank));
     let adapters = Adapters { rank, alpha, rank_stabilised: args.rslora, targets };
+    if let Some(reason) = adapters.refusal() {
+        bail!(reason);
+    }
     let options = BuildOptions {
         context: 1,
         sequences: 1,
@@ -81,9 +84,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let base = matches!(named, Named::Checkpoint { .. }).then_some(args.model.as_str());
     let config = models::import::peft_config(&adapters, base);
     let bytes = safetensors::serialize(views, None)?;
-    for (name, bytes) in FILES.into_iter().zip([config.as_bytes(), &bytes]) {
-        let path = args.output.join(name);
-        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+    // The tensors first: what describes them is never there without them.
+    for (name, bytes) in FILES.into_iter().zip([config.as_bytes(), &bytes]).rev() {
+        let (path, beside) = (args.output.join(name), args.output.join(format!("{name}.part")));
+        let written = fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, &path));
+        if written.is_err() {
+            let _ = fs::remove_file(&beside);
+        }
+        written.with_context(|| format!("cannot write {}", path.display()))?;
     }
     say(&format!(
         "{} adapters of rank {rank} -> {}\n",

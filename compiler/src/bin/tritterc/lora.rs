@@ -19,16 +19,16 @@ pub(crate) struct LoraArgs {
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=16_384), conflicts_with = "adapter")]
     lora_rank: Option<u32>,
     /// What adapters add is multiplied by this, over the rank [default: twice the rank].
-    #[arg(long, value_name = "ALPHA", requires = "lora_rank")]
+    #[arg(long, value_name = "ALPHA", requires = "lora_rank", conflicts_with = "adapter")]
     lora_alpha: Option<f64>,
     /// The projections that get adapters.
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "q,k,v,o,gate,up,down", value_parser = TARGETS)]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "q,k,v,o,gate,up,down", value_parser = TARGETS, requires = "lora_rank", conflicts_with = "adapter")]
     lora_targets: Vec<String>,
     /// Divide alpha by the root of the rank instead.
-    #[arg(long, requires = "lora_rank")]
+    #[arg(long, requires = "lora_rank", conflicts_with = "adapter")]
     rslora: bool,
     /// The seed of the adapters' first values: normal numbers in A, zeros in B.
-    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    #[arg(long, value_name = "SEED", default_value_t = 0, requires = "lora_rank", conflicts_with = "adapter")]
     lora_seed: u64,
     /// Go on with the adapters of this directory, of PEFT's files.
     #[arg(long, value_name = "DIR")]
@@ -43,11 +43,9 @@ impl LoraArgs {
         }
         let Some(rank) = self.lora_rank else { return Ok(None) };
         let alpha = self.lora_alpha.unwrap_or(2.0 * f64::from(rank));
-        if !alpha.is_finite() {
-            return Err(anyhow!("--lora-alpha is {alpha}; it is a number"));
-        }
         let targets: BTreeSet<String> = self.lora_targets.iter().cloned().collect();
-        Ok(Some(Adapters { rank, alpha, rank_stabilised: self.rslora, targets }))
+        let adapters = Adapters { rank, alpha, rank_stabilised: self.rslora, targets };
+        adapters.refusal().map_or(Ok(Some(adapters)), |reason| Err(anyhow!(reason)))
     }
 
     /// Their first values.

@@ -25,7 +25,7 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 ///
 /// CONFIG.ron names an artifact that tritterc train wrote, directories that tritter shard wrote, and how to train: see the example below. Into
 /// the directory of the run go checkpoints, a line for each step in metrics.jsonl, and report.html. Ctrl-C and SIGTERM end the run behind the
-/// step at hand with a checkpoint, and the exit code is 0; the second one ends it at once. With --resume a run goes on from its newest checkpoint
+/// step at hand with a checkpoint, and the exit code is 0; pressed again a while later, it ends at once. With --resume a run goes on from its newest checkpoint
 /// as if it had never stopped, bit for bit.
 #[derive(clap::Args)]
 #[command(after_long_help = "\

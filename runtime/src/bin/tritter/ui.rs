@@ -74,7 +74,7 @@ impl ModelArgs {
         Self { dir, threads, memory_limit: None, weights: Weights::Copy, device: None }
     }
 
-    /// Opens the model. From then on Ctrl-C is asked for with [`is_interrupted`]; the second one ends the program at once.
+    /// Opens the model. From then on Ctrl-C is asked for with [`is_interrupted`]; a later one ends the program at once.
     pub(crate) fn open(&self) -> Result<Session> {
         let session = self.session()?;
         listen_for_interrupt()?;
@@ -118,8 +118,8 @@ impl ModelArgs {
     }
 }
 
-/// From now on Ctrl-C, and the signals with which systems end programs, are asked for with [`is_interrupted`]; the second one ends the program at
-/// once.
+/// From now on Ctrl-C, and the signals with which systems end programs, are asked for with [`is_interrupted`]; one that comes
+/// [`PATIENCE`] after the first ends the program at once.
 pub(crate) fn listen_for_interrupt() -> Result<()> {
     let mut first: Option<Instant> = None;
     ctrlc::set_handler(move || {

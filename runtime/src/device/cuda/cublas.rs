@@ -180,13 +180,18 @@ impl Cublas {
     pub(super) fn new(context: &Arc<Context>) -> Result<Self, RuntimeError> {
         let mut tried = Vec::new();
         for name in FILE_NAMES {
-            match Api::load(name) {
-                Ok(api) => {
-                    let mut handle = ptr::null_mut();
-                    // SAFETY: a place for a handle, with a context that is current.
-                    check("cublasLtCreate", unsafe { (api.create)(&raw mut handle) })?;
-                    return Ok(Self { api, handle, context: Arc::clone(context) });
+            let api = match Api::load(name) {
+                Ok(api) => api,
+                Err(error) => {
+                    tried.push((*name, error.to_string()));
+                    continue;
                 }
+            };
+            let mut handle = ptr::null_mut();
+            // SAFETY: a place for a handle, with a context that is current.
+            match check("cublasLtCreate", unsafe { (api.create)(&raw mut handle) }) {
+                Ok(()) => return Ok(Self { api, handle, context: Arc::clone(context) }),
+                // A driver that is older than the library, or the other way round; another version may do.
                 Err(error) => tried.push((*name, error.to_string())),
             }
         }
