@@ -10,7 +10,7 @@ use ir::entity::Id;
 use ir::graph::{Def, Graph};
 use ir::op::Op;
 use ir::vjp::{Zero, filled};
-use ir::{Builder, TensorType, ValueId};
+use ir::{Builder, DType, TensorType, ValueId};
 
 use super::walk::{Source, Walk};
 use super::{AutodiffError, Keep, Options, follows_from_parameters};
@@ -77,12 +77,34 @@ pub(super) fn differentiate(
         outputs.push(gradient);
     }
     let zeros = walk.zeros.clone();
-    let combined = walk.b.finish(&outputs);
+    let combined = with_one_cast(walk.b.finish(&outputs));
     let Cut { backward, saved, whole } = cut(&combined, &forward, &inputs, dy, options.keep)?;
     let types = saved.iter().map(|&value| forward.ty(value).clone()).collect();
     let mut forward = forward;
     forward.outputs = [carried].into_iter().chain(saved).collect();
     Ok(BodyGradient { forward: forward.compact(), backward, saved: types, whole, operands, params, zeros })
+}
+
+/// The graph in which what is cast to the same type twice is so once, where it is first: what the backward half narrows may be there already.
+fn with_one_cast(mut graph: Graph) -> Graph {
+    let mut first: HashMap<(ValueId, DType), ValueId> = HashMap::new();
+    let mut stands_for: HashMap<ValueId, ValueId> = HashMap::new();
+    let ids: Vec<ValueId> = graph.values.ids().collect();
+    for id in ids {
+        let value = &mut graph.values[id];
+        let Def::Op { op, inputs } = &mut value.def else { continue };
+        for input in inputs.iter_mut() {
+            *input = stands_for.get(input).copied().unwrap_or(*input);
+        }
+        if let Op::Cast(_) = op {
+            let known = *first.entry((inputs[0], value.ty.dtype)).or_insert(id);
+            stands_for.insert(id, known);
+        }
+    }
+    for output in &mut graph.outputs {
+        *output = stands_for.get(output).copied().unwrap_or(*output);
+    }
+    graph
 }
 
 /// A backward body by itself.
@@ -99,10 +121,7 @@ fn cut(combined: &Graph, forward: &Graph, inputs: &[ValueId], dy: ValueId, keep:
     let follows = follows_from_operands(forward, inputs[0]);
     let is_forward = |value: ValueId| value.index() < forward.values.len();
     let is_saved = |value: ValueId| {
-        let is_cheap = match forward.op(value) {
-            Some(op) => costs_nothing(op),
-            None => false,
-        };
+        let is_cheap = forward.op(value).is_some_and(costs_nothing) && !is_narrowing(forward, value);
         match keep {
             Keep::Values => is_forward(value) && !follows[value.index()] && !is_cheap,
             Keep::Inputs => value == inputs[0],
@@ -123,9 +142,10 @@ fn cut(combined: &Graph, forward: &Graph, inputs: &[ValueId], dy: ValueId, keep:
         }
     }
     if keep == Keep::Values {
-        // A walk that ends at fewer values meets all that the first one met.
-        let kept = without_derived(forward, &saved, &follows);
+        // What is left out is made again of what is kept: a walk from there ends where the first one was, or at what is kept in its place.
+        let kept = narrowed(forward, &without_derived(forward, &saved, &follows), &follows);
         let mut stack: Vec<ValueId> = saved.difference(&kept).copied().collect();
+        kept.iter().for_each(|value| needed[value.index()] = true);
         while let Some(value) = stack.pop() {
             let operands = combined.operands(value).iter().copied();
             stack.extend(operands.filter(|operand| !std::mem::replace(&mut needed[operand.index()], true)));
@@ -192,6 +212,45 @@ fn without_derived(forward: &Graph, saved: &BTreeSet<ValueId>, follows: &[bool])
         }
     }
     kept
+}
+
+/// The saved values with others in the place of those that follow from them by a few operations, where these take fewer bytes: the product in bf16 rather
+/// than its sum with a bias in f32, int8 codes rather than what they stand for.
+fn narrowed(forward: &Graph, saved: &BTreeSet<ValueId>, follows: &[bool]) -> BTreeSet<ValueId> {
+    let mut kept = BTreeSet::new();
+    for &value in saved {
+        let is_there = |other: ValueId| follows[other.index()] || kept.contains(&other) || (other != value && saved.contains(&other));
+        let (mut sources, mut seen, mut stack) = (BTreeSet::new(), BTreeSet::new(), vec![value]);
+        while let Some(value) = stack.pop() {
+            match forward.op(value) {
+                _ if !seen.insert(value) || is_there(value) => {}
+                Some(op) if costs_nothing(op) || costs_little(op) => stack.extend(forward.operands(value)),
+                _ => {
+                    sources.insert(value);
+                }
+            }
+        }
+        let taken: u64 = sources.iter().map(|&source| stored_bytes(forward, source)).fold(0, u64::saturating_add);
+        match taken < stored_bytes(forward, value) {
+            true => kept.append(&mut sources),
+            false => {
+                kept.insert(value);
+            }
+        }
+    }
+    kept
+}
+
+/// Bytes of a value, but for the scales of row formats.
+fn stored_bytes(graph: &Graph, value: ValueId) -> u64 {
+    let ty = graph.ty(value);
+    ty.shape.elements().unwrap_or(u64::MAX).saturating_mul(ty.dtype.bytes().unwrap_or(1))
+}
+
+/// Whether a value is a cast that loses digits.
+fn is_narrowing(graph: &Graph, value: ValueId) -> bool {
+    let bytes = |value: ValueId| graph.ty(value).dtype.bytes().unwrap_or(1);
+    matches!(graph.op(value), Some(Op::Cast(_))) && bytes(value) < graph.operands(value).iter().map(|&x| bytes(x)).sum()
 }
 
 /// What is the same in the backward pass without being saved: parameters, the inputs that are not carried, and what follows from these alone.

@@ -13,7 +13,7 @@ use petgraph::algo::{has_path_connecting, toposort};
 use petgraph::graph::{DiGraph, NodeIndex};
 
 use super::rope_append::{self, RopeAppend};
-use super::view::Views;
+use super::view::{Views, is_widening};
 use crate::target::Hardware;
 
 /// What becomes one kernel.
@@ -117,7 +117,8 @@ pub(crate) fn is_by_element(op: &Op) -> bool {
 /// Whether nests of which one reads the other become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Joining {
-    /// They do, which saves launches and what goes through memory between them: for steps of training, which are made of them.
+    /// They do, and every nest widens for itself what is stored in 16 bits, which saves launches and what goes through memory between them: for steps of
+    /// training, which are made of them.
     Nests,
     /// Only a value joins a nest. What a card needs for inference was measured so, and predictions are held to it.
     Values,
@@ -131,7 +132,7 @@ pub enum Joining {
 pub fn group(graph: &Graph, hardware: Hardware, joining: Joining) -> Result<Schedule<'_>, Vec<ScheduleError>> {
     let live = graph.live();
     let mut views = Views::new(graph);
-    materialise(graph, &live, &mut views);
+    materialise(graph, &live, joining, &mut views);
     let mut errors = Vec::new();
     let mut ctx = Ctx {
         graph,
@@ -174,12 +175,25 @@ pub fn group(graph: &Graph, hardware: Hardware, joining: Joining) -> Result<Sche
 }
 
 /// Finds the movement results that kernels need in storage of their own.
-fn materialise(graph: &Graph, live: &[bool], views: &mut Views<'_>) {
+fn materialise(graph: &Graph, live: &[bool], joining: Joining, views: &mut Views<'_>) {
+    // Kernels of the table read a type as it is; nests widen as they load.
+    let widen = |value: ValueId, views: &mut Views<'_>| {
+        if let Some(wide) = views.widened(value) {
+            views.materialise(wide);
+        }
+    };
     let need = |value: ValueId, views: &mut Views<'_>| {
-        if !views.is_weight_time(value) && views.contiguous_offset(value).is_none() {
+        if views.is_weight_time(value) {
+            return;
+        }
+        widen(value, views);
+        if views.contiguous_offset(value).is_none() {
             views.materialise(value);
         }
     };
+    if joining == Joining::Values {
+        graph.values.ids().filter(|&id| is_widening(graph, id)).for_each(|wide| views.materialise(wide));
+    }
     for (id, value) in graph.values.iter() {
         let Def::Op { op, inputs } = &value.def else { continue };
         if !live[id.index()] || views.is_weight_time(id) {
@@ -192,6 +206,7 @@ fn materialise(graph: &Graph, live: &[bool], views: &mut Views<'_>) {
                 for &input in &inputs[2..] {
                     need(input, views);
                 }
+                widen(inputs[1], views);
                 // The kernel takes any distance between tokens, but heads lie side by side.
                 let (ty, view) = (graph.ty(inputs[1]), views.resolve(inputs[1]));
                 let inner = Shape::new(ty.shape.dims()[1..].iter().cloned());

@@ -1,10 +1,12 @@
-//! Which values are only other values seen through an index: slices, reshapes, permutations, broadcasts.
+//! Which values are only other values seen through an index: slices, reshapes, permutations, broadcasts; and, as loads widen, f32 that is a stored
+//! number of 16 bits.
 
 use ir::entity::Id;
 use ir::graph::{Def, Graph};
-use ir::{Dim, Op, Shape, ValueId};
+use ir::{DType, Dim, Op, Shape, ValueId};
 
-/// A value as an affine map into the storage of another: element (i, j, ..) is at `offset + i * strides[0] + j * strides[1] + ..`.
+/// A value as an affine map into the storage of another: element (i, j, ..) is at `offset + i * strides[0] + j * strides[1] + ..`, in the element type of
+/// the storage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
     /// The value that has storage of its own.
@@ -91,17 +93,36 @@ impl<'a> Views<'a> {
                 let from = &self.graph.ty(inputs[0]).shape;
                 View { strides: aligned(from, &source.strides, shape.rank()), ..source }
             }
+            Op::Cast(_) if is_widening(self.graph, value) => self.resolve(inputs[0]),
             // An append changes its cache in place.
             Op::KvAppend(_) => self.resolve(inputs[0]),
             _ => own(),
         }
     }
 
+    /// The value that a view widens, itself or what it is seen through, if it does: `cast(x, f32)` of the `x` that is stored.
+    pub fn widened(&self, mut value: ValueId) -> Option<ValueId> {
+        while self.is_view(value) {
+            if is_widening(self.graph, value) {
+                return Some(value);
+            }
+            value = self.graph.operands(value)[0];
+        }
+        None
+    }
+
     /// Whether the value lies in its base as if it had storage of its own there, and if so at which element.
     pub fn contiguous_offset(&self, value: ValueId) -> Option<i64> {
         let view = self.resolve(value);
+        debug_assert!(self.widened(value).is_none(), "what is asked for its place is stored in its own type");
         is_dense(&self.graph.ty(value).shape, &view.strides).then_some(view.offset)
     }
+}
+
+/// Whether a value is the f32 of numbers of 16 bits.
+pub(crate) fn is_widening(graph: &Graph, value: ValueId) -> bool {
+    let (Some(Op::Cast(_)), &[narrow]) = (graph.op(value), graph.operands(value)) else { return false };
+    graph.ty(value).dtype == DType::F32 && matches!(graph.ty(narrow).dtype, DType::BF16 | DType::F16)
 }
 
 /// The strides of a row-major tensor. A symbol inside the outermost dimension has no constant stride before it; such tensors are refused by

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! matmul(x, w)            cast(gemm(cast(x, bf16), cast(w, bf16), form=@nt, to=bf16), f32)
-//! attention(q, k, v, ..)  attention(q, cast(k, bf16), cast(v, bf16), ..)
+//! attention(q, k, v, ..)  cast(cast(attention(cast(cast(q, bf16), f32), cast(k, bf16), cast(v, bf16), ..), bf16), f32)
 //! ```
 //!
 //! Products are of bf16, their sums of f32 and their results of bf16, as with the mixed precision of Micikevicius et al., 2018; all else stays f32: norms,
@@ -76,18 +76,25 @@ fn of_graph(graph: &Graph, wanted: &dyn Fn(&str) -> bool) -> Result<Graph, Build
     Ok(remake.finish(graph))
 }
 
-/// Attention whose keys and values are read in bf16: what rows of tensor cores read, of whole batches too.
+/// Attention whose keys and values are read in bf16: what rows of tensor cores read, of whole batches too. Queries and results are rounded so, too, as
+/// the backward pass reads them: gradients are then those of what was computed, and half of it is kept.
 fn attention(remake: &mut Remake, graph: &Graph, id: ValueId) -> Result<ValueId, BuildError> {
     let op = graph.op(id).expect("an attention is an op").clone();
     let mut operands: Vec<ValueId> = graph.operands(id).iter().map(|&operand| remake.of(operand)).collect();
+    let b = &mut remake.b;
     for cache in &mut operands[1..3] {
-        if remake.b.ty(*cache).dtype == DType::F32 {
-            *cache = remake.b.op(Cast { to: DType::BF16 }, &[*cache])?;
+        if b.ty(*cache).dtype == DType::F32 {
+            *cache = b.op(Cast { to: DType::BF16 }, &[*cache])?;
         }
     }
+    let q = b.op(Cast { to: DType::BF16 }, &[operands[0]])?;
+    operands[0] = b.op(Cast { to: DType::F32 }, &[q])?;
+    let y = b.op(op, &operands)?;
+    let y = b.op(Cast { to: DType::BF16 }, &[y])?;
+    let wide = Cast { to: DType::F32 };
     match &graph.values[id].name {
-        Some(name) => remake.b.named(name, op, &operands),
-        None => remake.b.op(op, &operands),
+        Some(name) => b.named(name, wide, &[y]),
+        None => b.op(wide, &[y]),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::mask::{Mask, Span};
 use crate::op::elementwise::{Add, Cast, Mul, Neg, Sub};
 use crate::op::movement::{Reshape, Slice};
 use crate::op::ternary::through_format;
-use crate::op::{Concrete, OpDef, Real, TypeError, arity, expect_f32, op, straight_through};
+use crate::op::{Concrete, Op, OpDef, Real, TypeError, arity, expect_f32, op, straight_through};
 use crate::reference::Tensor;
 use crate::shape::{Dim, Shape, TensorType};
 use crate::vjp::{Gradient, Gradients, VjpError, Zero, filled, sum_to};
@@ -257,21 +257,24 @@ impl OpDef for Attention {
     }
 
     /// The scores are made again from `q` and `k`; that their weights add up to 1 is what `lse` knows, and what of `dy` their changes cancel is `delta`.
-    /// Where caches are bf16, so are the other operands of the products with them.
+    /// Where caches are bf16, so are the other operands of the products with them, and `y` is read as rounded so.
     fn vjp(&self, b: &mut Builder, inputs: &[ValueId], y: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
         let Attention { scale, window, sinks } = *self;
         let [q, k, v, seq, pos, span] = inputs.try_into().expect("the arity was checked");
-        let products = b.op(Mul {}, &[dy, y])?;
-        let (q, dy) = match b.ty(k).dtype {
-            narrow @ DType::BF16 => (b.op(Cast { to: narrow }, &[q])?, b.op(Cast { to: narrow }, &[dy])?),
-            _ => (q, dy),
+        let (q, y, narrow_dy) = match b.ty(k).dtype {
+            DType::BF16 => {
+                let y = narrowed(b, y)?;
+                (narrowed(b, q)?, b.op(Cast { to: DType::F32 }, &[y])?, narrowed(b, dy)?)
+            }
+            _ => (q, y, dy),
         };
+        let products = b.op(Mul {}, &[dy, y])?;
         let lse = b.op(AttentionLse { scale, window, sinks }, &[q, k, seq, pos, span])?;
         let rows = b.ty(lse).shape.clone();
         let one: Shape = rows.dims().iter().chain([&Dim::Const(1)]).cloned().collect();
         let sums = sum_to(b, products, &one)?;
         let delta = b.op(Reshape { shape: rows }, &[sums])?;
-        let operands = [q, k, v, seq, pos, span, dy, lse, delta];
+        let operands = [q, k, v, seq, pos, span, narrow_dy, lse, delta];
         let dq = b.op(AttentionQueryGradient { scale, window, sinks }, &operands)?;
         let both = b.op(AttentionCacheGradient { scale, window, sinks }, &operands)?;
         let mut gradients: Gradients = [Gradient::Of(dq)].into_iter().collect();
@@ -286,6 +289,14 @@ impl OpDef for Attention {
 }
 
 /// Checks caches that queries of this type are to read: alike, and with heads that the queries' heads share evenly.
+/// `x` in bf16; what was widened from there is not rounded again.
+fn narrowed(b: &mut Builder, x: ValueId) -> Result<ValueId, BuildError> {
+    match (b.graph().op(x), b.graph().operands(x)) {
+        (Some(Op::Cast(_)), &[narrow]) if b.ty(narrow).dtype == DType::BF16 => Ok(narrow),
+        _ => b.op(Cast { to: DType::BF16 }, &[x]),
+    }
+}
+
 fn expect_caches(q: &TensorType, caches: &[(&'static str, &TensorType)]) -> Result<(), TypeError> {
     expect_rank("q", q, 3, "3 dimensions [n, heads, d]")?;
     for &(name, cache) in caches {
