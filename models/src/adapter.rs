@@ -33,7 +33,7 @@ impl Adapters {
         match (self.rank, scaling.is_finite() && scaling != 0.0) {
             (0, _) => Some("an adapter of rank 0 has no rows; give 1 or more"),
             (_, true) => None,
-            (_, false) => Some("alpha by the rank is nothing, or no number, in f32; give an alpha near the rank"),
+            (_, false) => Some("alpha by the rank is 0 or no number in f32; give an alpha near the rank"),
         }
     }
 

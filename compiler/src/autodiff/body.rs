@@ -219,7 +219,9 @@ fn without_derived(forward: &Graph, saved: &BTreeSet<ValueId>, follows: &[bool])
 fn narrowed(forward: &Graph, saved: &BTreeSet<ValueId>, follows: &[bool]) -> BTreeSet<ValueId> {
     let mut kept = BTreeSet::new();
     for &value in saved {
-        let is_there = |other: ValueId| follows[other.index()] || kept.contains(&other) || (other != value && saved.contains(&other));
+        let is_there = |other: ValueId| {
+            follows[other.index()] || kept.contains(&other) || (other != value && saved.contains(&other))
+        };
         let (mut sources, mut seen, mut stack) = (BTreeSet::new(), BTreeSet::new(), vec![value]);
         while let Some(value) = stack.pop() {
             match forward.op(value) {

@@ -35,13 +35,14 @@ pub fn with_cross_entropy(program: &Verified<Program>, logits: usize) -> Result<
     let logits = walk.map[ir::entity::Id::index(value)];
     let b: &mut Builder = &mut walk.b;
     let targets = b.input("targets", TensorType::new(DType::I32, Shape::new([rows.clone()])));
-    let losses = b.named("losses", CrossEntropy {}, &[logits, targets])?;
-    let total = b.op(Sum {}, &[losses])?;
+    // The count first, of which the gradient is: it is known before the losses are.
     let (zero, one) = (b.constant(None, TensorType::new(DType::I32, Shape::default()), [0.0]), scalar(b, 1.0));
     let is_left_out = b.op(Less {}, &[targets, zero])?;
     let left_out = b.op(Cast { to: DType::F32 }, &[is_left_out])?;
     let counted = b.op(Sub {}, &[one, left_out])?;
     let count = b.op(Sum {}, &[counted])?;
+    let losses = b.named("losses", CrossEntropy {}, &[logits, targets])?;
+    let total = b.op(Sum {}, &[losses])?;
     let loss = b.named("loss", Div {}, &[total, count])?;
     let entry = walk.b.finish(&[loss]).prune();
     let mut program = program.clone().into_inner();

@@ -471,11 +471,21 @@ impl Ctx<'_, '_> {
     fn cross_entropy(&mut self, logits: ValueId, targets: ValueId) -> Result<ExprId, NestLowerError> {
         let (view, shape) = (self.schedule.views.resolve(logits), self.ty(logits).shape.clone());
         let columns = self.columns(logits);
-        let x = self.load_view(&view, &shape, 0)?;
-        let largest = self.builder.reduce(ReduceOp::Max, columns, x);
-        let difference = self.builder.sub(x, largest);
-        let power = self.builder.unary(UnaryOp::Exp, difference);
-        let sum = self.builder.reduce(ReduceOp::Sum, columns, power);
+        let (largest, sum) =
+            match (self.scalars.get(&(logits, ReduceOp::Max.name())), self.scalars.get(&(logits, "softmax"))) {
+                (Some(&largest), Some(&sum)) => (largest, sum),
+                _ => {
+                    let x = self.load_view(&view, &shape, 0)?;
+                    let largest = self.builder.reduce(ReduceOp::Max, columns, x);
+                    let difference = self.builder.sub(x, largest);
+                    let power = self.builder.unary(UnaryOp::Exp, difference);
+                    let sum = self.builder.reduce(ReduceOp::Sum, columns, power);
+                    // What the gradient in the same nest needs as well.
+                    self.scalars.insert((logits, ReduceOp::Max.name()), largest);
+                    self.scalars.insert((logits, "softmax"), sum);
+                    (largest, sum)
+                }
+            };
         let id = self.of_row(targets)?;
         let buffer = self.buffer(view.base, false)?;
         let index = Index::at(view.offset).outer(0, view.strides[0]).gather(id, columns, view.strides[1]);
@@ -650,7 +660,13 @@ impl Ctx<'_, '_> {
     fn store(&mut self, value: ValueId) -> Result<(), NestLowerError> {
         let graph = self.schedule.graph;
         match graph.op(value) {
-            Some(Op::Rope(_)) => return self.store_rope(value),
+            Some(Op::Rope(_)) => return self.store_rope(value, value),
+            Some(Op::Cast(_)) if matches!(graph.op(graph.operands(value)[0]), Some(Op::Rope(_))) => {
+                let rope = graph.operands(value)[0];
+                if self.group.values.contains(&rope) {
+                    return self.store_rope(rope, value);
+                }
+            }
             Some(Op::Concat(concat)) => return self.store_concat(value, concat.axis),
             _ => {}
         }
@@ -701,9 +717,9 @@ impl Ctx<'_, '_> {
         index
     }
 
-    /// Both halves in one stage, since each needs both halves of the input.
-    fn store_rope(&mut self, value: ValueId) -> Result<(), NestLowerError> {
-        let inputs: Vec<ValueId> = self.schedule.graph.operands(value).to_vec();
+    /// Both halves in one stage, since each needs both halves of the input; stored as `value`, which is the rotated row or a cast of it.
+    fn store_rope(&mut self, rope: ValueId, value: ValueId) -> Result<(), NestLowerError> {
+        let inputs: Vec<ValueId> = self.schedule.graph.operands(rope).to_vec();
         let half = (self.ty(value).shape.last_const().unwrap_or(0) / 2) as i64;
         let low = self.expr(inputs[0], 0)?;
         let high = self.expr(inputs[0], half)?;

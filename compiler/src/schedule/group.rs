@@ -256,7 +256,7 @@ impl Ctx<'_> {
             _ => Kind::Nest,
         };
         let home = match kind {
-            Kind::Nest => self.joinable(id, &producers),
+            Kind::Nest => self.joinable(id, &producers).or_else(|| self.of_loss(id, &producers)),
             Kind::Kernel | Kind::RopeAppend(_) | Kind::Repeat | Kind::Fused { .. } => None,
         };
         let home = home.unwrap_or_else(|| {
@@ -317,7 +317,7 @@ impl Ctx<'_> {
         let owner = storage_owner(self.graph, self.views, operand);
         owner == operand
             && self.group_of[owner.index()].is_some_and(|group| self.groups[group].kind == Kind::Nest)
-            && !ends_nest(self.graph, operand)
+            && (!ends_nest(self.graph, operand) || self.is_stored_narrow(id, operand))
             && self.graph.ty(operand).shape.outer() == self.graph.ty(id).shape.outer()
             && !self.views.is_view(operand)
             && !matches!(
@@ -336,7 +336,26 @@ impl Ctx<'_> {
             )
     }
 
-    /// The nest of a producer that the value can join, the latest if there are several.
+    /// Whether a value is nothing but the type in which rotated rows are stored.
+    fn is_stored_narrow(&self, id: ValueId, operand: ValueId) -> bool {
+        self.joining == Joining::Nests
+            && matches!((self.graph.op(id), self.graph.op(operand)), (Some(Op::Cast(_)), Some(Op::Rope(_))))
+    }
+
+    /// The nest of a loss whose gradient this is: what both need of a row of logits is then computed once.
+    fn of_loss(&self, id: ValueId, producers: &BTreeSet<usize>) -> Option<usize> {
+        let Some(Op::CrossEntropyGradient(_)) = self.graph.op(id) else { return None };
+        let is_loss = |&other: &ValueId| {
+            let same = self.graph.operands(other).iter().eq(&self.graph.operands(id)[..2]);
+            same && matches!(self.graph.op(other), Some(Op::CrossEntropy(_)))
+        };
+        let home = self.group_of[self.graph.values.ids().find(is_loss)?.index()]?;
+        let fits = self.joining == Joining::Nests && producers.iter().all(|&producer| !self.depends(producer, home));
+        fits.then_some(home)
+    }
+
+    /// The nest of a producer that the value can join, the latest if there are several; in steps of training the one that waits for the most others, so
+    /// that what is known early need not wait for what is not.
     fn joinable(&self, id: ValueId, producers: &BTreeSet<usize>) -> Option<usize> {
         let mut homes = BTreeSet::new();
         let mut through_memory = BTreeSet::new();
@@ -349,7 +368,15 @@ impl Ctx<'_> {
                 through_memory.insert(group)
             };
         }
-        homes.into_iter().rev().find(|&home| {
+        let mut homes: Vec<usize> = homes.into_iter().rev().collect();
+        if self.joining == Joining::Nests && 1 < homes.len() {
+            homes.sort_by_cached_key(|&home| {
+                std::cmp::Reverse(
+                    (0..self.groups.len()).filter(|&other| other != home && self.depends(home, other)).count(),
+                )
+            });
+        }
+        homes.into_iter().find(|&home| {
             !through_memory.contains(&home)
                 && producers.iter().all(|&producer| producer == home || !self.depends(producer, home))
         })

@@ -105,6 +105,10 @@ impl Step {
             let is_entry = graph.name == differentiated.program.entry().name;
             let changing = ternary::spell_out(&with_states(graph, options.wanted)?)?;
             let changing = frozen::read_packed(&changing, options.precision)?;
+            let changing = match options.precision {
+                Precision::F32 => changing,
+                Precision::Bf16 => precision::stored_narrow(&changing)?,
+            };
             gradients.push(if is_entry { accumulating(&changing, &parameters)? } else { changing });
         }
         let mut changes = update.graphs.clone();

@@ -12,6 +12,7 @@ use crate::graph::ValueId;
 use crate::mask::{Mask, Span};
 use crate::op::elementwise::{Add, Cast, Mul, Neg, Sub};
 use crate::op::movement::{Reshape, Slice};
+use crate::op::reduce::Sum;
 use crate::op::ternary::through_format;
 use crate::op::{Concrete, Op, OpDef, Real, TypeError, arity, expect_f32, op, straight_through};
 use crate::reference::Tensor;
@@ -257,22 +258,22 @@ impl OpDef for Attention {
     }
 
     /// The scores are made again from `q` and `k`; that their weights add up to 1 is what `lse` knows, and what of `dy` their changes cancel is `delta`.
-    /// Where caches are bf16, so are the other operands of the products with them, and `y` is read as rounded so.
+    /// Where caches are bf16, `q`, `y` and `dy` are rounded so, too.
     fn vjp(&self, b: &mut Builder, inputs: &[ValueId], y: ValueId, dy: ValueId) -> Result<Gradients, VjpError> {
         let Attention { scale, window, sinks } = *self;
         let [q, k, v, seq, pos, span] = inputs.try_into().expect("the arity was checked");
-        let (q, y, narrow_dy) = match b.ty(k).dtype {
+        let (q, narrow_dy, dy, y) = match b.ty(k).dtype {
             DType::BF16 => {
-                let y = narrowed(b, y)?;
-                (narrowed(b, q)?, b.op(Cast { to: DType::F32 }, &[y])?, narrowed(b, dy)?)
+                let (q, dy, y) = (narrowed(b, q)?, narrowed(b, dy)?, narrowed(b, y)?);
+                let wide = |b: &mut Builder, x| b.op(Cast { to: DType::F32 }, &[x]);
+                (q, dy, wide(b, dy)?, wide(b, y)?)
             }
-            _ => (q, y, dy),
+            _ => (q, dy, dy, y),
         };
         let products = b.op(Mul {}, &[dy, y])?;
         let lse = b.op(AttentionLse { scale, window, sinks }, &[q, k, seq, pos, span])?;
         let rows = b.ty(lse).shape.clone();
-        let one: Shape = rows.dims().iter().chain([&Dim::Const(1)]).cloned().collect();
-        let sums = sum_to(b, products, &one)?;
+        let sums = b.op(Sum {}, &[products])?;
         let delta = b.op(Reshape { shape: rows }, &[sums])?;
         let operands = [q, k, v, seq, pos, span, narrow_dy, lse, delta];
         let dq = b.op(AttentionQueryGradient { scale, window, sinks }, &operands)?;

@@ -87,7 +87,7 @@ pub fn peft(config_json: &str) -> Result<Adapters, ImportErrors> {
     if config.errors.is_empty()
         && let Some(reason) = adapters.refusal()
     {
-        config.unsupported("lora_alpha", reason);
+        config.unsupported(if rank == 0 { "r" } else { "lora_alpha" }, reason);
     }
     if !config.errors.is_empty() {
         return Err(ImportErrors(config.errors));

@@ -127,7 +127,9 @@ fn tokens(desc: &CudaKernelDesc) -> Vec<i64> {
 
 /// A row with other threads and defines.
 fn geometries(desc: &'static CudaKernelDesc) -> Vec<&'static CudaKernelDesc> {
-    if !desc.source.contains("ROW_BLOCKS") {
+    // The blocks of a cluster share the columns: their grid has another axis.
+    let is_cluster = desc.defines.iter().any(|(name, _)| *name == "CLUSTER");
+    if is_cluster || !desc.source.contains("ROW_BLOCKS") {
         return Vec::new();
     }
     let mut found = Vec::new();
