@@ -140,41 +140,54 @@ fn product(b: &mut Builder, name: Option<&str>, x: ValueId, w: ValueId, shape: &
 /// The graph with less to be stored in f32, after it was differentiated:
 ///
 /// ```text
-/// cast(reshape(x), bf16)  reshape(cast(x, bf16))                              and so for permute: what computes x stores it so
-/// sum_to(x * y)           sum_to(cast(cast(x * y, bf16), f32))                where nothing else reads the products
+/// cast(reshape(x), bf16)  reshape(cast(x, bf16))              and so for permute: what computes x stores it so
+/// sum_to(x)               sum_to(cast(cast(x, bf16), f32))    where x is a product that nothing else reads, or is there in bf16 for a gemm
 /// ```
 ///
 /// The second rounds what is summed over the tokens, for gradients of gains and biases: each term by 2^-9 of it at most, and their sum by less, because
 /// that is as often up as down.
 pub(super) fn stored_narrow(graph: &Graph) -> Result<Graph, BuildError> {
     let mut readers = vec![0_usize; graph.values.len()];
+    let mut is_narrow_too = vec![false; graph.values.len()];
     let operands = graph.values.ids().flat_map(|id| graph.operands(id));
     let roots = graph.outputs.iter().chain(graph.updates.iter().map(|update| &update.value));
     operands.chain(roots).for_each(|value| readers[value.index()] += 1);
+    for id in graph.values.ids().filter(|&id| is_narrowing(graph, id)) {
+        is_narrow_too[graph.operands(id)[0].index()] = true;
+    }
     let remake = Remake::new(graph, |remake, id| match (graph.op(id), graph.operands(id)) {
-        (Some(Op::Cast(cast)), &[x]) if graph.ty(x).dtype == DType::F32 && graph.ty(id).dtype == DType::BF16 => {
-            let mut moves = Vec::new();
-            let mut base = x;
-            while let Some(op @ (Op::Reshape(_) | Op::Permute(_))) = graph.op(base) {
-                moves.push(op.clone());
-                base = graph.operands(base)[0];
-            }
-            if moves.is_empty() || !graph.op(base).is_some_and(is_computed_by_row) {
-                return Ok(None);
-            }
-            let narrow = remake.of(base);
-            let narrow = remake.b.op(cast.clone(), &[narrow])?;
-            moves.into_iter().rev().try_fold(narrow, |x, op| remake.b.op(op, &[x])).map(Some)
-        }
-        (Some(op @ Op::SumTo(_)), &[x]) if readers[x.index()] == 1 && matches!(graph.op(x), Some(Op::Mul(_))) => {
-            let terms = remake.of(x);
-            let narrow = remake.b.op(Cast { to: DType::BF16 }, &[terms])?;
-            let wide = remake.b.op(Cast { to: DType::F32 }, &[narrow])?;
+        (Some(Op::Cast(_)), &[x]) if is_narrowing(graph, id) => narrow(remake, graph, x).map(Some),
+        (Some(op @ Op::SumTo(_)), &[x])
+            if is_narrow_too[x.index()] || (readers[x.index()] == 1 && matches!(graph.op(x), Some(Op::Mul(_)))) =>
+        {
+            let terms = narrow(remake, graph, x)?;
+            let wide = remake.b.op(Cast { to: DType::F32 }, &[terms])?;
             remake.b.op(op.clone(), &[wide]).map(Some)
         }
         _ => Ok::<_, BuildError>(None),
     })?;
     Ok(remake.finish(graph))
+}
+
+/// Whether a value is an f32 in bf16.
+fn is_narrowing(graph: &Graph, id: ValueId) -> bool {
+    let (Some(Op::Cast(_)), &[x]) = (graph.op(id), graph.operands(id)) else { return false };
+    graph.ty(x).dtype == DType::F32 && graph.ty(id).dtype == DType::BF16
+}
+
+/// `x` in bf16: cast where it is computed, if that is row by row, and moved as `x` is.
+fn narrow(remake: &mut Remake, graph: &Graph, x: ValueId) -> Result<ValueId, BuildError> {
+    let (mut moves, mut base) = (Vec::new(), x);
+    while let Some(op @ (Op::Reshape(_) | Op::Permute(_))) = graph.op(base) {
+        moves.push(op.clone());
+        base = graph.operands(base)[0];
+    }
+    if !graph.op(base).is_some_and(is_computed_by_row) {
+        (moves, base) = (Vec::new(), x);
+    }
+    let wide = remake.of(base);
+    let narrow = remake.b.op(Cast { to: DType::BF16 }, &[wide])?;
+    moves.into_iter().rev().try_fold(narrow, |x, op| remake.b.op(op, &[x]))
 }
 
 /// Whether code is generated for an op row by row, so that its result may as well be stored in another type.
