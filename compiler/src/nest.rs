@@ -29,11 +29,12 @@
 //!
 //! A store stage may load from a buffer that it writes, but only at an index that it writes. Later stages of the same unit see what earlier
 //! ones wrote. A unit must not load what another unit writes. Different buffers do not overlap, with one exception for updates in place: a
-//! written buffer may lie exactly on an input whose elements are loaded only by the stage that writes them, each at the place it is written.
+//! written buffer may lie exactly on an input where [`Nest::may_lie_on`] says so.
 
 pub mod builder;
 pub mod eval;
 pub mod math;
+pub mod sharing;
 pub mod text;
 pub mod verify;
 

@@ -230,7 +230,12 @@ pub(crate) fn master_name(key: &str) -> String {
 
 /// What the gradient of a parameter is called, all rounds together.
 pub(crate) fn gradient_name(key: &str) -> String {
-    format!("{}{GRADIENT}", key.replace("{}", "*"))
+    gradient_of_all_rounds(&format!("{key}{GRADIENT}"))
+}
+
+/// What the state is called that holds, one after the other, what a body's state of this key holds in each round.
+pub(crate) fn gradient_of_all_rounds(key: &str) -> String {
+    key.replace("{}", "*")
 }
 
 fn f32_type(shape: Shape) -> TensorType {

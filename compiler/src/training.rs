@@ -12,6 +12,7 @@
 //! | sequences | whole: a batch has as many tokens as sequences times positions, in this order, so that what inference keeps in caches is what the batch itself computed |
 
 pub mod count;
+mod accumulate;
 mod batch;
 mod frozen;
 mod precision;

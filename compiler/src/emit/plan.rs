@@ -546,11 +546,13 @@ impl<'a> PhaseCtx<'_, 'a> {
                 places.insert(*value, place.clone());
             }
         }
-        for group in &schedule.groups {
+        let last_uses = in_place::last_uses(schedule);
+        for (position, group) in schedule.groups.iter().enumerate() {
             for (state, value) in in_place::overwritten(schedule, group) {
                 let place = places[&state].clone();
                 places.entry(value).or_insert(place);
             }
+            self.write_over(schedule, graph_index, group, places, &|value| last_uses.get(&value) == Some(&position));
             match group.kind {
                 Kind::Kernel => steps.push(self.table_call(schedule, group.values[0], places)?),
                 Kind::Nest => steps.push(self.nest_call(schedule, graph_index, group, places)?),
@@ -574,6 +576,45 @@ impl<'a> PhaseCtx<'_, 'a> {
             }
         }
         Ok(steps)
+    }
+
+    /// Puts results of a nest where operands lie that are scratch and that nothing reads any more, if the nest may write there.
+    fn write_over(
+        &self,
+        schedule: &Schedule<'_>,
+        graph_index: usize,
+        group: &Group,
+        places: &mut Places,
+        ends_here: &dyn Fn(ValueId) -> bool,
+    ) {
+        if group.kind != Kind::Nest {
+            return;
+        }
+        let Lowered { nest, buffers } = &self.emitter.nests[&nest_key(graph_index, group)].1;
+        let is_computed = |value: ValueId| schedule.groups.iter().any(|group| group.outputs.contains(&value));
+        let mut taken: Vec<usize> = Vec::new();
+        for (written, &value) in buffers.iter().enumerate().filter(|(position, _)| nest.buffers[*position].write) {
+            if places.contains_key(&value) {
+                continue;
+            }
+            let ty = schedule.graph.ty(value);
+            let found = buffers.iter().enumerate().find_map(|(read, &operand)| {
+                let old = schedule.graph.ty(operand);
+                let is_free = ends_here(operand)
+                    && is_computed(operand)
+                    && (&old.dtype, old.shape.elements()) == (&ty.dtype, ty.shape.elements())
+                    && !taken.contains(&read)
+                    && nest.may_lie_on(written, read);
+                let place = places.get(&operand).filter(|_| is_free)?;
+                let Buffer { role, .. } = self.emitter.plan.buffer(place.buffer);
+                let is_own = *role == Role::Scratch(self.index) && place.offset.as_const() == Some(0);
+                is_own.then(|| (read, place.clone()))
+            });
+            if let Some((read, place)) = found {
+                taken.push(read);
+                places.insert(value, place);
+            }
+        }
     }
 
     fn copy(&self, graph: &Graph, value: ValueId, from: Place, to: Place) -> Step {

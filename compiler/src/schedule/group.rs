@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use ir::entity::Id;
 use ir::graph::{Def, Graph};
+use ir::op::control::Scan;
 use ir::{DType, Dim, Op, Shape, ValueId};
 use petgraph::algo::{has_path_connecting, toposort};
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -409,7 +410,23 @@ pub(super) fn order(
         edges.extend(producers.filter(|&producer| producer != home).map(|producer| (producer, home)));
     }
     state_order(graph, views, group_of, &mut edges);
-    sort(n_groups, &edges)
+    let runs_back = |id: &ValueId| matches!(graph.op(*id), Some(Op::Scan(Scan { reverse: 1, .. })));
+    let back: Vec<usize> = graph.values.ids().filter(runs_back).filter_map(|id| group_of[id.index()]).collect();
+    let order = sort(n_groups, &edges)?;
+    Some(back.into_iter().fold(order, |order, scan| ahead_of(order, scan, &edges)))
+}
+
+/// The order with all that does not wait for a scan ahead of it. One that runs back holds all that the rounds forward have left: what else they or the
+/// layers behind them left, the gradient of the logits above all, is better used up and forgotten by then.
+fn ahead_of(order: Vec<usize>, scan: usize, edges: &BTreeSet<(usize, usize)>) -> Vec<usize> {
+    let mut waits = BTreeSet::from([scan]);
+    for &group in &order {
+        if edges.iter().any(|(on, user)| *user == group && waits.contains(on)) {
+            waits.insert(group);
+        }
+    }
+    let (after, before): (Vec<usize>, Vec<usize>) = order.into_iter().partition(|group| waits.contains(group));
+    before.into_iter().chain(after).collect()
 }
 
 /// The value whose computation a read of `value` waits for: through views, but an append is what fills the cache that it aliases.

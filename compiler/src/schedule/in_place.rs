@@ -1,12 +1,15 @@
-//! Which nests may write over the states that they read: those whose results are nothing but new values of states, element by element.
+//! What nests may write over: the states that they read, where results are nothing but new values of states, element by element; and whatever nobody
+//! reads any more, where the code of the nest allows it ([`crate::nest::Nest::may_lie_on`]).
 //!
 //! One stage then computes all results of a column before it writes any, and a unit reads no other unit's part of what is overwritten.
+
+use std::collections::HashMap;
 
 use ir::entity::Id;
 use ir::graph::{Def, Graph};
 use ir::{Op, ValueId};
 
-use super::group::is_by_element;
+use super::group::{is_by_element, storage_owner};
 use super::{Group, Kind, Schedule};
 
 /// The states that a group writes over, each with the value that it becomes; none if the group may not.
@@ -26,6 +29,21 @@ pub fn overwritten(schedule: &Schedule<'_>, group: &Group) -> Vec<(ValueId, Valu
         (is_plain && is_known && is_read_here_alone(schedule, group, update.state)).then_some((update.state, output))
     };
     group.outputs.iter().map(|&output| new(output)).collect::<Option<Vec<_>>>().unwrap_or_default()
+}
+
+/// The last group that reads each value that has storage of its own. Results of the graph, new values of states and what is never read have none.
+pub fn last_uses(schedule: &Schedule<'_>) -> HashMap<ValueId, usize> {
+    let Schedule { graph, views, groups } = schedule;
+    let mut last = HashMap::new();
+    for (position, group) in groups.iter().enumerate() {
+        for &operand in group.values.iter().flat_map(|&value| graph.operands(value)) {
+            last.insert(storage_owner(graph, views, operand), position);
+        }
+    }
+    for root in graph.outputs.iter().copied().chain(graph.updates.iter().map(|update| update.value)) {
+        last.remove(&storage_owner(graph, views, root));
+    }
+    last
 }
 
 /// Whether a state is read by elementwise ops of a group, and by nothing else of its graph.

@@ -4,17 +4,18 @@ use std::collections::BTreeSet;
 
 use ir::graph::{Def, Graph, Program};
 use ir::op::control::Repeat;
-use ir::op::elementwise::{Add, Cast, Select};
+use ir::op::elementwise::Cast;
 use ir::verify::VerifyErrors;
-use ir::{BuildError, Builder, DType, Shape, TensorType, ValueId, Verified, verify};
+use ir::{BuildError, Builder, DType, Shape, TensorType, Verified, verify};
 
+use super::accumulate;
 use super::batch::{self, Batch};
 use super::frozen;
 use super::precision::{self, Precision};
 use super::remake::Remake;
 use super::ternary;
 use crate::autodiff::{self, AutodiffError, Keep, ParamGradient, differentiate, with_cross_entropy};
-use crate::optimiser::{AdamW, OptimiserError, gradient_name, master_name};
+use crate::optimiser::{AdamW, OptimiserError, master_name};
 
 /// The graph that adds the gradients of a batch. Its inputs are `ids`, `span`, `targets` and `first`, which is 1 in the first batch of a step; its
 /// output is the mean loss, f32 `[1]`. The graph of the update has the input `settings`, and the norm as its output.
@@ -103,14 +104,19 @@ impl Step {
         let mut gradients = Vec::new();
         for graph in &differentiated.program.graphs {
             let is_entry = graph.name == differentiated.program.entry().name;
-            let changing = ternary::spell_out(&with_states(graph, options.wanted)?)?;
+            let stored = match options.precision {
+                Precision::Bf16 if is_entry => DType::BF16,
+                Precision::Bf16 | Precision::F32 => DType::F32,
+            };
+            let changing = ternary::spell_out(&with_states(graph, options.wanted)?, stored)?;
             let changing = frozen::read_packed(&changing, options.precision)?;
             let changing = match options.precision {
                 Precision::F32 => changing,
                 Precision::Bf16 => precision::stored_narrow(&changing)?,
             };
-            gradients.push(if is_entry { accumulating(&changing, &parameters)? } else { changing });
+            gradients.push(changing);
         }
+        let gradients = accumulate::added_up(gradients, &parameters)?;
         let mut changes = update.graphs.clone();
         if let Some(entry) = changes.last_mut() {
             *entry = with_sums(entry)?;
@@ -171,24 +177,6 @@ fn with_states(graph: &Graph, wanted: &dyn Fn(&str) -> bool) -> Result<Graph, Bu
         })
     })?;
     Ok(remake.finish(graph))
-}
-
-/// The graph whose outputs behind the loss are gradients, as one that adds these up in states.
-fn accumulating(graph: &Graph, parameters: &[ParamGradient]) -> Result<Graph, BuildError> {
-    let mut remake = Remake::new(graph, |_, _| Ok::<_, BuildError>(None))?;
-    let outputs: Vec<ValueId> = graph.outputs.iter().map(|&output| remake.of(output)).collect();
-    let b = &mut remake.b;
-    let first = b.input("first", TensorType::new(DType::I32, Shape::of(&[1])));
-    for (parameter, &gradient) in parameters.iter().zip(&outputs[1..]) {
-        let key = gradient_name(&parameter.key);
-        let sum = b.state(&key, &key, b.ty(gradient).clone());
-        let added = b.op(Add {}, &[sum, gradient])?;
-        let new = b.op(Select {}, &[first, gradient, added])?;
-        b.update(sum, new);
-    }
-    let mut made = remake.b.finish(&outputs[..1]).compact();
-    made.name = ACCUMULATE.to_owned();
-    Ok(made)
 }
 
 /// The graph of the update with the sums as states where it takes gradients as inputs.

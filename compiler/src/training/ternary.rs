@@ -6,6 +6,9 @@
 //! absmean_tensor    min(max(round(W * (1 / ternary_scale(W))), -1), 1)
 //! threshold_row     [t < W] - [W < -t]    with t = row_threshold(W)
 //! ```
+//!
+//! Where precision allows bf16 and the values stay from the forward pass to the backward pass, which is so outside of layers, they are kept in it,
+//! exactly.
 
 use ir::graph::{Def, Graph};
 use ir::op::elementwise::{Cast, Div, Less, Maximum, Minimum, Mul, Neg, Round, Sub};
@@ -15,12 +18,18 @@ use ir::{BuildError, Builder, DType, Op, ValueId};
 
 use super::remake::Remake;
 
-/// A graph in which no ternary value follows from a state.
-pub(super) fn spell_out(graph: &Graph) -> Result<Graph, BuildError> {
+/// A graph in which no ternary value follows from a state; those that several values read are `stored` in this type.
+pub(super) fn spell_out(graph: &Graph, stored: DType) -> Result<Graph, BuildError> {
+    let readers = |id: ValueId| graph.values.ids().filter(|&user| graph.operands(user).contains(&id)).count();
     let remake = Remake::new(graph, |remake, id| match changing(graph, id) {
         Some((rule, weights)) => {
             let weights = remake.of(weights);
-            spelled(&mut remake.b, rule, weights).map(Some)
+            let ternary = spelled(&mut remake.b, rule, weights)?;
+            if stored == DType::F32 || readers(id) < 2 {
+                return Ok(Some(ternary));
+            }
+            let narrow = remake.b.op(Cast { to: stored }, &[ternary])?;
+            remake.b.op(Cast { to: DType::F32 }, &[narrow]).map(Some)
         }
         None => Ok(None),
     })?;

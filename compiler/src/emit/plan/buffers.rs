@@ -10,7 +10,7 @@ use ir::{Graph, Op, ValueId};
 use super::{Emitter, Place, PlanEmitError, nest_key};
 use crate::egraph::cost;
 use crate::lower::cpu;
-use crate::optimiser::GRADIENT;
+use crate::optimiser::{GRADIENT, gradient_of_all_rounds};
 use crate::schedule::{Kind, Schedule};
 use crate::training::ACCUMULATE;
 use crate::weights::{StoredTensor, Wanted, is_of_rounds};
@@ -103,13 +103,24 @@ impl Emitter<'_> {
         let max_tokens = self.max_of("n");
         let program = self.program;
         // Graphs that name the same state share it.
-        let mut known: HashMap<&str, BufferId> = HashMap::new();
+        let mut known: HashMap<String, BufferId> = HashMap::new();
         for (graph_index, graph) in program.graphs.iter().enumerate() {
             if !self.runs(graph) {
                 continue;
             }
             let all_rounds = u32::try_from(self.rounds(graph)).unwrap_or(u32::MAX);
             for (value, key) in graph.states() {
+                if key.contains("{}") && key.ends_with(GRADIENT) {
+                    // A part of what other graphs know as one.
+                    let bytes = self.bytes(graph, value, max_tokens)?;
+                    let all = gradient_of_all_rounds(key);
+                    let buffer = *known.entry(all.clone()).or_insert_with(|| {
+                        self.shared_buffer(all, Role::State, bytes.saturating_mul(u64::from(all_rounds)), 1)
+                    });
+                    let place = Place { buffer, offset: Expr::symbol(ROUND) * Expr::from(bytes) };
+                    self.fixed[graph_index].insert(value, place);
+                    continue;
+                }
                 let rounds = if key.contains("{}") { all_rounds } else { 1 };
                 let bytes = self.bytes(graph, value, max_tokens)?;
                 let buffer = match known.get(&**key) {
@@ -122,7 +133,7 @@ impl Emitter<'_> {
                         buffer
                     }
                 };
-                known.insert(key, buffer);
+                known.insert(key.to_string(), buffer);
                 let stride = self.plan.buffer(buffer).stride;
                 self.fixed[graph_index].insert(value, Place { buffer, offset: round_offset(rounds, stride) });
             }
