@@ -80,8 +80,12 @@ pub fn filled(b: &mut Builder, value: f64, shape: &Shape) -> Result<ValueId, Bui
     broadcast_to(b, value, shape)
 }
 
-/// The sum of `x` over the axes along which something of the shape `shape` was repeated, one axis after the other from the outermost: many sums of few
-/// numbers can be computed side by side, few sums of many cannot.
+/// More rows than these are not added up at once.
+const MOST_ROWS: u64 = 1024;
+
+/// The sum of `x` over the axes along which something of the shape `shape` was repeated, one axis after the other from the outermost, and an outermost
+/// one of very many rows part by part: many sums of few numbers can be computed side by side, few sums of many cannot. In parts they are also closer to
+/// the exact sum.
 ///
 /// # Errors
 ///
@@ -90,6 +94,16 @@ pub fn sum_to(b: &mut Builder, x: ValueId, shape: &Shape) -> Result<ValueId, Bui
     let mut sum = x;
     loop {
         let dims = b.ty(sum).shape.dims();
+        if let Some((parts, rows)) = parts_of_rows(dims, shape) {
+            let rest = &dims[1..];
+            let split: Shape = [parts.clone(), rows].iter().chain(rest).cloned().collect();
+            let each: Shape = [parts.clone(), Dim::Const(1)].iter().chain(rest).cloned().collect();
+            let all: Shape = [parts].iter().chain(rest).cloned().collect();
+            let x = b.op(Reshape { shape: split }, &[sum])?;
+            let sums = b.op(SumTo { shape: each }, &[x])?;
+            sum = b.op(Reshape { shape: all }, &[sums])?;
+            continue;
+        }
         let missing = dims.len().saturating_sub(shape.rank());
         let is_repeated = |(axis, dim): &(usize, &Dim)| {
             **dim != Dim::Const(1) && (*axis < missing || shape.0.get(axis - missing) != Some(dim))
@@ -105,6 +119,14 @@ pub fn sum_to(b: &mut Builder, x: ValueId, shape: &Shape) -> Result<ValueId, Bui
         };
         sum = b.op(SumTo { shape: next }, &[sum])?;
     }
+}
+
+/// Into how many parts of how many rows the outermost axis is cut, if it is one of those to be summed and long: rows as near to the root as divides them.
+fn parts_of_rows(dims: &[Dim], shape: &Shape) -> Option<(Dim, Dim)> {
+    let is_summed = dims.len() != shape.rank() || shape.0.first() == Some(&Dim::Const(1));
+    let all = dims.first()?.as_const().filter(|rows| is_summed && MOST_ROWS < *rows && 1 < dims.len())?;
+    let rows = (all.isqrt()..=MOST_ROWS).find(|rows| all.is_multiple_of(*rows))?;
+    Some((Dim::Const(all / rows), Dim::Const(rows)))
 }
 
 /// `x` repeated to `shape`, unless it has it.

@@ -38,8 +38,8 @@ const MANY_UNITS: u64 = 4 * 132 * 64;
 /// Columns of a warp's unit: more than 48 of a thread have no room in its registers.
 const WARP_COLUMNS: u64 = 48 * 32;
 
-/// Units that lie side by side in memory and are folded together: what a trip to memory brings of one row, in f32.
-const SIDE_BY_SIDE: u64 = 8;
+/// Units that lie side by side in memory and are folded together: what a trip to memory brings of one row, in bf16.
+const SIDE_BY_SIDE: u64 = 16;
 
 /// How the units of a nest are given to threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A matrix of a layer is added up by the round that computes its gradient, so that no more than one layer's gradients are ever there beside the
-//! sums. Vectors are added up when all rounds are done: a launch for each of them would take longer than what it moves.
+//! sums. Vectors are added up when all rounds are done: a launch for each of them would take longer than what it moves. So is one parameter of each
+//! body in any case, the smallest, because rounds of which nobody reads anything are not computed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,11 +24,19 @@ use crate::optimiser::{GRADIENT, gradient_name};
 pub(super) fn added_up(mut graphs: Vec<Graph>, parameters: &[ParamGradient]) -> Result<Vec<Graph>, BuildError> {
     let Some(mut entry) = graphs.pop() else { return Ok(graphs) };
     let gradients: Vec<ValueId> = entry.outputs.split_off(1);
+    let stacked: Vec<Option<(&str, u32)>> = gradients.iter().map(|&gradient| of_rounds(&entry, gradient)).collect();
+    let body_of = |at: usize| stacked[at].map(|(body, _)| body);
+    let size = |at: usize| (parameters[at].ty.shape.rank(), parameters[at].ty.shape.elements());
+    let is_smallest = |at: usize| {
+        let mut others = (0..parameters.len()).filter(|&other| body_of(other) == body_of(at));
+        others.all(|other| (size(at), at) <= (size(other), other))
+    };
     let mut left: BTreeMap<String, BTreeMap<u32, &str>> = BTreeMap::new();
     let mut rest = Vec::new();
-    for (parameter, gradient) in parameters.iter().zip(gradients) {
-        match of_round(&entry, parameter, gradient) {
-            Some((body, output)) => drop(left.entry(body).or_default().insert(output, &parameter.key)),
+    for (at, (parameter, &gradient)) in parameters.iter().zip(&gradients).enumerate() {
+        let is_matrix = 1 < parameter.ty.shape.rank();
+        match stacked[at].filter(|_| is_matrix && parameter.rounds.is_some() && !is_smallest(at)) {
+            Some((body, output)) => drop(left.entry(body.to_owned()).or_default().insert(output, &parameter.key)),
             None => rest.push((parameter, gradient)),
         }
     }
@@ -45,13 +54,12 @@ pub(super) fn added_up(mut graphs: Vec<Graph>, parameters: &[ParamGradient]) -> 
     Ok(graphs)
 }
 
-/// The body that computes a parameter's gradient and the number of its output, if its rounds may add it up.
-fn of_round(entry: &Graph, parameter: &ParamGradient, gradient: ValueId) -> Option<(String, u32)> {
+/// The body that computes a gradient and the number of its output, if the value is nothing but what all its rounds gave, and only given on.
+fn of_rounds(entry: &Graph, gradient: ValueId) -> Option<(&str, u32)> {
     let Some(Op::Stacked(stacked)) = entry.op(gradient) else { return None };
     let Some(Op::Scan(scan)) = entry.op(entry.operands(gradient)[0]) else { return None };
     let is_read = entry.values.ids().any(|user| entry.operands(user).contains(&gradient));
-    let is_matrix = 1 < parameter.ty.shape.rank();
-    (is_matrix && !is_read && parameter.key.contains("{}")).then(|| (scan.body.to_string(), stacked.output))
+    (!is_read).then_some((&*scan.body, stacked.output))
 }
 
 /// How many of the operands of the scan of a body are cut into parts.

@@ -156,11 +156,11 @@ pub(super) fn stored_narrow(graph: &Graph) -> Result<Graph, BuildError> {
         is_narrow_too[graph.operands(id)[0].index()] = true;
     }
     let remake = Remake::new(graph, |remake, id| match (graph.op(id), graph.operands(id)) {
-        (Some(Op::Cast(_)), &[x]) if is_narrowing(graph, id) => narrow(remake, graph, x).map(Some),
+        (Some(Op::Cast(_)), &[x]) if is_narrowing(graph, id) => narrow(remake, graph, x, &is_narrow_too).map(Some),
         (Some(op @ Op::SumTo(_)), &[x])
-            if is_narrow_too[x.index()] || (readers[x.index()] == 1 && matches!(graph.op(x), Some(Op::Mul(_)))) =>
+            if is_narrow_too[moved(graph, x).index()] || is_product_for_it(graph, &readers, x) =>
         {
-            let terms = narrow(remake, graph, x)?;
+            let terms = narrow(remake, graph, x, &is_narrow_too)?;
             let wide = remake.b.op(Cast { to: DType::F32 }, &[terms])?;
             remake.b.op(op.clone(), &[wide]).map(Some)
         }
@@ -169,20 +169,34 @@ pub(super) fn stored_narrow(graph: &Graph) -> Result<Graph, BuildError> {
     Ok(remake.finish(graph))
 }
 
+/// What a value is in another shape.
+fn moved(graph: &Graph, mut x: ValueId) -> ValueId {
+    while let Some(Op::Reshape(_)) = graph.op(x) {
+        x = graph.operands(x)[0];
+    }
+    x
+}
+
+/// Whether a value is a product, in another shape maybe, that is read once.
+fn is_product_for_it(graph: &Graph, readers: &[usize], x: ValueId) -> bool {
+    let base = moved(graph, x);
+    readers[x.index()] == 1 && readers[base.index()] == 1 && matches!(graph.op(base), Some(Op::Mul(_)))
+}
+
 /// Whether a value is an f32 in bf16.
 fn is_narrowing(graph: &Graph, id: ValueId) -> bool {
     let (Some(Op::Cast(_)), &[x]) = (graph.op(id), graph.operands(id)) else { return false };
     graph.ty(x).dtype == DType::F32 && graph.ty(id).dtype == DType::BF16
 }
 
-/// `x` in bf16: cast where it is computed, if that is row by row, and moved as `x` is.
-fn narrow(remake: &mut Remake, graph: &Graph, x: ValueId) -> Result<ValueId, BuildError> {
+/// `x` in bf16: cast where it is computed, if that is row by row or it is there in bf16 anyway, and moved as `x` is.
+fn narrow(remake: &mut Remake, graph: &Graph, x: ValueId, is_there: &[bool]) -> Result<ValueId, BuildError> {
     let (mut moves, mut base) = (Vec::new(), x);
     while let Some(op @ (Op::Reshape(_) | Op::Permute(_))) = graph.op(base) {
         moves.push(op.clone());
         base = graph.operands(base)[0];
     }
-    if !graph.op(base).is_some_and(is_computed_by_row) {
+    if !is_there[base.index()] && !graph.op(base).is_some_and(is_computed_by_row) {
         (moves, base) = (Vec::new(), x);
     }
     let wide = remake.of(base);
