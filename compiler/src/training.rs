@@ -18,6 +18,7 @@ mod frozen;
 mod precision;
 mod remake;
 mod step;
+mod summaries;
 mod ternary;
 
 pub use batch::Batch;

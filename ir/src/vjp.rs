@@ -80,8 +80,9 @@ pub fn filled(b: &mut Builder, value: f64, shape: &Shape) -> Result<ValueId, Bui
     broadcast_to(b, value, shape)
 }
 
-/// More rows than these are not added up at once.
+/// More rows than these are not added up at once, and no fewer where they are parts of more.
 const MOST_ROWS: u64 = 1024;
+const LEAST_ROWS: u64 = 256;
 
 /// The sum of `x` over the axes along which something of the shape `shape` was repeated, one axis after the other from the outermost, and an outermost
 /// one of very many rows part by part: many sums of few numbers can be computed side by side, few sums of many cannot. In parts they are also closer to
@@ -121,11 +122,11 @@ pub fn sum_to(b: &mut Builder, x: ValueId, shape: &Shape) -> Result<ValueId, Bui
     }
 }
 
-/// Into how many parts of how many rows the outermost axis is cut, if it is one of those to be summed and long: rows as near to the root as divides them.
+/// Into how many parts of how many rows the outermost axis is cut, if it is one of those to be summed and long.
 fn parts_of_rows(dims: &[Dim], shape: &Shape) -> Option<(Dim, Dim)> {
     let is_summed = dims.len() != shape.rank() || shape.0.first() == Some(&Dim::Const(1));
     let all = dims.first()?.as_const().filter(|rows| is_summed && MOST_ROWS < *rows && 1 < dims.len())?;
-    let rows = (all.isqrt()..=MOST_ROWS).find(|rows| all.is_multiple_of(*rows))?;
+    let rows = (LEAST_ROWS..=MOST_ROWS).rev().find(|rows| all.is_multiple_of(*rows))?;
     Some((Dim::Const(all / rows), Dim::Const(rows)))
 }
 

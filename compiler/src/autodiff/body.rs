@@ -78,7 +78,7 @@ pub(super) fn differentiate(
     }
     let zeros = walk.zeros.clone();
     let combined = with_one_cast(walk.b.finish(&outputs));
-    let Cut { backward, saved, whole } = cut(&combined, &forward, &inputs, dy, options)?;
+    let Cut { backward, saved, whole } = cut(&combined, &forward, &inputs, dy, options.keep)?;
     let types = saved.iter().map(|&value| forward.ty(value).clone()).collect();
     let mut forward = forward;
     forward.outputs = [carried].into_iter().chain(saved).collect();
@@ -117,20 +117,13 @@ struct Cut {
 }
 
 /// Cuts the backward half off. Values of the combined graph that `forward` has too are its first ones.
-fn cut(
-    combined: &Graph,
-    forward: &Graph,
-    inputs: &[ValueId],
-    dy: ValueId,
-    &Options { keep, wanted, .. }: &Options<'_>,
-) -> Result<Cut, AutodiffError> {
+fn cut(combined: &Graph, forward: &Graph, inputs: &[ValueId], dy: ValueId, keep: Keep) -> Result<Cut, AutodiffError> {
     let follows = follows_from_operands(forward, inputs[0]);
-    let sums_up = sums_up(forward, wanted);
     let is_forward = |value: ValueId| value.index() < forward.values.len();
     let is_saved = |value: ValueId| {
         let is_cheap = forward.op(value).is_some_and(costs_nothing) && !is_narrowing(forward, value);
         match keep {
-            Keep::Values => is_forward(value) && (!follows[value.index()] || sums_up[value.index()]) && !is_cheap,
+            Keep::Values => is_forward(value) && !follows[value.index()] && !is_cheap,
             Keep::Inputs => value == inputs[0],
         }
     };
@@ -273,23 +266,6 @@ fn follows_from_operands(forward: &Graph, carried: ValueId) -> Vec<bool> {
         };
     }
     follows
-}
-
-/// How many times smaller what follows from trained parameters has to be to be saved all the same.
-const SUMMARY: u64 = 64;
-
-/// What says little of much: a scale of a matrix, thresholds of its rows. It follows from trained parameters, which take longer to read again.
-fn sums_up(forward: &Graph, wanted: &dyn Fn(&str) -> bool) -> Vec<bool> {
-    let elements = |value: ValueId| forward.ty(value).shape.elements().unwrap_or(u64::MAX);
-    let mut largest: Vec<u64> = Vec::with_capacity(forward.values.len());
-    for (id, value) in forward.values.iter() {
-        largest.push(match &value.def {
-            Def::Param { key } if wanted(key) => elements(id),
-            Def::Op { inputs, .. } => inputs.iter().map(|input| largest[input.index()]).max().unwrap_or(0),
-            _ => 0,
-        });
-    }
-    forward.values.ids().map(|id| elements(id).saturating_mul(SUMMARY) <= largest[id.index()]).collect()
 }
 
 /// Whether an op is made again rather than saved: it only reads its operand in another way.

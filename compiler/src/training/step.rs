@@ -13,6 +13,7 @@ use super::batch::{self, Batch};
 use super::frozen;
 use super::precision::{self, Precision};
 use super::remake::Remake;
+use super::summaries;
 use super::ternary;
 use crate::autodiff::{self, AutodiffError, Keep, ParamGradient, differentiate, with_cross_entropy};
 use crate::optimiser::{AdamW, OptimiserError, master_name};
@@ -116,7 +117,7 @@ impl Step {
             };
             gradients.push(changing);
         }
-        let gradients = accumulate::added_up(gradients, &parameters)?;
+        let gradients = accumulate::added_up(summaries::handed_over(gradients)?, &parameters)?;
         let mut changes = update.graphs.clone();
         if let Some(entry) = changes.last_mut() {
             *entry = with_sums(entry)?;

@@ -1,5 +1,6 @@
 //! A repeat or a scan as a step: the steps of its body once, one buffer for the value that the rounds carry, and one for all that they leave of each
-//! other output.
+//! other output. Where rounds leave what was carried to them, as training does of what enters a layer, it is carried there: each round writes its result
+//! behind what it has read.
 
 use ir::graph::{Def, Graph};
 use ir::op::control::Stacked;
@@ -33,15 +34,33 @@ impl PhaseCtx<'_, '_> {
         let body_schedule = &schedules[body_index];
         let body = body_schedule.graph;
         let initial = self.place(schedule, inputs[0], places);
-        let carried = match self.may_carry_in(schedule, value, inputs[0], &initial) {
-            true => initial,
-            false => {
-                let carried = self.output(graph, value, places)?;
-                steps.push(self.copy(graph, inputs[0], initial, carried.clone()));
-                carried
+        let result = body.outputs[0];
+        let kept = kept_carried(graph, body_schedule, group).filter(|left| !reverse && !places.contains_key(left));
+        // Where a round finds what is carried, and where it leaves it.
+        let (carried, left) = match kept {
+            Some(all) => {
+                let bytes = self.emitter.bytes(body, body.inputs[0], *self.tokens.end())?;
+                let label = format!("{}.{}", graph.name, graph.label(all));
+                let buffer = self.scratch(label, bytes.saturating_mul(u64::from(count) + 1));
+                let at = |round: Expr| Place { buffer, offset: round * bytes_expr(body.ty(body.inputs[0])) };
+                steps.push(self.copy(graph, inputs[0], initial, at(Expr::from(0))));
+                places.insert(all, at(Expr::from(0)));
+                places.insert(value, at(Expr::from(u64::from(count))));
+                (at(Expr::symbol(ROUND)), at(Expr::symbol(ROUND) + Expr::from(1)))
+            }
+            None => {
+                let carried = match self.may_carry_in(schedule, value, inputs[0], &initial) {
+                    true => initial,
+                    false => {
+                        let carried = self.output(graph, value, places)?;
+                        steps.push(self.copy(graph, inputs[0], initial, carried.clone()));
+                        carried
+                    }
+                };
+                places.insert(value, carried.clone());
+                (carried.clone(), carried)
             }
         };
-        places.insert(value, carried.clone());
         if !self.emitter.runs(body) {
             return Ok(());
         }
@@ -52,20 +71,19 @@ impl PhaseCtx<'_, '_> {
             let is_stacked = inputs.len() - stacked <= position;
             body_places.insert(parameter, if is_stacked { part(body, parameter, place) } else { place });
         }
-        let result = body.outputs[0];
-        let mut wanted = match writes_in_place(body_schedule, body.inputs[0], result) {
-            true => vec![(result, carried.clone())],
+        let mut wanted = match kept.is_some() || writes_in_place(body_schedule, body.inputs[0], result) {
+            true => vec![(result, left.clone())],
             false => Vec::new(),
         };
-        for &left in &group.values[1..] {
-            let Some(Op::Stacked(Stacked { output, .. })) = graph.op(left) else { continue };
-            let (place, output) = (self.output(graph, left, places)?, body.outputs[*output as usize]);
+        for &stacked in group.values[1..].iter().filter(|stacked| Some(**stacked) != kept) {
+            let Some(Op::Stacked(Stacked { output, .. })) = graph.op(stacked) else { continue };
+            let (place, output) = (self.output(graph, stacked, places)?, body.outputs[*output as usize]);
             wanted.push((output, part(body, output, place)));
         }
         let mut body_steps = self.graph(body_index, &mut body_places, &wanted)?;
         let source = self.place(body_schedule, result, &body_places);
-        if source.buffer != carried.buffer {
-            body_steps.push(self.copy(body, result, source, carried));
+        if source.buffer != left.buffer {
+            body_steps.push(self.copy(body, result, source, left));
         }
         steps.push(Step::Repeat { count, reverse, steps: body_steps });
         Ok(())
@@ -98,6 +116,17 @@ impl PhaseCtx<'_, '_> {
 fn part(body: &Graph, value: ValueId, all: Place) -> Place {
     let bytes = bytes_expr(body.ty(value));
     Place { buffer: all.buffer, offset: all.offset + Expr::symbol(ROUND) * bytes }
+}
+
+/// The stacked value that holds what was carried to each round, if there is one and the rounds compute what they carry.
+fn kept_carried(graph: &Graph, body: &Schedule<'_>, group: &Group) -> Option<ValueId> {
+    let (inputs, outputs) = (&body.graph.inputs, &body.graph.outputs);
+    let is_kept = |left: &ValueId| match graph.op(*left) {
+        Some(Op::Stacked(stacked)) => outputs[stacked.output as usize] == inputs[0],
+        _ => false,
+    };
+    let is_computed = body.groups.iter().any(|group| group.outputs.contains(&outputs[0]));
+    group.values[1..].iter().copied().find(is_kept).filter(|_| is_computed && may_preplace(body, outputs[0]))
 }
 
 /// Whether the last writer of a round may write over the carried value: neither it nor a later group reads the old one.
