@@ -3,7 +3,7 @@
 #[path = "nest_support/mod.rs"]
 mod support;
 
-use support::{Random, check, f32_bytes, i32_bytes, read_f32};
+use support::{Random, check, check_over, f32_bytes, i32_bytes, read_f32};
 use tritter_compiler::nest::{Elem, ExprId, Extent, Index, NestBuilder, ReduceOp, UnaryOp, Verified, Write};
 
 const EPS: f32 = 1e-5;
@@ -378,4 +378,89 @@ fn logistic_functions() {
     assert_close(&read_f32(&results[1]), &of(|x| 1.0 / (1.0 + (-x).exp())), 3e-7);
     assert_close(&read_f32(&results[2]), &of(|x| x / (1.0 + (-x).exp())), 3e-6);
     assert_close(&read_f32(&results[3]), &of(f64::tanh), 3e-7);
+}
+
+/// What a test changes of the nest below.
+#[derive(Clone, Copy, PartialEq)]
+enum Twist {
+    None,
+    /// The last stage reads the number of the target again.
+    HitAtTheEnd,
+    /// The number of the target is a scalar, behind which nobody waits.
+    HitAsScalar,
+    /// The last stage reads the next column.
+    Shifted,
+    /// A fold reads the row of another unit.
+    OtherRow,
+    /// Something is read when all is written.
+    ReadAfter,
+}
+
+/// A loss of a row of logits, and its gradient: folds of the row, one number of it, and a result for each column.
+fn loss(columns: u64, elem: Elem, twist: Twist) -> (Verified, usize, usize) {
+    let mut b = NestBuilder::new("loss");
+    let (x, targets) = (b.input("x", elem), b.input("targets", Elem::I32));
+    let (losses, gradient) = (b.output("losses", Elem::F32), b.output("gradient", elem));
+    let n = b.dim("n");
+    b.outer(n);
+    let len = Extent::Const(columns);
+    let logit = b.load(x, rows(columns));
+    let offset = if twist == Twist::OtherRow { columns as i64 } else { 0 };
+    let folded = b.load(x, Index::at(offset).outer(0, columns as i64).column(1));
+    let largest = b.reduce(ReduceOp::Max, len, folded);
+    let difference = b.sub(logit, largest);
+    let power = b.unary(UnaryOp::Exp, difference);
+    let sum = b.reduce(ReduceOp::Sum, len, power);
+    let target = b.load(targets, Index::at(0).outer(0, 1));
+    let mut hit = b.load(x, Index::at(0).outer(0, columns as i64).gather(target, len, 1));
+    if twist == Twist::HitAsScalar {
+        hit = b.scalar(hit);
+    }
+    let log = b.unary(UnaryOp::Log, sum);
+    let total = b.add(log, largest);
+    let missed = b.sub(total, hit);
+    if twist != Twist::HitAsScalar {
+        b.store(Extent::Const(1), losses, Index::at(0).outer(0, 1), missed);
+    }
+    let mut part = b.div(power, sum);
+    match twist {
+        Twist::HitAtTheEnd | Twist::HitAsScalar => part = b.sub(part, hit),
+        Twist::Shifted => {
+            let next = b.load(x, Index::at(1).outer(0, columns as i64).column(1));
+            part = b.sub(part, next);
+        }
+        Twist::None | Twist::OtherRow | Twist::ReadAfter => {}
+    }
+    b.store(len, gradient, rows(columns), part);
+    if twist == Twist::ReadAfter {
+        let sum = b.reduce(ReduceOp::Sum, len, logit);
+        let again = b.output("again", Elem::F32);
+        b.store(Extent::Const(1), again, Index::at(0).outer(0, 1), sum);
+    }
+    (b.finish().unwrap(), gradient, x)
+}
+
+#[test]
+fn gradients_of_logits_may_lie_over_them() {
+    let mut random = Random::new(40);
+    for (columns, n) in [(1, 3), (37, 5), (64, 2), (1000, 3)] {
+        for elem in [Elem::F32, Elem::BF16] {
+            let (nest, gradient, x) = loss(columns, elem, Twist::None);
+            assert!(nest.may_lie_on(gradient, x));
+            assert!(!nest.may_lie_on(x, gradient) && !nest.may_lie_on(gradient, 1));
+            let count = columns as usize * n;
+            let content = |random: &mut Random| match elem {
+                Elem::F32 => f32_bytes(plain(random, count)),
+                _ => plain(random, count).into_iter().flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+            };
+            let ids = i32_bytes((0..n).map(|at| at as i32 * 7 % columns as i32));
+            let buffers = [content(&mut random), ids, vec![0; 4 * n], content(&mut random)];
+            check(&nest, &buffers, &[n as i64], &mut random);
+            check_over(&nest, &buffers, &[n as i64], &mut random, (gradient, x));
+        }
+    }
+    for twist in [Twist::HitAtTheEnd, Twist::HitAsScalar, Twist::Shifted, Twist::OtherRow, Twist::ReadAfter] {
+        let (nest, gradient, x) = loss(64, Elem::F32, twist);
+        assert!(!nest.may_lie_on(gradient, x), "{}", *nest);
+    }
 }

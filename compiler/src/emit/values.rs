@@ -67,10 +67,10 @@ fn flags() -> MemFlagsData {
     MemFlagsData::new().with_notrap()
 }
 
-/// For a load at a column. One from a buffer that is only read may stand anywhere in its turn of the loop: beside its use, where it needs a
+/// For a load at a column. One from a place that is only read may stand anywhere in its turn of the loop: beside its use, where it needs a
 /// register least.
-fn column_flags(write: bool) -> MemFlagsData {
-    if write { flags() } else { flags().with_readonly().with_can_move() }
+fn column_flags(may_change: bool) -> MemFlagsData {
+    if may_change { flags() } else { flags().with_readonly().with_can_move() }
 }
 
 impl Emitter<'_> {
@@ -314,7 +314,7 @@ impl Emitter<'_> {
             let address = self.row_address(scope, buffer, index);
             return self.load_one(elem, flags(), address, 0);
         }
-        let flags = column_flags(self.nest.buffers[buffer].write);
+        let flags = column_flags(self.nest.may_change(buffer));
         let row = scope.address[id.index()].expect("addresses are emitted before the columns");
         if self.is_run(index) {
             let (address, offset) = self.run_address(row, at, elem.stride() as i64);
@@ -425,7 +425,7 @@ impl Emitter<'_> {
         if let (Some(numbers), Elem::Q8 { .. }, Width::Four, true) = (numbers, elem, at.width, self.is_run(element)) {
             let start = self.builder.ins().iadd(row, first);
             let (address, offset) = self.run_address(start, at, 1);
-            let flags = column_flags(self.nest.buffers[buffer].write);
+            let flags = column_flags(self.nest.may_change(buffer));
             let codes = self.load_four_bytes(flags, address, offset);
             let scale = self.builder.ins().splat(types::F32X4, numbers.scale);
             let mut lanes = self.lanes(Width::Four);

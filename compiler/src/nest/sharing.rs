@@ -38,6 +38,11 @@ impl Nest {
         rest_is_sound && is_row(&place.index)
     }
 
+    /// Whether a buffer may not be as it was before, because stages write it or a buffer that may lie on it.
+    pub fn may_change(&self, buffer: usize) -> bool {
+        self.buffers[buffer].write || (0..self.buffers.len()).any(|written| self.may_lie_on(written, buffer))
+    }
+
     /// Where a stage loads a buffer of plain elements.
     fn loads(&self, stage: &Stage, buffer: usize) -> impl Iterator<Item = &Index> {
         let reached = self.reachable(&stage.roots());

@@ -48,7 +48,8 @@ fn pairs(graphs: &[Graph]) -> Vec<Pair> {
     };
     let position = |name: &str| bodies.iter().position(|body| body.name == name);
     let pair = |back: Scan| {
-        let is_its = |forward: &Scan| *back.body == *format!("{}.backward", forward.body) && forward.count == back.count;
+        let is_its =
+            |forward: &Scan| *back.body == *format!("{}.backward", forward.body) && forward.count == back.count;
         let forward = position(&bodies_of(0).find(is_its)?.body)?;
         let back = position(&back.body)?;
         let known = summaries(&bodies[forward]);
@@ -94,12 +95,7 @@ fn taking(body: &Graph, values: &[ValueId]) -> Result<Graph, BuildError> {
 }
 
 /// The entry in which the scan of the second body gets the outputs of these types, from `first` on, of that of the first.
-fn giving(
-    entry: &Graph,
-    [forward, back]: &[String; 2],
-    first: u32,
-    types: &[TensorType],
-) -> Result<Graph, BuildError> {
+fn giving(entry: &Graph, [forward, back]: &[String; 2], first: u32, types: &[TensorType]) -> Result<Graph, BuildError> {
     let scan_of = |id: ValueId, body: &str| match entry.op(id) {
         Some(Op::Scan(scan)) if *scan.body == *body => Some(scan.clone()),
         _ => None,

@@ -164,6 +164,18 @@ pub(crate) fn run_code(
     dims: &[i64],
     random: &mut Random,
 ) -> Vec<Vec<u8>> {
+    run_code_over(nest, target, buffers, dims, random, None)
+}
+
+/// The same with the first buffer of a pair where the second is.
+pub(crate) fn run_code_over(
+    nest: &Verified,
+    target: CodeTarget,
+    buffers: &[Vec<u8>],
+    dims: &[i64],
+    random: &mut Random,
+    over: Option<(usize, usize)>,
+) -> Vec<Vec<u8>> {
     let code = assemble(&[nest], target, false).unwrap();
     let mut map = MmapMut::map_anon(code.bytes.len()).unwrap();
     map.copy_from_slice(&code.bytes);
@@ -173,7 +185,10 @@ pub(crate) fn run_code(
     let function = unsafe { std::mem::transmute::<*const u8, Function>(entry) };
 
     let mut fenced: Vec<_> = buffers.iter().map(|buffer| Fenced::new(buffer, random)).collect();
-    let args: Vec<_> = fenced.iter_mut().map(Fenced::pointer).collect();
+    let mut args: Vec<_> = fenced.iter_mut().map(Fenced::pointer).collect();
+    if let Some((written, read)) = over {
+        args[written] = args[read];
+    }
     let units = nest.units(dims).unwrap();
     let mut begin = 0;
     while begin < units {
@@ -184,7 +199,8 @@ pub(crate) fn run_code(
     }
     // SAFETY: as above; no unit is computed.
     unsafe { function(args.as_ptr(), dims.as_ptr(), 0, 0) };
-    fenced.iter().map(|buffer| buffer.content().to_vec()).collect()
+    let place = |at: usize| over.filter(|(written, _)| *written == at).map_or(at, |(_, read)| read);
+    (0..fenced.len()).map(|at| fenced[place(at)].content().to_vec()).collect()
 }
 
 /// The bytes with every NaN made the same, and every zero minimum of a q4 record positive.
@@ -270,6 +286,25 @@ pub(crate) fn check_cuda(nest: &Verified) {
             nvrtc.compile(&nest.name, &source, arch).unwrap_or_else(|error| panic!("{error}\n{source}"));
         }
     });
+}
+
+/// Runs the code of every target of this machine with a result over what it is computed from: nothing else may change by it.
+pub(crate) fn check_over(
+    nest: &Verified,
+    buffers: &[Vec<u8>],
+    dims: &[i64],
+    random: &mut Random,
+    (written, read): (usize, usize),
+) {
+    // What the nest does not write of the place is what it was.
+    let mut apart = buffers.to_vec();
+    apart[written] = buffers[read].clone();
+    let mut expected = interpret(nest, &apart, dims);
+    expected[read] = expected[written].clone();
+    for target in runnable() {
+        let actual = run_code_over(nest, target, buffers, dims, random, Some((written, read)));
+        assert_same(nest, target, &expected, &actual);
+    }
 }
 
 /// Runs the interpreter and, for every target of this machine, the generated code; all must agree. Returns what they computed. The code for GPUs is
