@@ -2,14 +2,14 @@
 //
 // q: bf16 [n, HEADS, HD]; k: bf16 [SEQS, KV_HEADS, CTX, HD]; seq, pos: i32 [n]; span: i32 [n, 2]; out: f32 [n, HEADS].
 //
-// As in attention_prefill.cu, without the values: a block is one query head of 128 tokens, 32 for each of its warps, so that what a warp reads of a tile
-// of 64 keys serves two products. The next tile comes while one is worked on.
+// As in attention_prefill.cu, without the values: a block is one query head of ROWS tokens, 16 for each of its warps. With 32, what a warp reads of a tile
+// of 64 keys would serve two products, but fewer warps would be at work. The next tile comes while one is worked on.
 //
 // Shared memory, dynamic: two tiles of keys. Bound: the rate of mma.
 #include "lib/gradient.cuh"
 
-constexpr int SIXTEENS = 2, TOKENS = 64 * SIXTEENS, KEYS = LINES;
-static_assert(THREADS == 128, "a warp for each 32 tokens");
+constexpr int SIXTEENS = ROWS / 64, TOKENS = 64 * SIXTEENS, KEYS = LINES;
+static_assert(THREADS == 128 && ROWS == 64 * SIXTEENS, "4 warps");
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 KERNEL(const u8 *q, const u8 *k, const int *seq, const int *pos, const int *span, float *__restrict__ out, int n) {
@@ -37,7 +37,7 @@ KERNEL(const u8 *q, const u8 *k, const int *seq, const int *pos, const int *span
     bool is_other, has_tile = tiles.next(is_other);
     if (has_tile) fetch(0);
 
-    auto row_of = [&](int sixteen, int i) { return 32 * warp + 16 * sixteen + 8 * i + g; };
+    auto row_of = [&](int sixteen, int i) { return 16 * SIXTEENS * warp + 16 * sixteen + 8 * i + g; };
     unsigned query[SIXTEENS][HD / 16][4];
 #pragma unroll
     for (int sixteen = 0; sixteen < SIXTEENS; sixteen++)

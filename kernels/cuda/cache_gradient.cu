@@ -19,7 +19,7 @@ constexpr int SIXTEENS = ROWS / 64, KEYS = 64 * SIXTEENS, GROUP = HEADS / KV_HEA
 static_assert(THREADS == 128 && ROWS == 64 * SIXTEENS, "4 warps");
 
 // The tokens of a tile, as they lie in memory: two of them, one of which is worked on.
-struct Tokens {
+struct __align__(8) Tokens {
     int seq[LINES], pos[LINES], span[2 * LINES];
     float lse[LINES], delta[LINES];
 };
@@ -84,6 +84,9 @@ KERNEL(const u8 *q, const u8 *k, const u8 *v, const int *seq, const int *pos, co
             copy_4((unsigned)__cvta_generic_to_shared(to.span + 2 * line), span + 2 * token);
             copy_4((unsigned)__cvta_generic_to_shared(to.span + 2 * line + 1), span + 2 * token + 1);
             copy_4((unsigned)__cvta_generic_to_shared(to.delta + line), delta + (size_t)token * HEADS + head);
+        } else if (threadIdx.x < LINES) {
+            // What nobody sees is taken as a number too.
+            to.lse[line] = to.delta[line] = 0.0f;
         }
         end_copies();
     };
@@ -105,6 +108,7 @@ KERNEL(const u8 *q, const u8 *k, const u8 *v, const int *seq, const int *pos, co
         }
 
     // Scores are in units whose power of two is the exponential.
+    const float minus_infinity = __int_as_float(0xff800000);
     float scale = __int_as_float(SCALE_BITS), scale_2 = scale * LOG2_E;
     float dk[SIXTEENS][HD / 8][4] = {}, dv[SIXTEENS][HD / 8][4] = {};
 #pragma unroll 1
@@ -131,20 +135,24 @@ KERNEL(const u8 *q, const u8 *k, const u8 *v, const int *seq, const int *pos, co
             float s[SIXTEENS][2][4], e[SIXTEENS][2][4];
             product_of_rows(s, key, q_at, 16 * j);
             product_of_rows(e, value, dy_at, 16 * j);
+            if (!is_whole)
 #pragma unroll
-            for (int next = 0; next < 4; next++) {
-                int line = 16 * j + 8 * (next / 2) + 2 * c + next % 2;
-                float own_lse = of.lse[line] * LOG2_E, own_delta = of.delta[line];
-                int4 seen = is_whole ? int4{0, 0, 0, 0} : ranges[line];
+                for (int next = 0; next < 4; next++) {
+                    int4 seen = ranges[16 * j + 8 * (next / 2) + 2 * c + next % 2];
 #pragma unroll
-                for (int sixteen = 0; sixteen < SIXTEENS; sixteen++)
+                    for (int i = 0; i < 2 * SIXTEENS; i++)
+                        if (!sees_some(seen, warp_key + g + 8 * i, 1)) s[i / 2][next / 2][next % 2 + 2 * (i % 2)] = minus_infinity;
+                }
 #pragma unroll
-                    for (int i = 0; i < 2; i++) {
-                        float &score = s[sixteen][next / 2][next % 2 + 2 * i], &product = e[sixteen][next / 2][next % 2 + 2 * i];
-                        bool is_seen = is_whole || sees_some(seen, warp_key + 16 * sixteen + g + 8 * i, 1);
-                        score = is_seen ? exp2_near(fmaf(score, scale_2, -own_lse)) : 0.0f;
-                        product = is_seen ? score * (product - own_delta) : 0.0f;
-                    }
+            for (int eight = 0; eight < 2; eight++) {
+                int line = 16 * j + 8 * eight + 2 * c;
+                float2 own_lse = *(const float2 *)(of.lse + line), own_delta = *(const float2 *)(of.delta + line);
+#pragma unroll
+                for (int i = 0; i < 4 * SIXTEENS; i++) {
+                    float &score = s[i / 4][eight][i % 4], &product = e[i / 4][eight][i % 4];
+                    score = exp2_near(fmaf(score, scale_2, -LOG2_E * (i % 2 == 0 ? own_lse.x : own_lse.y)));
+                    product = score * (product - (i % 2 == 0 ? own_delta.x : own_delta.y));
+                }
             }
             unsigned parts[SIXTEENS][4], turns[SIXTEENS][4];
 #pragma unroll

@@ -9,9 +9,9 @@
 // Shared memory, dynamic: two tiles of 64 keys and of as many values. Bound: the rate of mma.
 #include "lib/gradient.cuh"
 
-// Tokens of a warp, in sixteens: registers have room for 2 where heads are short.
-constexpr int SIXTEENS = 128 / HD, TOKENS = 64 * SIXTEENS, KEYS = LINES, V_AT = 2 * TILE_BYTES;
-static_assert(THREADS == 128 && ROWS == 64 * SIXTEENS, "4 warps, and heads of 64 or 128");
+// Tokens of a warp, in sixteens: where heads are short registers have room for 2, but then for half as many warps.
+constexpr int SIXTEENS = ROWS / 64, TOKENS = 64 * SIXTEENS, KEYS = LINES, V_AT = 2 * TILE_BYTES;
+static_assert(THREADS == 128 && ROWS == 64 * SIXTEENS, "4 warps");
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 KERNEL(const u8 *q, const u8 *k, const u8 *v, const int *seq, const int *pos, const int *span, const u8 *dy,
@@ -59,6 +59,7 @@ KERNEL(const u8 *q, const u8 *k, const u8 *v, const int *seq, const int *pos, co
         }
 
     // Scores are in units whose power of two is the exponential.
+    const float minus_infinity = __int_as_float(0xff800000);
     float scale = __int_as_float(SCALE_BITS), scale_2 = scale * LOG2_E;
     float result[SIXTEENS][HD / 8][4] = {};
     int4 own[SIXTEENS][2] = {};
@@ -96,6 +97,12 @@ KERNEL(const u8 *q, const u8 *k, const u8 *v, const int *seq, const int *pos, co
             float s[SIXTEENS][2][4], e[SIXTEENS][2][4];
             product_of_rows(s, query, k_at, 16 * j);
             product_of_rows(e, pull, v_at, 16 * j);
+            if (!is_whole)
+#pragma unroll
+                for (int i = 0; i < 8 * SIXTEENS; i++) {
+                    int sixteen = i / 8, next = i % 8;
+                    if (!sees_some(own[sixteen][next % 4 / 2], key_0 + 8 * (next / 4) + 2 * c + next % 2, 1)) s[sixteen][next / 4][next % 4] = minus_infinity;
+                }
             unsigned turns[SIXTEENS][4];
 #pragma unroll
             for (int sixteen = 0; sixteen < SIXTEENS; sixteen++) {
@@ -103,8 +110,8 @@ KERNEL(const u8 *q, const u8 *k, const u8 *v, const int *seq, const int *pos, co
                 for (int next = 0; next < 8; next++) {
                     int i = next % 4 / 2;
                     float &score = s[sixteen][next / 4][next % 4];
-                    float part = exp2_near(fmaf(score, scale_2, -own_lse[sixteen][i])), turn = part * (e[sixteen][next / 4][next % 4] - own_delta[sixteen][i]);
-                    score = is_whole || sees_some(own[sixteen][i], key_0 + 8 * (next / 4) + 2 * c + next % 2, 1) ? turn : 0.0f;
+                    float part = exp2_near(fmaf(score, scale_2, -own_lse[sixteen][i]));
+                    score = part * (e[sixteen][next / 4][next % 4] - own_delta[sixteen][i]);
                 }
                 as_operand(turns[sixteen], s[sixteen]);
             }

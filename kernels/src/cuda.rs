@@ -554,15 +554,6 @@ fn tensor_attention_dims(dim: Dims<'_>) -> bool {
     [64, 128].contains(&dim("hd")) && dim("ctx") % 2 == 0 && scale.is_normal() && 0.0 < scale
 }
 
-/// Heads of which the registers of a warp have 32 rows of sums, or 16.
-fn short_heads(dim: Dims<'_>) -> bool {
-    tensor_attention_dims(dim) && dim("hd") == 64
-}
-
-fn long_heads(dim: Dims<'_>) -> bool {
-    tensor_attention_dims(dim) && dim("hd") == 128
-}
-
 /// As many heads for each KV head as registers have sums of.
 fn split_dims(dim: Dims<'_>) -> bool {
     tensor_attention_dims(dim) && dim("heads") <= 8 * dim("kv_heads")
@@ -689,11 +680,9 @@ pub static CUDA_TABLE: &[CudaKernelDesc] = &[
         128, [Blocks::Product("seqs", "kv_heads"), Blocks::CeilDiv("ctx", 32)]),
     plain!(cache_gradient_bf16xbf16_f32__cuda__t1, "plain/attention_gradient.cu", [OF_QUERIES = "0", NUMBER = "bf16"], CacheGradient, [BF16, BF16] => F32, None,
         128, [Blocks::Product("seqs", "kv_heads"), Blocks::CeilDiv("ctx", 32)]),
-    gradient!(tensor_attention_dims, attention_lse_bf16xbf16_f32__sm80__t128, "attention_lse.cu", [], MANY, AttentionLse, 2,
-        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 128)]),
-    gradient!(short_heads, query_gradient_bf16xbf16_f32__sm80__t128, "query_gradient.cu", [ROWS = "128"], MANY, QueryGradient, 4,
-        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 128)]),
-    gradient!(long_heads, query_gradient_bf16xbf16_f32__sm80__t64, "query_gradient.cu", [ROWS = "64"], MANY, QueryGradient, 4,
+    gradient!(tensor_attention_dims, attention_lse_bf16xbf16_f32__sm80__t64, "attention_lse.cu", [ROWS = "64"], MANY, AttentionLse, 2,
+        [Blocks::Dim("heads"), Blocks::CeilDiv("n", 64)]),
+    gradient!(tensor_attention_dims, query_gradient_bf16xbf16_f32__sm80__t64, "query_gradient.cu", [ROWS = "64"], MANY, QueryGradient, 4,
         [Blocks::Dim("heads"), Blocks::CeilDiv("n", 64)]),
     gradient!(tensor_attention_dims, cache_gradient_bf16xbf16_f32__sm80__t64, "cache_gradient.cu", [ROWS = "64", MOST_TOKENS = "1048576"], TO_2_20,
         CacheGradient, 4, [Blocks::Product("seqs", "kv_heads"), Blocks::CeilDiv("ctx", 64)]),
