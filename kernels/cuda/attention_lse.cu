@@ -85,15 +85,15 @@ KERNEL(const u8 *q, const u8 *k, const int *seq, const int *pos, const int *span
         is_whole = __all_sync(0xffffffffu, is_whole);
 
         // By sixteens of keys and eights of these.
-        float s[SIXTEENS][KEYS / 16][2][4] = {};
+        float s[SIXTEENS][KEYS / 16][2][4];
 #pragma unroll
         for (int i = 0; i < HD / 16; i++)
 #pragma unroll
             for (int j = 0; j < KEYS / 16; j++) {
                 unsigned b[4];
-                load_matrices(b, k_at + part_of(16 * j + lane % 8 + lane / 16 * 8, 2 * i + lane / 8 % 2));
+                load_matrices(b, sixteen_dims(rows_at(k_at, 16 * j), i));
 #pragma unroll
-                for (int sixteen = 0; sixteen < SIXTEENS; sixteen++) multiply(s[sixteen][j], query[sixteen][i], b);
+                for (int sixteen = 0; sixteen < SIXTEENS; sixteen++) multiply(s[sixteen][j], query[sixteen][i], b, i == 0);
             }
         if (!is_whole)
 #pragma unroll

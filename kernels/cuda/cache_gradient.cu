@@ -36,15 +36,33 @@ KERNEL(const u8 *q, const u8 *k, const u8 *v, const int *seq, const int *pos, co
     int sequence = blockIdx.x / KV_HEADS, kv_head = blockIdx.x % KV_HEADS, key_0 = blockIdx.y * KEYS, warp_key = key_0 + 16 * SIXTEENS * warp;
     wait_for_previous();
 
-    // A warp looks at 32 tiles, 4 at a time.
+    unsigned key[SIXTEENS][HD / 16][4], value[SIXTEENS][HD / 16][4];
+    size_t first_row = row_of_first_key(sequence, kv_head);
+#pragma unroll
+    for (int sixteen = 0; sixteen < SIXTEENS; sixteen++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            int own = warp_key + 16 * sixteen + g + 8 * (j % 2);
+#pragma unroll
+            for (int i = 0; i < HD / 16; i++) {
+                size_t at = (first_row + own) * (2 * HD) + 2 * (16 * i + 8 * (j / 2) + 2 * c);
+                key[sixteen][i][j] = own < CTX ? *(const unsigned *)(k + at) : 0, value[sixteen][i][j] = own < CTX ? *(const unsigned *)(v + at) : 0;
+            }
+        }
+
+    // A warp looks at 32 tiles, 8 at a time.
     for (int word = warp; word < ceil_div(n, 32 * LINES); word += THREADS / 32) {
         unsigned found = 0;
-        for (int first = 0; first < 32; first += 4) {
-            int token_0 = (32 * word + first) * LINES + lane, own[8];
+        for (int first = 0; first < 32; first += 8) {
+            int token_0 = (32 * word + first) * LINES + lane, own[16];
 #pragma unroll
-            for (int i = 0; i < 8; i++) own[i] = token_0 + 32 * i < n ? seq[token_0 + 32 * i] : -1;
+            for (int i = 0; i < 16; i++) own[i] = token_0 + 32 * i < n ? seq[token_0 + 32 * i] : -1;
+            bool is_own = false;
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
+            for (int i = 0; i < 16; i++) is_own = is_own || own[i] == sequence;
+            if (!__any_sync(0xffffffffu, is_own)) continue;
+#pragma unroll
+            for (int i = 0; i < 16; i++) {
                 int token = token_0 + 32 * i;
                 bool is_seen = own[i] == sequence && sees_some(ranges_of(true, pos[token], span + 2 * token), key_0, KEYS);
                 if (__any_sync(0xffffffffu, is_seen)) found |= 1u << (first + i / 2);
@@ -93,20 +111,6 @@ KERNEL(const u8 *q, const u8 *k, const u8 *v, const int *seq, const int *pos, co
     int tile = next_tile(0), head = 0, stage = 0;
     if (0 <= tile) fetch(0, tile, kv_head * GROUP);
 
-    unsigned key[SIXTEENS][HD / 16][4], value[SIXTEENS][HD / 16][4];
-    size_t first_row = row_of_first_key(sequence, kv_head);
-#pragma unroll
-    for (int sixteen = 0; sixteen < SIXTEENS; sixteen++)
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            int own = warp_key + 16 * sixteen + g + 8 * (j % 2);
-#pragma unroll
-            for (int i = 0; i < HD / 16; i++) {
-                size_t at = (first_row + own) * (2 * HD) + 2 * (16 * i + 8 * (j / 2) + 2 * c);
-                key[sixteen][i][j] = own < CTX ? *(const unsigned *)(k + at) : 0, value[sixteen][i][j] = own < CTX ? *(const unsigned *)(v + at) : 0;
-            }
-        }
-
     // Scores are in units whose power of two is the exponential.
     const float minus_infinity = __int_as_float(0xff800000);
     float scale = __int_as_float(SCALE_BITS), scale_2 = scale * LOG2_E;
@@ -129,13 +133,12 @@ KERNEL(const u8 *q, const u8 *k, const u8 *v, const int *seq, const int *pos, co
         stage ^= 1;
         if (0 <= tile) fetch(stage, tile, kv_head * GROUP + head);
 
-#pragma unroll 1
-        for (int j = 0; j < LINES / 16; j++) {
-            if (!is_whole && !__any_sync(0xffffffffu, sees_some(ranges[16 * j + lane % 16], warp_key, 16 * SIXTEENS))) continue;
+        // Sixteen queries, some of which do not see some keys.
+        auto meet = [&](int j, auto is_masked) {
             float s[SIXTEENS][2][4], e[SIXTEENS][2][4];
             product_of_rows(s, key, q_at, 16 * j);
             product_of_rows(e, value, dy_at, 16 * j);
-            if (!is_whole)
+            if constexpr (is_masked.value) {
 #pragma unroll
                 for (int next = 0; next < 4; next++) {
                     int4 seen = ranges[16 * j + 8 * (next / 2) + 2 * c + next % 2];
@@ -143,6 +146,7 @@ KERNEL(const u8 *q, const u8 *k, const u8 *v, const int *seq, const int *pos, co
                     for (int i = 0; i < 2 * SIXTEENS; i++)
                         if (!sees_some(seen, warp_key + g + 8 * i, 1)) s[i / 2][next / 2][next % 2 + 2 * (i % 2)] = minus_infinity;
                 }
+            }
 #pragma unroll
             for (int eight = 0; eight < 2; eight++) {
                 int line = 16 * j + 8 * eight + 2 * c;
@@ -159,7 +163,14 @@ KERNEL(const u8 *q, const u8 *k, const u8 *v, const int *seq, const int *pos, co
             for (int sixteen = 0; sixteen < SIXTEENS; sixteen++) as_operand(parts[sixteen], s[sixteen]), as_operand(turns[sixteen], e[sixteen]);
             add_product(dv, parts, dy_at, 16 * j);
             add_product(dk, turns, q_at, 16 * j);
-        }
+        };
+        if (is_whole)
+#pragma unroll 1
+            for (int j = 0; j < LINES / 16; j++) meet(j, Flag<false>{});
+        else
+#pragma unroll 1
+            for (int j = 0; j < LINES / 16; j++)
+                if (__any_sync(0xffffffffu, sees_some(ranges[16 * j + lane % 16], warp_key, 16 * SIXTEENS))) meet(j, Flag<true>{});
     }
     float *of_keys = out + first_row * HD, *of_values = of_keys + (size_t)SEQS * KV_HEADS * CTX * HD;
 #pragma unroll

@@ -85,24 +85,19 @@ KERNEL(const u8 *q, const u8 *k, const u8 *v, const int *seq, const int *pos, co
 #pragma unroll
         for (int row = 0; row < 2 * SIXTEENS; row++) is_whole = is_whole && sees_all(own[row / 2][row % 2], first, KEYS);
         is_whole = __all_sync(0xffffffffu, is_whole);
-#pragma unroll
-        for (int j = 0; j < KEYS / 16; j++) {
+        // Sixteen keys, some of which some rows do not see.
+        auto meet = [&](int j, auto is_masked) {
             int key_0 = first + 16 * j;
-            if (!is_whole) {
-                bool is_seen = false;
-#pragma unroll
-                for (int row = 0; row < 2 * SIXTEENS; row++) is_seen = is_seen || sees_some(own[row / 2][row % 2], key_0, 16);
-                if (!__any_sync(0xffffffffu, is_seen)) continue;
-            }
             float s[SIXTEENS][2][4], e[SIXTEENS][2][4];
             product_of_rows(s, query, k_at, 16 * j);
             product_of_rows(e, pull, v_at, 16 * j);
-            if (!is_whole)
+            if constexpr (is_masked.value) {
 #pragma unroll
                 for (int i = 0; i < 8 * SIXTEENS; i++) {
                     int sixteen = i / 8, next = i % 8;
                     if (!sees_some(own[sixteen][next % 4 / 2], key_0 + 8 * (next / 4) + 2 * c + next % 2, 1)) s[sixteen][next / 4][next % 4] = minus_infinity;
                 }
+            }
             unsigned turns[SIXTEENS][4];
 #pragma unroll
             for (int sixteen = 0; sixteen < SIXTEENS; sixteen++) {
@@ -116,7 +111,18 @@ KERNEL(const u8 *q, const u8 *k, const u8 *v, const int *seq, const int *pos, co
                 as_operand(turns[sixteen], s[sixteen]);
             }
             add_product(result, turns, k_at, 16 * j);
-        }
+        };
+        if (is_whole)
+#pragma unroll 1
+            for (int j = 0; j < KEYS / 16; j++) meet(j, Flag<false>{});
+        else
+#pragma unroll 1
+            for (int j = 0; j < KEYS / 16; j++) {
+                bool is_seen = false;
+#pragma unroll
+                for (int row = 0; row < 2 * SIXTEENS; row++) is_seen = is_seen || sees_some(own[row / 2][row % 2], first + 16 * j, 16);
+                if (__any_sync(0xffffffffu, is_seen)) meet(j, Flag<true>{});
+            }
     }
 #pragma unroll
     for (int row = 0; row < 2 * SIXTEENS; row++) {

@@ -3,8 +3,8 @@
     python3 tests/cuda/training_rivals.py [--models nano,125m,350m] [--mode default|max-autotune|eager] [--steps 20]
 
 A step is the forward pass under autocast to bf16, the backward pass, clipping by the global norm and fused AdamW; parameters are f32. Each model runs
-in this process behind the others, and its peak is that of the allocator. Lines of CSV: model, mode, tokens a step, parameters, tokens/s (median),
-milliseconds of a step (median), peak bytes.
+in this process behind the others, and its peak is that of the allocator; beside it stands what the device has in use then, with what the allocator holds
+back and the driver's. Lines of CSV: model, mode, tokens a step, parameters, tokens/s (median), milliseconds of a step (median), peak bytes, device bytes.
 """
 
 import argparse
@@ -166,7 +166,8 @@ def measure(name, mode, steps):
     tokens, median = shape.sequences * shape.context, statistics.median(times)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     peak = torch.cuda.max_memory_allocated()
-    print(f"{name},{mode},{tokens},{parameters},{tokens / median:.0f},{median * 1e3:.2f},{peak}", flush=True)
+    free, total = torch.cuda.mem_get_info()
+    print(f"{name},{mode},{tokens},{parameters},{tokens / median:.0f},{median * 1e3:.2f},{peak},{total - free}", flush=True)
     print(f"# compiled in {compiled:.0f} s, loss {loss.item():.3f}", flush=True)
 
 
@@ -178,7 +179,7 @@ def main():
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")
     print(f"# {torch.cuda.get_device_name()}, PyTorch {torch.__version__}")
-    print("model,mode,tokens,parameters,tokens_per_s,step_ms,peak_bytes")
+    print("model,mode,tokens,parameters,tokens_per_s,step_ms,peak_bytes,device_bytes")
     for name in args.models.split(","):
         measure(name, args.mode, args.steps)
 

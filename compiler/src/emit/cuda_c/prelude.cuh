@@ -114,8 +114,17 @@ template <int LEN, int WIDTH, class Column, class Write> __device__ __forceinlin
                 if (i < COUNT && (LEN % WIDTH == 0 || j < LEN)) write(j, values[i - first]);
             }
         }
-    } else
-        for (i64 j = place<WIDTH>(); j < len; j += WIDTH) write(j, column(0, j));
+    } else {
+        for (i64 first = place<WIDTH>(); first < len; first += 8 * WIDTH) {
+            decltype(column(0, (i64)0)) values[8];
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                if (first + i * WIDTH < len) values[i] = column(0, first + i * WIDTH);
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                if (first + i * WIDTH < len) write(first + i * WIDTH, values[i]);
+        }
+    }
 }
 
 // Shared memory of a block: what a fold of columns works in, whose first word is its result; and behind these 32 words, those of folds of threads. Stages
